@@ -1,0 +1,100 @@
+"""Every decision of a run as a number, each with its reason. A Plan never says `auto`."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class CorpusFacts(_Frozen):
+    """What planning needs to know of a prepared corpus. `fingerprint` is a hash of its content."""
+
+    vocab_size: int
+    num_train_tokens: int
+    num_heldout_tokens: int
+    train_bytes: int
+    heldout_bytes: int
+    separator_id: int
+    fingerprint: str
+
+
+class ModelPlan(_Frozen):
+    """A model from scratch: `settings` are a complete transformers config with `model_type`."""
+
+    settings: dict[str, Any]
+    dropout: float
+    init: Literal["transformers", "zero-output"]
+    num_parameters: int
+    num_matrix_parameters: int
+
+
+class OptimizerPlan(_Frozen):
+    """Rates at the peak of the schedule; `weight_decay` is decoupled and applies to matrices."""
+
+    name: Literal["adamw", "muon"]
+    learning_rate: float
+    muon_learning_rate: float
+    weight_decay: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+    muon_momentum: float
+    max_grad_norm: float | None
+
+
+class SchedulePlan(_Frozen):
+    """Learning rate over `num_steps`: linear warmup, then `name`, ending at `min_lr_ratio` of the peak."""
+
+    name: str
+    num_steps: int
+    num_warmup_steps: int
+    num_decay_steps: int
+    min_lr_ratio: float
+
+
+class Plan(_Frozen):
+    """A run without open questions. `reasons` says, per field, why it is so."""
+
+    device: str
+    precision: Literal["bf16", "fp16", "fp32"]
+    torch_compile: bool
+    attn_implementation: Literal["sdpa", "varlen"]
+    gradient_checkpointing: bool
+    deterministic: bool
+    seed: int
+
+    model: ModelPlan
+    optimizer: OptimizerPlan
+    schedule: SchedulePlan
+    corpus: CorpusFacts
+
+    max_seq_length: int
+    micro_batch_size: int
+    total_batch_size: int
+    eval_batch_size: int
+    max_hours: float | None
+
+    eval_steps: int
+    eval_batches: int | None
+    save_steps: int
+    save_total_limit: int | None
+    sample_steps: int
+    early_stopping_patience: int | None
+
+    dataloader_num_workers: int
+    dataloader_prefetch_factor: int
+    dataset_num_proc: int
+
+    flops_per_token: float
+    reasons: dict[str, str]
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.total_batch_size * self.max_seq_length
+
+    @property
+    def num_micro_batches(self) -> int:
+        return -(-self.total_batch_size // self.micro_batch_size)
