@@ -1,0 +1,23 @@
+"""Plan, train, fine-tune, evaluate and hand over small language models on the one GPU you have."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onecard.api import generate, load_recipe, plan, prepare, resume, train
+
+try:
+    __version__ = version("onecard")
+except PackageNotFoundError:  # run from the source tree
+    __version__ = "0+source"
+
+__all__ = ["generate", "load_recipe", "plan", "prepare", "resume", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used, so that `import onecard` and `onecard --help` cost nothing.
+    if name in __all__:
+        from onecard import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'onecard' has no attribute {name!r}")

@@ -1,18 +1,31 @@
 """Nouns: what is wanted, what was decided, what was found, how good it is. No torch."""
 
+from onecard.spec.dump import recipe_to_yaml
 from onecard.spec.finding import Finding
+from onecard.spec.load import apply_device, load_recipe
 from onecard.spec.plan import CorpusFacts, ModelPlan, OptimizerPlan, Plan, SchedulePlan
 from onecard.spec.recipe import DatasetSource, Recipe
 from onecard.spec.score import Score
+from onecard.spec.source import RecipeInfo, describe_recipe, recipe_names
+from onecard.spec.spelling import RUN_KEYS, KeyInfo, recipe_keys
 
 __all__ = [
+    "RUN_KEYS",
     "CorpusFacts",
     "DatasetSource",
     "Finding",
+    "KeyInfo",
     "ModelPlan",
     "OptimizerPlan",
     "Plan",
     "Recipe",
+    "RecipeInfo",
     "SchedulePlan",
     "Score",
+    "apply_device",
+    "describe_recipe",
+    "load_recipe",
+    "recipe_keys",
+    "recipe_names",
+    "recipe_to_yaml",
 ]

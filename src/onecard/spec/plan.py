@@ -56,7 +56,11 @@ class SchedulePlan(_Frozen):
 
 
 class Plan(_Frozen):
-    """A run without open questions. `reasons` says, per field, why it is so."""
+    """A run without open questions. `reasons` says, per field, why it is so.
+
+    `flops_per_token` counts forward and backward: 6 x matrix parameters + 6 x layers x attention width x length (causal).
+    `peak_flops` is a large matrix product in `precision`, measured on the device.
+    """
 
     device: str
     precision: Literal["bf16", "fp16", "fp32"]
@@ -89,6 +93,7 @@ class Plan(_Frozen):
     dataset_num_proc: int
 
     flops_per_token: float
+    peak_flops: float
     reasons: dict[str, str]
 
     @property

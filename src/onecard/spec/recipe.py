@@ -54,7 +54,9 @@ def _as_report_targets(value: Any) -> Any:
 class Recipe(BaseModel):
     """A training run as the user asks for it. `onecard.load_recipe` makes one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     # What is done
     name: str = Field("recipe", description="name of the recipe; names the run folder")
@@ -170,6 +172,9 @@ class Recipe(BaseModel):
     )
     run_name: str | None = Field(None, description="name of the run in W&B")
     output_dir: str | None = Field(None, description="run folder; default runs/<recipe>-<time>")
+    resume_from_checkpoint: str | bool | None = Field(
+        None, description="run folder or checkpoint to continue; latest or true: the newest run of this recipe"
+    )
 
     # Variants
     size: str | None = Field(None, description="one of the recipe's sizes")
@@ -228,13 +233,30 @@ def _total_batch(recipe: Recipe) -> str | None:
 
 
 def _heads(recipe: Recipe) -> str | None:
-    width, heads, kv_heads = recipe.hidden_size, recipe.num_attention_heads, recipe.num_key_value_heads
-    if heads and kv_heads and heads % kv_heads:
-        return f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
     settings = recipe.model_settings if isinstance(recipe.model_settings, dict) else {}
+    width = recipe.hidden_size or settings.get("hidden_size") or settings.get("n_embd")
+    heads = recipe.num_attention_heads or settings.get("num_attention_heads") or settings.get("n_head")
+    kv_heads = recipe.num_key_value_heads or settings.get("num_key_value_heads")
+    if not all(value is None or isinstance(value, int) for value in (width, heads, kv_heads)):
+        return None
+    if heads and kv_heads and heads % kv_heads:
+        return f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}: change one of them"
     if width and heads and width % heads and not settings.get("head_dim"):
         return f"hidden_size {width} is not a multiple of num_attention_heads {heads}: change one of them"
     return None
+
+
+def _name(recipe: Recipe) -> str | None:
+    if recipe.name.strip(" .") and not set(recipe.name) & set('<>:"/\\|?*'):
+        return None
+    return f"name {recipe.name!r} cannot name a folder on every system: use letters, digits, - and _"
+
+
+def _device(recipe: Recipe) -> str | None:
+    kind, colon, index = recipe.device.partition(":")
+    if recipe.device in ("auto", "cpu", "cuda") or (kind == "cuda" and colon and index.isdigit()):
+        return None
+    return f"device {recipe.device!r} is unknown: use auto, cpu, cuda or cuda:N"
 
 
 def _stopping(recipe: Recipe) -> str | None:
@@ -253,4 +275,4 @@ def _scheduler(recipe: Recipe) -> str | None:
     return None
 
 
-_CHECKS = (_duration, _warmup, _total_batch, _heads, _stopping, _scheduler)
+_CHECKS = (_name, _duration, _warmup, _total_batch, _heads, _device, _stopping, _scheduler)

@@ -1,0 +1,43 @@
+"""The typer application with its verbs, in the order in which people need them."""
+
+from typing import Annotated
+
+import typer
+
+from onecard.cli.generate import generate
+from onecard.cli.plan import plan
+from onecard.cli.prepare import prepare
+from onecard.cli.recipes import recipes
+from onecard.cli.resume import resume
+from onecard.cli.train import train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # `--top_k` is `--top-k`: people write both, as recipes do with underscores.
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
+)
+
+# Recipe keys are flags that typer does not know: these verbs sort them out themselves.
+for _takes_recipe_keys in (train, plan, prepare):
+    app.command(context_settings={"ignore_unknown_options": True})(_takes_recipe_keys)
+for _takes_run in (resume, generate, recipes):
+    app.command()(_takes_run)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        print(f"onecard {version('onecard')}")
+        raise typer.Exit
+
+
+@app.callback()
+def onecard(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Plans and trains small language models on the one GPU you have. Start with: onecard train demo"""

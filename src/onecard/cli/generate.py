@@ -1,0 +1,100 @@
+"""`onecard generate`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onecard.cli.recipe_words import JsonOption
+from onecard.errors import InputError
+
+
+def generate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a checkpoint or a model folder.")],
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text to go on from; may be repeated.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option("--prompt-file", help="A file with one prompt per line.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens to write at most.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Choose among the K likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Choose among the likeliest tokens of mass P.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    checkpoint: Annotated[str, typer.Option(help="best, last, or the step of a checkpoint.")] = "best",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Lets a trained model write. Without a prompt, each line of standard input is one."""
+    _check_ranges(max_new_tokens, temperature, top_k, top_p)
+    prompts = _prompts(prompt or [], prompt_file)
+    from onecard import api
+
+    completions = api.generate(
+        run,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        checkpoint=checkpoint,
+        device=device,
+    )
+    texts = list(zip(prompts, completions, strict=True))
+    if as_json:
+        print(json.dumps([{"prompt": prompt, "completion": completion} for prompt, completion in texts]))
+    else:
+        _print_texts(texts)
+
+
+def _check_ranges(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    checks = (
+        (max_new_tokens >= 1, f"--max-new-tokens {max_new_tokens}: must be 1 or more"),
+        (temperature >= 0, f"--temperature {temperature:g}: must be 0 (the likeliest token) or more"),
+        (top_k is None or top_k >= 1, f"--top-k {top_k}: must be 1 or more; leave it out to choose among all tokens"),
+        (top_p is None or 0 < top_p <= 1, f"--top-p {top_p}: must be above 0 and at most 1"),
+    )
+    if problems := [problem for is_valid, problem in checks if not is_valid]:
+        raise InputError("\n".join(problems))
+
+
+def _prompts(given: list[str], file: Path | None) -> list[str]:
+    prompts = list(given)
+    if file is not None:
+        prompts += _read_lines(file)
+    elif not prompts and not sys.stdin.isatty():
+        prompts += sys.stdin.read().splitlines()
+    prompts = [prompt for prompt in prompts if prompt]
+    if not prompts:
+        raise InputError('there is no prompt: give --prompt "text", --prompt-file FILE, or lines on standard input')
+    return prompts
+
+
+def _read_lines(file: Path) -> list[str]:
+    try:
+        # utf-8-sig: Windows editors like to start a file with a byte order mark.
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: byte {error.start} is not UTF-8 text: save the file as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error}): check the path") from error
+
+
+def _print_texts(texts: list[tuple[str, str]]) -> None:
+    """Prints prompt and completion as one text; a terminal shows the prompt dimmed."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from onecard.observe.console import printable
+
+    console = Console(highlight=False)
+    for number, (prompt, completion) in enumerate(texts):
+        if number:
+            print("---")
+        if console.is_terminal:
+            console.print(
+                Text.assemble((printable(prompt, console.encoding), "dim"), printable(completion, console.encoding)),
+                soft_wrap=True,
+            )
+        else:
+            print(prompt + completion)

@@ -1,0 +1,76 @@
+"""A plan as short lines for people."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onecard.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from onecard.spec import Plan
+
+
+def summary_rows(plan: "Plan", run_folder: Path | None = None) -> list[tuple[str, str]]:
+    """Says what will be trained, how, on what, and where it goes: label and text per row."""
+    schedule, corpus = plan.schedule, plan.corpus
+    num_tokens = schedule.num_steps * plan.tokens_per_step
+    rows = [
+        ("device", f"{plan.device}, {plan.precision}, {'compiled' if plan.torch_compile else 'not compiled'}"),
+        ("model", _describe_model(plan)),
+        ("batch", _describe_batch(plan)),
+        (
+            "steps",
+            f"{schedule.num_steps} = {format_count(num_tokens)} tokens, "
+            f"{num_tokens / corpus.num_train_tokens:.1f} epochs, {_describe_intervals(plan)}",
+        ),
+        ("optimizer", f"{plan.optimizer.name}, {schedule.name} schedule, {schedule.num_warmup_steps} steps of warmup"),
+        (
+            "data",
+            f"{format_count(corpus.num_train_tokens)} tokens ({format_bytes(corpus.train_bytes)}) to train, "
+            f"{format_count(corpus.num_heldout_tokens)} held out, vocabulary {corpus.vocab_size}",
+        ),
+    ]
+    if run_folder is not None:
+        rows.append(("run folder", str(run_folder)))
+    return rows
+
+
+def reason_rows(plan: "Plan") -> list[tuple[str, str, str]]:
+    """Lists every decision with its reason: field, value, reason."""
+    return [(name, _value_text(plan, name), reason) for name, reason in plan.reasons.items()]
+
+
+def _describe_model(plan: "Plan") -> str:
+    settings = plan.model.settings
+    parts = [str(settings.get("model_type", "model")), f"{format_count(plan.model.num_parameters)} parameters"]
+    # GPT-2's configuration has names of its own for the same two numbers.
+    for label, names in (("layers", ("num_hidden_layers", "n_layer")), ("width", ("hidden_size", "n_embd"))):
+        value = next((settings[name] for name in names if name in settings), None)
+        if value is not None:
+            parts.append(f"{value} {label}" if label == "layers" else f"{label} {value}")
+    return ", ".join(parts)
+
+
+def _describe_batch(plan: "Plan") -> str:
+    text = (
+        f"{plan.total_batch_size} sequences of {plan.max_seq_length} tokens "
+        f"= {format_count(plan.tokens_per_step)} per step"
+    )
+    if plan.num_micro_batches == 1:
+        return text
+    return f"{text}, in {plan.num_micro_batches} micro-batches of {plan.micro_batch_size}"
+
+
+def _describe_intervals(plan: "Plan") -> str:
+    def when(steps: int) -> str:
+        return f"every {steps}" if 0 < steps < plan.schedule.num_steps else "at the end"
+
+    intervals = {"evaluation": plan.eval_steps, "samples": plan.sample_steps, "checkpoint": plan.save_steps}
+    return ", ".join(f"{name} {when(steps)}" for name, steps in intervals.items())
+
+
+def _value_text(plan: "Plan", name: str) -> str:
+    """Writes the value of a field, or of a field within a part: `schedule.num_steps`; empty for a part as a whole."""
+    value: Any = plan
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return str(value) if isinstance(value, str | int | float) else ""

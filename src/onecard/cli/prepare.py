@@ -1,0 +1,57 @@
+"""`onecard prepare`."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from onecard.cli.preparation import PreparationProgress
+from onecard.cli.recipe_words import ConfigOption, JsonOption, RecipeWords, recipe_from_words
+from onecard.cli.rows import print_rows
+from onecard.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from onecard.data.corpus import Corpus
+
+
+def prepare(words: RecipeWords = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Builds the tokenizer and the token files of a recipe; `train` does the same when it has to."""
+    recipe = recipe_from_words(words or [], config)
+    from onecard import api
+
+    with PreparationProgress(sys.stderr) as progress:
+        corpus = api.prepare(recipe, progress=progress)
+    if as_json:
+        print(json.dumps(_facts(corpus)))
+    else:
+        print_rows(_rows(corpus))
+
+
+def _facts(corpus: "Corpus") -> dict[str, Any]:
+    return {
+        "tokenizer": str(corpus.tokenizer_folder),
+        "vocab_size": corpus.vocab_size,
+        "train_files": [str(file.path) for file in corpus.train],
+        "num_train_tokens": corpus.num_train_tokens,
+        "train_bytes": corpus.train_bytes,
+        "heldout_files": [str(file.path) for file in corpus.heldout],
+        "num_heldout_tokens": corpus.num_heldout_tokens,
+        "heldout_bytes": corpus.heldout_bytes,
+    }
+
+
+def _rows(corpus: "Corpus") -> list[tuple[str, str]]:
+    return [
+        ("tokenizer", f"vocabulary {corpus.vocab_size}"),
+        ("", str(corpus.tokenizer_folder)),
+        ("to train", _describe_part(corpus.num_train_tokens, corpus.train_bytes)),
+        *(("", str(file.path)) for file in corpus.train),
+        ("held out", _describe_part(corpus.num_heldout_tokens, corpus.heldout_bytes)),
+        *(("", str(file.path)) for file in corpus.heldout),
+    ]
+
+
+def _describe_part(num_tokens: int, num_bytes: int) -> str:
+    if num_tokens == 0:
+        return "nothing"
+    per_token = num_bytes / num_tokens
+    return f"{format_count(num_tokens)} tokens from {format_bytes(num_bytes)}, {per_token:.2f} bytes per token"

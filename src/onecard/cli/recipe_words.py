@@ -1,0 +1,65 @@
+"""From the words of a command line to a recipe, for the verbs that take one."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onecard.cli.flags import FlagKind, parse_flags
+from onecard.errors import InputError
+
+if TYPE_CHECKING:
+    from onecard.spec import Recipe
+
+RecipeWords = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RECIPE --key VALUE",
+        help="A recipe (a shipped name or a YAML file) and values for its keys; `onecard recipes --keys` lists them.",
+        show_default=False,
+    ),
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="The recipe as a YAML file.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+
+
+def recipe_from_words(words: Sequence[str], config: Path | None) -> "Recipe":
+    """Loads the recipe that a command line names, with its flags as overrides."""
+    parsed = parse_flags(words, flag_kinds())
+    sources = [*parsed.positionals, *([str(config)] if config else [])]
+    if len(sources) > 1:
+        raise InputError(
+            f"one recipe at a time, but there are {len(sources)}: {', '.join(sources)}; "
+            "a value needs its flag before it, as in --dataset FILE"
+        )
+    if not sources and not parsed.overrides:
+        raise InputError("name a recipe, for example: onecard train demo; `onecard recipes` lists them")
+    from onecard import api
+
+    overrides: dict[str, Any] = {**parsed.overrides}
+    return api.load_recipe(sources[0] if sources else None, **overrides)
+
+
+def flag_kinds() -> dict[str, FlagKind]:
+    """Says of every key and every other spelling of it what stands after its flag."""
+    from onecard.spec.accepts import FIELDS, accepts
+    from onecard.spec.spelling import SPELLINGS
+
+    kinds: dict[str, FlagKind] = {}
+    for key in FIELDS:
+        types = accepts(key).kinds
+        kinds[key] = FlagKind.SWITCH if bool in types else FlagKind.LIST if tuple in types else FlagKind.VALUE
+    for row in SPELLINGS:
+        if row.key in kinds:
+            kinds[row.name] = kinds[row.key] if row.translate is None else _kind_of_translated(row.translate)
+    return kinds
+
+
+def _kind_of_translated(translate: Callable[[Any], Any]) -> FlagKind:
+    """A spelling such as `fp16` or `no_mixed_precision` is a switch if it has a meaning for true."""
+    try:
+        translate(True)
+    except ValueError:
+        return FlagKind.VALUE
+    return FlagKind.SWITCH

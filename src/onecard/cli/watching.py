@@ -1,0 +1,117 @@
+"""Shows a run while it trains and says at its end what to do next: shared by `train` and `resume`."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+import typer
+
+from onecard.cli.commands import command, quote
+from onecard.cli.plan_text import summary_rows
+from onecard.cli.preparation import PreparationProgress
+from onecard.cli.rows import print_rows
+from onecard.errors import DivergedError
+
+if TYPE_CHECKING:
+    from onecard.observe import ConsoleSink, Event, FinishedEvent
+    from onecard.spec import Plan
+
+EXIT_INTERRUPTED = 130
+# What a finished event's reason means for the process; all other reasons are success.
+_EXIT_CODES = {"interrupted": EXIT_INTERRUPTED, "diverged": DivergedError.exit_code}
+
+
+class Trains(Protocol):
+    """`api.train` and `api.resume` with all but their callbacks given."""
+
+    def __call__(
+        self,
+        *,
+        on_event: "Callable[[Event], None]",
+        on_plan: "Callable[[Plan, Path], None]",
+        on_progress: Callable[[str, int, int | None], None],
+    ) -> Path: ...
+
+
+class RunView:
+    """Hears what a run does and shows it on `stream`: preparation, the plan, progress."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._preparation = PreparationProgress(stream)
+        self._sink: ConsoleSink | None = None
+        self.run_folder: Path | None = None
+        self.finished: FinishedEvent | None = None
+
+    def on_progress(self, stage: str, done_bytes: int, total_bytes: int | None) -> None:
+        self._preparation(stage, done_bytes, total_bytes)
+
+    def on_plan(self, plan: "Plan", run_folder: Path) -> None:
+        from onecard.observe import ConsoleSink
+        from onecard.run.folder import RunFolder
+
+        self._preparation.close()
+        self.run_folder = run_folder
+        print_rows(summary_rows(plan, run_folder), self._stream)
+        logging_steps = RunFolder(run_folder).recipe().logging_steps
+        self._sink = ConsoleSink(plan, logging_steps=logging_steps, stream=self._stream)
+
+    def on_event(self, event: "Event") -> None:
+        from onecard.observe import FinishedEvent
+
+        if isinstance(event, FinishedEvent):
+            self.finished = event
+        if self._sink is not None:
+            self._sink.receive(event)
+
+    def close(self) -> None:
+        self._preparation.close()
+        if self._sink is not None:
+            self._sink.close()
+
+
+def watch(train: Trains, *, as_json: bool) -> None:
+    """Trains with the run shown live; afterwards prints where things are, or one JSON document.
+
+    Exits with 130 where the run was interrupted and with 4 where it diverged.
+    """
+    from onecard.observe import to_json_line
+
+    # With --json stdout belongs to the document alone.
+    stream = sys.stderr if as_json else sys.stdout
+    view = RunView(stream)
+    try:
+        run_folder = train(on_event=view.on_event, on_plan=view.on_plan, on_progress=view.on_progress)
+    except KeyboardInterrupt:
+        view.close()
+        _print_stopped(view.run_folder)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    finally:
+        view.close()
+    if as_json:
+        outcome = json.loads(to_json_line(view.finished)) if view.finished else {}
+        print(json.dumps({"run": str(run_folder), **outcome}))
+    reason = view.finished.reason if view.finished else "completed"
+    if reason == "interrupted":
+        _print_stopped(run_folder)
+    elif not as_json:
+        _print_next_steps(run_folder)
+    if reason in _EXIT_CODES:
+        raise typer.Exit(_EXIT_CODES[reason])
+
+
+def _print_stopped(run_folder: Path | None) -> None:
+    rest = "" if run_folder is None else f"; resume with: {command('onecard')} resume {quote(run_folder)}"
+    print(f"stopped{rest}", file=sys.stderr)
+
+
+def _print_next_steps(run_folder: Path) -> None:
+    onecard, folder = command("onecard"), quote(run_folder)
+    rows = [("run folder", str(run_folder)), ("try it", f'{onecard} generate {folder} --prompt "..."')]
+    if (run_folder / "tensorboard").exists():
+        rows.append(("see curves", f"{command('tensorboard')} --logdir {folder}"))
+    for label, text in rows:
+        # One line each, however long, so that it can be copied.
+        print(f"{label:12}{text}")

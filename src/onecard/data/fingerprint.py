@@ -1,0 +1,130 @@
+"""What a source is (identity) and what is in it (content), so that a prepared corpus is reused or rebuilt rightly."""
+
+import hashlib
+import json
+import sysconfig
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from onecard.data.cache import short_hash, write_json
+from onecard.data.sources import STDLIB, FileList, Source, SourceFile, list_files
+from onecard.data.text_files import read_text_pieces
+from onecard.errors import DataError
+
+Progress = Callable[[str, int, int | None], None]
+_PROBLEMS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of a source as it was when it was hashed."""
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A source with the hash of its content; `text_bytes` is known where every file is plain text."""
+
+    source: Source
+    identity: dict[str, str | None]
+    records: tuple[FileRecord, ...]
+    content_hash: str
+    num_empty_files: int = 0
+    text_bytes: int | None = None
+
+
+def fingerprint_source(source: Source, cache_root: Path, progress: Progress | None = None) -> Fingerprint:
+    """Hashes the files of a source and checks that text files are UTF-8; raises one DataError for all bad files.
+
+    Hashes are remembered: a file is read again only when its size or time of change differs. A Hub data set is taken
+    as it was when first prepared, so that a second start needs no network.
+    """
+    identity = _identity(source)
+    listing = list_files(source)
+    memory = cache_root / "sources" / f"{short_hash(identity)}.json"
+    known = _recall(memory)
+    if listing.is_hub:
+        records = tuple(known.values()) or (_record_hub(source),)
+    else:
+        records = _record_files(listing, known, progress)
+    if records != tuple(known.values()):
+        write_json(memory, [asdict(record) for record in records])
+    is_plain = all(file.kind == "text" and file.path.suffix.lower() != ".gz" for file in listing.files)
+    return Fingerprint(
+        source=source,
+        identity=identity,
+        records=records,
+        content_hash=hashlib.sha256("".join(record.sha256 for record in records).encode("ascii")).hexdigest(),
+        num_empty_files=listing.num_empty,
+        text_bytes=sum(record.size_bytes for record in records) if listing.files and is_plain else None,
+    )
+
+
+def _identity(source: Source) -> dict[str, str | None]:
+    if source.path == STDLIB:
+        place = f"{STDLIB}:{sysconfig.get_paths()['stdlib']}"
+    else:
+        path = Path(source.path).expanduser()
+        # A Hub name keeps its spelling; a pattern has no existing path, but depends on the working folder all the same.
+        is_local = path.exists() or any(character in source.path for character in "*?[")
+        place = str(path.absolute()) if is_local else source.path
+    return {"path": place, "text_column": source.text_column, "split": source.split, "name": source.name}
+
+
+def _recall(memory: Path) -> dict[str, FileRecord]:
+    try:
+        entries = json.loads(memory.read_text(encoding="utf-8"))
+        return {entry["path"]: FileRecord(**entry) for entry in entries}
+    except (OSError, ValueError, TypeError, KeyError):
+        # Only a memory of hashes: without it the files are hashed again.
+        return {}
+
+
+def _record_hub(source: Source) -> FileRecord:
+    from onecard.data.readers import hub_content
+
+    digest = hashlib.sha256(hub_content(source.path, source.name, source.split).encode("utf-8"))
+    return FileRecord(f"hub:{source.path}", 0, 0, digest.hexdigest())
+
+
+def _record_files(listing: FileList, known: dict[str, FileRecord], progress: Progress | None) -> tuple[FileRecord, ...]:
+    records, problems = list[FileRecord](), list[str]()
+    done_bytes = 0
+    total_bytes: int | None = None
+    for file in listing.files:
+        try:
+            status = file.path.stat()
+            record = known.get(str(file.path))
+            if record is None or (record.size_bytes, record.mtime_ns) != (status.st_size, status.st_mtime_ns):
+                if progress is not None:
+                    total_bytes = total_bytes or sum(other.path.stat().st_size for other in listing.files)
+                    progress("checking files", done_bytes, total_bytes)
+                record = FileRecord(str(file.path), status.st_size, status.st_mtime_ns, _hash_file(file))
+            done_bytes += status.st_size
+            records.append(record)
+        except DataError as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(f"{file.path}: cannot be read ({error.strerror or error}). Is it still there?")
+    if len(problems) == 1:
+        raise DataError(problems[0])
+    if problems:
+        more = f"\n  … and {len(problems) - _PROBLEMS_SHOWN} more" if len(problems) > _PROBLEMS_SHOWN else ""
+        lines = "".join(f"\n  - {problem}" for problem in problems[:_PROBLEMS_SHOWN])
+        raise DataError(f"{len(problems)} of {len(listing.files)} files cannot be used:{lines}{more}")
+    return tuple(records)
+
+
+def _hash_file(file: SourceFile) -> str:
+    digest = hashlib.sha256()
+    if file.kind == "text":
+        for _ in read_text_pieces(file.path, on_bytes=digest.update):
+            pass
+        return digest.hexdigest()
+    with file.path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,61 @@
+"""Held-out loss: exact over the blocks it is given, whatever their batch size."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from onecard.data import Batch
+from onecard.model.attention import find_borders
+from onecard.model.decoder import Decoder
+from onecard.model.loss import IGNORE, Head, token_losses
+
+
+@dataclass(frozen=True)
+class HeldoutLoss:
+    """Mean loss per target token in nats; the standard error treats blocks as independent."""
+
+    loss: float
+    standard_error: float
+    num_target_tokens: int
+
+    def bits_per_byte(self, num_tokens: int, num_bytes: int) -> float:
+        """Loss in bits per byte of text, for a held-out text of so many tokens and UTF-8 bytes."""
+        return self.loss / math.log(2) * num_tokens / num_bytes
+
+
+@torch.no_grad()
+def measure_heldout_loss(model: PreTrainedModel, head: Head, batches: Iterable[Batch], backend: str) -> HeldoutLoss:
+    """Measures the loss over all targets of `batches`, without dropout, in the model's own precision.
+
+    Sums run in float64 on the host, so that neither order nor batch size shows in the result beyond kernel rounding.
+    """
+    device = head.weight_VD.device
+    # Not compiled: another mode and another batch size would each cost a compilation, for a short pass.
+    decoder = Decoder(model, compiled=False)
+    was_training = model.training
+    model.eval()
+    sums: list[Tensor] = []
+    counts: list[Tensor] = []
+    for batch in batches:
+        shape = (batch.ids.shape[0], batch.ids.shape[1])
+        targets = batch.targets.to(device, non_blocking=True)
+        hidden = decoder(batch.ids.to(device, non_blocking=True), find_borders(batch.documents, shape, device, backend))
+        losses = token_losses(hidden, head, targets.flatten()).view(shape)
+        sums.append(losses.double().sum(1))
+        counts.append((targets != IGNORE).sum(1))
+    model.train(was_training)
+    return _summarize(torch.cat(sums).cpu(), torch.cat(counts).cpu())
+
+
+def _summarize(sum_B: Tensor, count_B: Tensor) -> HeldoutLoss:
+    num_targets = int(count_B.sum())
+    mean = float(sum_B.sum()) / max(1, num_targets)
+    # Ratio estimator: blocks may have unequal numbers of targets.
+    deviations = sum_B - mean * count_B
+    num_blocks = len(sum_B)
+    variance = float((deviations**2).sum()) * num_blocks / max(1, num_blocks - 1)
+    return HeldoutLoss(mean, math.sqrt(variance) / max(1, num_targets), num_targets)

@@ -1,0 +1,1 @@
+"""Ids in, hidden states out: models, attention, dropout, the head with its loss, generation."""

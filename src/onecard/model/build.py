@@ -1,0 +1,100 @@
+"""Models from scratch, from any causal-LM config of transformers."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from onecard.errors import InputError
+from onecard.model.attention import PREFIX
+from onecard.model.dropout import add_missing_dropout, set_config_dropout
+
+# The last projection of attention and of the MLP, by the names the families use.
+_OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "down_proj", "dense_4h_to_h", "fc2", "w2", "wo")
+
+
+def make_config(settings: dict[str, Any], dropout: float = 0.0) -> PreTrainedConfig:
+    """Makes a transformers config from a mapping that holds `model_type`.
+
+    Raises:
+        InputError: unknown model type, a key the config does not know, or values it refuses.
+    """
+    settings = dict(settings)
+    model_type = settings.pop("model_type", None)
+    if not isinstance(model_type, str):
+        raise InputError(
+            "model_config has no model_type: add one that transformers knows, such as qwen3, llama or gpt2"
+        )
+    try:
+        known = AutoConfig.for_model(model_type)
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"model_config: model_type {model_type!r} is unknown to transformers: try qwen3, llama, gpt2"
+        ) from error
+    allowed = set(known.to_dict()) | set(known.attribute_map) | set(vars(type(known)))
+    if unknown := sorted(key for key in settings if key not in allowed and not hasattr(known, key)):
+        raise InputError(f"model_config: {model_type} has no setting named {', '.join(unknown)}")
+    try:
+        config = AutoConfig.for_model(model_type, **settings)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model_config: {model_type} refuses these settings: {error}") from error
+    set_config_dropout(config, dropout)
+    return config
+
+
+def build_model(
+    settings: dict[str, Any], *, dropout: float, init: str, seed: int, backend: str = "sdpa"
+) -> PreTrainedModel:
+    """Builds a causal language model in fp32 on the current default device, with weights that depend on `seed` alone.
+
+    Args:
+        settings: transformers config with `model_type`.
+        init: `transformers` keeps the architecture's own start; `zero-output` zeroes the last projection of each
+            attention and MLP, so that every block starts as the identity (arXiv 2203.03466, section on zero init).
+        backend: attention backend, `sdpa` or `varlen`.
+
+    Raises:
+        InputError: the config, the dropout or the initialisation cannot be honoured.
+    """
+    config = make_config(settings, dropout)
+    torch.manual_seed(seed)
+    try:
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=PREFIX + backend, dtype=torch.float32)
+    except (ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise InputError(f"no causal language model can be built from this config: {error}") from error
+    if init == "zero-output":
+        _zero_output_projections(model)
+    add_missing_dropout(model, dropout)
+    model.config.use_cache = False
+    return model
+
+
+def _zero_output_projections(model: PreTrainedModel) -> None:
+    projections = [
+        module
+        for name, module in model.base_model.named_modules()
+        if name.rsplit(".", 1)[-1] in _OUTPUT_PROJECTIONS and isinstance(module, nn.Linear | Conv1D)
+    ]
+    if not projections:
+        raise InputError(
+            f"init zero-output: {model.config.model_type} has no known output projections; set init to transformers"
+        )
+    for projection in projections:
+        nn.init.zeros_(projection.weight)
+
+
+def count_parameters(settings: dict[str, Any]) -> tuple[int, int]:
+    """Counts parameters and, of them, those in matrix products per token (the head once, no input embedding).
+
+    Costs no memory: the model is built on the meta device.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(make_config(settings), attn_implementation=PREFIX + "sdpa")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    head = model.get_output_embeddings()
+    matrices = head.weight.numel() + sum(
+        module.weight.numel() for module in model.base_model.modules() if isinstance(module, nn.Linear | Conv1D)
+    )
+    return total, matrices

@@ -1,0 +1,50 @@
+"""Ids in, hidden states out."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+from transformers import PreTrainedModel
+
+from onecard.model.attention import DocumentBorders
+
+
+class CompilerError(Exception):
+    """torch.compile failed; the model is untouched and runs without it."""
+
+
+class Decoder:
+    """Calls a model's decoder without its head, compiled or not.
+
+    The model itself stays uncompiled, so that its parameters keep their names. `to_eager` is the way back where the
+    compiler fails.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, compiled: bool) -> None:
+        self._plain = model.base_model
+        self._call = torch.compile(self._plain, dynamic=False) if compiled else self._plain
+        self.is_compiled = compiled
+
+    def to_eager(self) -> None:
+        """Stops using the compiler."""
+        self._call = self._plain
+        self.is_compiled = False
+
+    def __call__(self, ids_BT: Tensor, borders: DocumentBorders | None) -> Tensor:
+        """Gives hidden states [B * T, D] for ids [B, T].
+
+        Raises:
+            CompilerError: the compiler failed.
+        """
+        keywords = {} if borders is None else borders.as_keywords()
+        hidden_BTD: Tensor = self._forward(input_ids=ids_BT, use_cache=False, **keywords).last_hidden_state
+        return hidden_BTD.flatten(0, 1)
+
+    def _forward(self, **keywords: Any) -> Any:
+        if not self.is_compiled:
+            return self._call(**keywords)
+        try:
+            return self._call(**keywords)
+        except TorchDynamoException as error:
+            raise CompilerError(str(error)) from error

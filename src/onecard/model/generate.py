@@ -1,0 +1,126 @@
+"""Text from prompts: transformers' own generation with a cache, for many prompts at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from onecard.errors import InputError
+from onecard.model.attention import padded_attention
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; temperature 0 takes the likeliest."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuses values without a meaning.
+
+        Raises:
+            InputError: every such value, together.
+        """
+        problems = []
+        if self.max_new_tokens < 1:
+            problems.append(f"max_new_tokens is {self.max_new_tokens}: give 1 or more")
+        if self.temperature < 0:
+            problems.append(f"temperature is {self.temperature}: give 0 (greedy) or more")
+        if self.top_k is not None and self.top_k < 1:
+            problems.append(f"top_k is {self.top_k}: give 1 or more")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            problems.append(f"top_p is {self.top_p}: give a share above 0 and at most 1")
+        if problems:
+            raise InputError("\n".join(problems))
+
+    def keywords(self) -> dict[str, bool | int | float]:
+        """The same for transformers' `generate`."""
+        if self.temperature == 0:
+            return {"do_sample": False}
+        return {
+            "do_sample": True,
+            "temperature": self.temperature,
+            "top_k": self.top_k or 0,
+            "top_p": self.top_p or 1.0,
+        }
+
+
+@torch.no_grad()
+def complete(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], sampling: Sampling
+) -> list[str]:
+    """Completes each prompt, without repeating it, as one padded batch with a key-value cache.
+
+    A completion ends at the end of text or after `max_new_tokens`. Where it would outgrow the length the model was
+    trained on, the window slides: the newer half stays as context. Leaves the global random state as it was.
+    """
+    sampling.check()
+    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    device = model.get_input_embeddings().weight.device
+    devices = [device] if device.type == "cuda" else []
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng(devices=devices), padded_attention(model):
+        torch.manual_seed(sampling.seed)
+        completions = _complete_ids(model, tokenizer, encoded, sampling)
+    model.train(was_training)
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    # Training text begins with the end-of-text token, so a prompt does too.
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        raise InputError(f"prompt {prompt!r} has characters that the model's tokenizer does not know: leave them out")
+    return [tokenizer.eos_token_id, *ids]
+
+
+def _complete_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: list[list[int]], sampling: Sampling
+) -> list[list[int]]:
+    context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    texts, done = [list(ids) for ids in encoded], [False] * len(encoded)
+    remaining = sampling.max_new_tokens
+    while remaining and not all(done):
+        active = [index for index, is_done in enumerate(done) if not is_done]
+        windows = [texts[index][-(context - 1) :] for index in active]
+        if max(map(len, windows)) >= context - 1:
+            windows = [window[-(context // 2) :] for window in windows]
+        num_new = min(remaining, context - max(map(len, windows)))
+        for index, new in zip(active, _run(model, tokenizer, windows, num_new, sampling), strict=True):
+            texts[index].extend(new)
+            done[index] = new[-1:] == [tokenizer.eos_token_id]
+        remaining -= num_new
+    return [text[len(ids) :] for text, ids in zip(texts, encoded, strict=True)]
+
+
+def _run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    windows: list[list[int]],
+    num_new: int,
+    sampling: Sampling,
+) -> list[list[int]]:
+    """Generates up to `num_new` tokens after each window; a stopped row ends with the end-of-text token."""
+    longest = max(map(len, windows))
+    stop = tokenizer.eos_token_id
+    ids = torch.tensor([[stop] * (longest - len(window)) + window for window in windows])
+    mask = torch.tensor([[0] * (longest - len(window)) + [1] * len(window) for window in windows])
+    device = model.get_input_embeddings().weight.device
+    out: Tensor = model.generate(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        max_new_tokens=num_new,
+        eos_token_id=stop,
+        pad_token_id=stop,
+        use_cache=True,
+        **sampling.keywords(),
+    )
+    rows = out[:, longest:].tolist()
+    return [row[: row.index(stop) + 1] if stop in row else row for row in rows]

@@ -1,0 +1,148 @@
+"""The head and the loss: from hidden states to the sum over targets, without the logits of all tokens at once.
+
+Shapes: N tokens, D width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from onecard.errors import InputError
+
+IGNORE = -100  # target of a token that is not in the loss, as in torch.nn.functional.cross_entropy
+
+# Logits of one chunk in fp32: on a CPU near the last-level cache, on a GPU enough to fill the card.
+_CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output projection and what some architectures do to logits: `scale` (Granite, Cohere), `softcap` (Gemma 2)."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [N, V] in the dtype of `hidden_ND`, before `finish`."""
+        return F.linear(hidden_ND, self.weight_VD, self.bias_V)
+
+    def finish(self, logits_NV: Tensor) -> Tensor:
+        """Logits as the architecture defines them, in fp32."""
+        logits_NV = logits_NV.float()
+        if self.scale != 1.0:
+            logits_NV = logits_NV * self.scale
+        if self.softcap is not None:
+            logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
+        return logits_NV
+
+
+def find_head(model: PreTrainedModel) -> Head:
+    """Finds the head of a causal language model from its config and output embedding."""
+    projection = model.get_output_embeddings()
+    if not isinstance(projection, nn.Linear):
+        raise InputError(
+            f"{type(model).__name__} has no linear output head, so its loss cannot be computed in chunks: "
+            "choose a causal language model of transformers"
+        )
+    config = model.config
+    scale = 1.0
+    if getattr(config, "logits_scaling", None):
+        scale = 1.0 / config.logits_scaling
+    elif getattr(config, "logit_scale", None):
+        scale = float(config.logit_scale)
+    return Head(projection.weight, projection.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def sum_loss(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:
+    """Sums the cross entropy over all targets that are not `IGNORE`, as a 0-d fp32 tensor.
+
+    With gradients enabled, the gradients of hidden states and head are computed chunk by chunk in the forward pass,
+    so that memory holds one chunk of logits and nothing is computed twice (the idea of Liger's fused linear loss,
+    arXiv 2410.10989).
+    """
+    if torch.is_grad_enabled() and (hidden_ND.requires_grad or head.weight_VD.requires_grad):
+        loss: Tensor = _SumLoss.apply(hidden_ND, head.weight_VD, head.bias_V, targets_N, head.scale, head.softcap)
+        return loss
+    return token_losses(hidden_ND, head, targets_N).sum()
+
+
+def token_losses(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:
+    """Cross entropy of each token, [N] fp32, zero where the target is `IGNORE`; keeps no gradient."""
+    losses = []
+    with torch.no_grad():
+        for rows in _chunks(len(targets_N), head.weight_VD):
+            logits = head.finish(head.logits(hidden_ND[rows]))
+            losses.append(F.cross_entropy(logits, targets_N[rows], ignore_index=IGNORE, reduction="none"))
+    return torch.cat(losses)
+
+
+def _chunks(num_tokens: int, weight_VD: Tensor) -> list[slice]:
+    budget = _CHUNK_BYTES.get(weight_VD.device.type, _CHUNK_BYTES["cuda"])
+    size = max(64, budget // (4 * weight_VD.shape[0]))
+    return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
+
+
+def _loss_and_gradient(logits_NV: Tensor, targets_N: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Sums the loss of one chunk and gives its gradient by the raw logits, in their dtype."""
+    dtype = logits_NV.dtype
+    finished_NV = head.finish(logits_NV)
+    log_sum_N = torch.logsumexp(finished_NV, dim=-1)
+    is_target_N = targets_N != IGNORE
+    index_N1 = targets_N.clamp(min=0)[:, None]
+    loss = torch.where(is_target_N, log_sum_N - finished_NV.gather(1, index_N1)[:, 0], 0.0).sum()
+    slope_NV = torch.exp(finished_NV - log_sum_N[:, None])
+    slope_NV.scatter_add_(1, index_N1, torch.full_like(index_N1, -1, dtype=slope_NV.dtype))
+    if head.softcap is not None:
+        slope_NV *= 1 - (finished_NV / head.softcap) ** 2
+    slope_NV *= is_target_N[:, None] * head.scale
+    return loss, slope_NV.to(dtype)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+class _SumLoss(torch.autograd.Function):
+    """Cross entropy of a linear head whose backward pass only multiplies."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, bias_V, targets_N, scale, softcap):  # type: ignore[no-untyped-def]
+        head = Head(weight_VD, bias_V, scale, softcap)
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        loss = hidden_ND.new_zeros((), dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
+        # Chunks add up in fp32: 16-bit sums would lose the small ones.
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias else None
+        for rows in _chunks(len(targets_N), weight_VD):
+            hidden = hidden_ND[rows]
+            chunk_loss, slope_NV = _loss_and_gradient(head.logits(hidden), targets_N[rows], head)
+            loss += chunk_loss
+            if grad_hidden is not None:
+                torch.mm(slope_NV, weight_VD, out=grad_hidden[rows])
+            if grad_weight is not None:
+                _add_product(grad_weight, slope_NV.T, hidden)
+            if grad_bias is not None:
+                grad_bias += slope_NV.sum(0, dtype=torch.float32)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.weight_dtype = weight_VD.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss):  # type: ignore[no-untyped-def]
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * grad_loss.to(grad_hidden.dtype)
+        if grad_weight is not None:
+            grad_weight = (grad_weight * grad_loss).to(ctx.weight_dtype)
+        if grad_bias is not None:
+            grad_bias = (grad_bias * grad_loss).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None

@@ -1,0 +1,40 @@
+"""What happened: events and those who hear about them. No torch."""
+
+from onecard.observe.console import ConsoleSink
+from onecard.observe.events import (
+    CLOCK_FIELDS,
+    EvaluatedEvent,
+    Event,
+    FindingEvent,
+    FinishedEvent,
+    FinishReason,
+    Sample,
+    SampledEvent,
+    SavedEvent,
+    SaveReason,
+    StepEvent,
+    parse_event,
+    to_json_line,
+)
+from onecard.observe.jsonl import JsonlSink
+from onecard.observe.sinks import Sink, make_sinks
+
+__all__ = [
+    "CLOCK_FIELDS",
+    "ConsoleSink",
+    "EvaluatedEvent",
+    "Event",
+    "FindingEvent",
+    "FinishReason",
+    "FinishedEvent",
+    "JsonlSink",
+    "Sample",
+    "SampledEvent",
+    "SaveReason",
+    "SavedEvent",
+    "Sink",
+    "StepEvent",
+    "make_sinks",
+    "parse_event",
+    "to_json_line",
+]

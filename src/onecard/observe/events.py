@@ -1,0 +1,164 @@
+"""What happened in a run: one frozen event each, one line of JSON each.
+
+Events hold plain numbers and text only, so that whoever reads the record needs neither torch nor the run's objects.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from onecard.errors import CheckpointError
+
+SaveReason = Literal["interval", "best", "final", "interrupted"]
+FinishReason = Literal["completed", "early stopping", "interrupted", "diverged", "time limit"]
+
+# Two runs of one plan write equal records in all other fields.
+CLOCK_FIELDS = frozenset({"elapsed_s", "step_s", "tokens_per_s", "wait_s", "share_of_peak", "memory_bytes", "seconds"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEvent:
+    """One optimizer update. `is_finite` is false where the update was refused; `wait_s` is waiting for data."""
+
+    event: ClassVar[str] = "step"
+    step: int
+    elapsed_s: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    num_target_tokens: int
+    tokens_seen: int
+    is_finite: bool
+    step_s: float
+    tokens_per_s: float
+    wait_s: float
+    share_of_peak: float | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatedEvent:
+    """A held-out loss in nats per target token; `seconds` is how long measuring it took."""
+
+    event: ClassVar[str] = "evaluated"
+    step: int
+    elapsed_s: float
+    loss: float
+    bits_per_byte: float | None
+    standard_error: float
+    num_target_tokens: int
+    is_best: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A prompt and what the model wrote after it."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledEvent:
+    """Texts the model wrote at this step."""
+
+    event: ClassVar[str] = "sampled"
+    step: int
+    elapsed_s: float
+    samples: tuple[Sample, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedEvent:
+    """A checkpoint, by the name of its folder."""
+
+    event: ClassVar[str] = "saved"
+    step: int
+    elapsed_s: float
+    checkpoint: str
+    reason: SaveReason
+    num_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindingEvent:
+    """A `spec.Finding` and the step at which it was made."""
+
+    event: ClassVar[str] = "finding"
+    step: int
+    elapsed_s: float
+    symptom: str
+    evidence: str
+    likely_cause: str
+    remedy: str
+    stops_run: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedEvent:
+    """The end of a run, or of the part of it until the next resume. `loss` is the last held-out one."""
+
+    event: ClassVar[str] = "finished"
+    step: int
+    elapsed_s: float
+    reason: FinishReason
+    loss: float | None
+    best_loss: float | None
+    best_step: int | None
+    tokens_seen: int
+    num_steps: int
+    tokens_per_s: float
+    seconds: float
+
+
+Event = StepEvent | EvaluatedEvent | SampledEvent | SavedEvent | FindingEvent | FinishedEvent
+
+_EVENT_TYPES: dict[str, type[Event]] = {kind.event: kind for kind in get_args(Event)}
+_FIELD_NAMES = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in get_args(Event)}
+_REQUIRED_FLOATS = {
+    kind: tuple(field.name for field in dataclasses.fields(kind) if field.type is float) for kind in get_args(Event)
+}
+
+
+def to_json_line(event: Event) -> str:
+    """Writes an event as one line of strict JSON without the line break; non-finite numbers become null."""
+    record: dict[str, Any] = {"event": event.event}
+    for name in _FIELD_NAMES[type(event)]:
+        record[name] = getattr(event, name)
+    if isinstance(event, SampledEvent):
+        record["samples"] = [dataclasses.asdict(sample) for sample in event.samples]
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # a number that JSON has no word for
+        finite = {name: None if _is_non_finite(value) else value for name, value in record.items()}
+        return json.dumps(finite, ensure_ascii=False, allow_nan=False)
+
+
+def parse_event(line: str) -> Event:
+    """Reads one line of `events.jsonl`; null in a field that is always a number comes back as NaN.
+
+    Raises `CheckpointError` for a line that is no event.
+    """
+    try:
+        record = json.loads(line)
+        kind = _EVENT_TYPES[record.pop("event")]
+        for name in _REQUIRED_FLOATS[kind]:
+            if record[name] is None:
+                record[name] = math.nan
+        if kind is SampledEvent:
+            record["samples"] = tuple(Sample(**sample) for sample in record["samples"])
+        return kind(**record)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"not an event of this version of onecard: {line.strip()[:120]!r} ({error}); "
+            "the record is damaged, or was written by a newer version: upgrade onecard, or delete the line"
+        ) from error
+
+
+def _is_non_finite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

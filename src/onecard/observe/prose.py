@@ -1,0 +1,53 @@
+"""Events as lines for people: ASCII only, so that any console can print them."""
+
+from onecard.observe.events import EvaluatedEvent, FindingEvent, FinishedEvent, SavedEvent
+from onecard.observe.pace import Pace
+from onecard.units import format_bytes, format_count, format_seconds
+
+
+def describe_speed(pace: Pace, share_of_peak: float | None) -> str:
+    speed = f"{format_count(pace.tokens_per_s)} tokens/s"
+    return speed if share_of_peak is None else f"{speed} ({share_of_peak:.0%} of peak)"
+
+
+def describe_time_left(pace: Pace) -> str:
+    left = pace.seconds_left
+    return "" if left is None else f"{format_seconds(left)} left"
+
+
+def describe_refused(pace: Pace) -> str:
+    """Says how many of the recent updates were refused; empty where none was."""
+    return f"{pace.num_refused} not finite, skipped" if pace.num_refused else ""
+
+
+def describe_evaluated(event: EvaluatedEvent) -> str:
+    parts = [f"held-out loss {event.loss:.4f} +/- {event.standard_error:.4f}"]
+    if event.bits_per_byte is not None:
+        parts.append(f"{event.bits_per_byte:.4f} bits per byte")
+    if event.is_best:
+        parts.append("best so far")
+    return "  ".join(parts)
+
+
+def describe_saved(event: SavedEvent) -> str:
+    return f"saved {event.checkpoint} ({event.reason}, {format_bytes(event.num_bytes)}, {event.seconds:.1f} s)"
+
+
+def describe_finding(event: FindingEvent) -> list[str]:
+    """Writes a finding as its symptom and, below it, what shows it, why, and what to change."""
+    return [
+        event.symptom,
+        f"  evidence: {event.evidence}",
+        f"  likely cause: {event.likely_cause}",
+        f"  remedy: {event.remedy}",
+    ]
+
+
+def describe_finished(event: FinishedEvent) -> list[str]:
+    lines = [
+        f"{event.reason}: {event.num_steps} steps, {format_count(event.tokens_seen)} tokens "
+        f"in {format_seconds(event.elapsed_s)}, {format_count(event.tokens_per_s)} tokens/s"
+    ]
+    if event.best_loss is not None:
+        lines.append(f"best held-out loss {event.best_loss:.4f} at step {event.best_step}")
+    return lines

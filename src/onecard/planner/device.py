@@ -1,0 +1,117 @@
+"""Which device, and what it can do."""
+
+import sys
+
+import torch
+
+from onecard.errors import InputError
+from onecard.hardware import Machine
+from onecard.spec import Recipe
+
+_WHEELS = "https://pytorch.org/get-started/locally/"
+
+
+def choose_device(wish: str, machine: Machine) -> tuple[str, str]:
+    """Resolves `auto`, `cpu`, `cuda` or `cuda:N` to a device and the reason for it.
+
+    Raises:
+        InputError: the device is unknown, absent, or out of reach of the installed PyTorch.
+    """
+    if wish == "cpu":
+        return "cpu", "asked for"
+    if wish == "auto":
+        if torch.cuda.is_available():
+            return "cuda:0", f"{torch.cuda.get_device_name(0)} is there"
+        if machine.gpus:
+            return "cpu", f"{machine.gpus[0].name} is there, but {_torch_problem()}"
+        return "cpu", "no NVIDIA GPU found"
+    kind, _, index = wish.partition(":")
+    if kind != "cuda" or (index and not index.isdigit()):
+        raise InputError(f"device {wish!r} is unknown: use auto, cpu, cuda or cuda:0, cuda:1 ...")
+    if not torch.cuda.is_available():
+        cause = _torch_problem() if machine.gpus else "no NVIDIA GPU was found on this machine"
+        raise InputError(f"device {wish} cannot be used: {cause}. Use --device cpu, or see {_WHEELS}")
+    if int(index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device {wish} does not exist: PyTorch sees {torch.cuda.device_count()} GPU(s), counted from 0"
+        )
+    return f"cuda:{int(index or 0)}", "asked for"
+
+
+def kind_of(device: str) -> str:
+    """`cpu` or `cuda`, without the number."""
+    return device.partition(":")[0]
+
+
+def choose_precision(recipe: Recipe, device: str, machine: Machine) -> tuple[str, str]:
+    """Resolves `precision` to what the device computes fast.
+
+    Raises:
+        InputError: the precision asked for does not exist on the device.
+    """
+    if kind_of(device) == "cpu":
+        if recipe.precision == "fp16":
+            raise InputError("precision fp16 is for GPUs; on a CPU use bf16 or fp32, or leave it on auto")
+        if recipe.precision != "auto":
+            return recipe.precision, "asked for"
+        if machine.has_bf16_cpu:
+            return "bf16", "this CPU multiplies bf16 matrices in hardware"
+        return "fp32", "this CPU has no bf16 matrix instructions"
+    has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    if recipe.precision == "bf16" and not has_bf16:
+        raise InputError(
+            f"{torch.cuda.get_device_name(device)} has no bf16 (it came with Ampere): use --precision fp16"
+        )
+    if recipe.precision != "auto":
+        return recipe.precision, "asked for"
+    return (
+        ("bf16", "the card computes bf16") if has_bf16 else ("fp16", "the card has no bf16, so fp16 with loss scaling")
+    )
+
+
+def choose_attention(recipe: Recipe, device: str, precision: str, dropout: float) -> tuple[str, str]:
+    """Resolves the attention backend.
+
+    Raises:
+        InputError: `varlen` was asked for where it cannot run.
+    """
+    if recipe.attn_implementation != "varlen":
+        return "sdpa", "asked for" if recipe.attn_implementation == "sdpa" else "runs everywhere"
+    problems = []
+    if kind_of(device) != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        problems.append("it needs a GPU of compute capability 8.0 or newer")
+    if precision == "fp32":
+        problems.append("it needs precision bf16 or fp16")
+    if dropout:
+        problems.append(f"it knows no attention dropout (dropout is {dropout})")
+    if problems:
+        raise InputError(f"attn_implementation varlen cannot be used: {'; '.join(problems)}. Use sdpa")
+    return "varlen", "asked for"
+
+
+def find_compiler_problem(device: str) -> str | None:
+    """Says why `torch.compile` cannot work here; None where nothing speaks against it."""
+    if kind_of(device) == "cuda":
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else "Triton is not installed or does not support this card"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, RuntimeError, OSError):
+        return "no C++ compiler is installed"
+    return None
+
+
+def _torch_problem() -> str:
+    if torch.version.cuda is None:
+        index = "cu130 (cu126 for cards older than Turing)"
+        where = (
+            "PyPI's PyTorch for Windows has no CUDA"
+            if sys.platform == "win32"
+            else "this PyTorch was built without CUDA"
+        )
+        return f"{where}: install it from the {index} index, see {_WHEELS}"
+    return "PyTorch cannot use it: the driver may be too old for this PyTorch"

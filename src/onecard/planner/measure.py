@@ -1,0 +1,56 @@
+"""Short measurements on the device of a run."""
+
+import time
+
+import torch
+
+from onecard.data import Batch
+from onecard.spec import Plan
+from onecard.training.assemble import DTYPES, assemble
+from onecard.training.step import place, train_step
+
+_PEAK_SIZE = {"cpu": 2048, "cuda": 8192}
+_PEAK_REPEATS = 5
+_STEP_REPEATS = 3
+_STEP_TOKENS = 4096
+
+
+def measure_peak(device: str, precision: str) -> float:
+    """FLOP/s of a large matrix product on random data: the best of a few, for the share of peak."""
+    size = _PEAK_SIZE[torch.device(device).type]
+    left, right = (torch.randn(size, size, device=device, dtype=DTYPES[precision]) for _ in range(2))
+    times = []
+    for _ in range(_PEAK_REPEATS):
+        synchronize(device)
+        started = time.perf_counter()
+        left @ right
+        synchronize(device)
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / min(times)
+
+
+def measure_step(plan: Plan) -> float:
+    """Seconds of one optimizer update, from a few on random tokens with a model of its own that is thrown away.
+
+    On a CPU, where time is proportional to tokens, a step is cut to a few thousand of them and scaled up.
+    """
+    state = assemble(plan)
+    is_cpu = state.device.type == "cpu"
+    rows = max(1, min(plan.micro_batch_size, _STEP_TOKENS // plan.max_seq_length if is_cpu else plan.micro_batch_size))
+    generator = torch.Generator().manual_seed(plan.seed)
+    ids = torch.randint(plan.corpus.vocab_size, (rows, plan.max_seq_length + 1), generator=generator)
+    batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), None, rows * plan.max_seq_length)
+    micro_batch = place(batch, state.device, plan.attn_implementation)
+    times = []
+    for _ in range(1 + _STEP_REPEATS):
+        started = time.perf_counter()
+        train_step(state, [micro_batch], plan.optimizer.learning_rate, max_grad_norm=plan.optimizer.max_grad_norm)
+        synchronize(plan.device)
+        times.append(time.perf_counter() - started)
+    return sorted(times[1:])[_STEP_REPEATS // 2] * plan.total_batch_size / rows
+
+
+def synchronize(device: str) -> None:
+    """Waits for the GPU; a CPU is never ahead."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,95 @@
+"""How long, how large, how often."""
+
+import math
+from dataclasses import dataclass
+
+from onecard.errors import InputError
+from onecard.spec import CorpusFacts, Recipe, SchedulePlan
+from onecard.training.schedule import find_shape
+from onecard.units import format_count
+
+# Tokens of one micro-batch where nothing is asked for: enough to fill the device, little enough to fit.
+_MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 16384}
+_STEP_TOKENS = {"cpu": 8192, "cuda": 65536}
+_WARMUP_SHARE = 0.02
+_NUM_INTERVALS = 10
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """Sequences per micro-batch, step and evaluation batch."""
+
+    micro: int
+    total: int
+    evaluation: int
+
+
+def resolve_batch(recipe: Recipe, kind: str, reasons: dict[str, str]) -> BatchSizes:
+    """Resolves the batch; a given micro-batch is binding, and both numbers given are the effective batch."""
+    length = recipe.max_seq_length
+    micro, accumulation = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
+    total = recipe.total_batch_size or (recipe.total_batch_tokens and recipe.total_batch_tokens // length)
+    most = max(1, _MICRO_BATCH_TOKENS[kind] // length)
+    if total is None:
+        if micro != "auto":
+            total = micro * (1 if accumulation == "auto" else accumulation)
+        else:
+            total = max(1, _STEP_TOKENS[kind] // length)
+            reasons["total_batch_size"] = f"about {format_count(_STEP_TOKENS[kind])} tokens per step"
+    if micro == "auto":
+        micro = min(most, int(total)) if accumulation == "auto" else -(-int(total) // accumulation)
+        reasons["micro_batch_size"] = f"at most {format_count(_MICRO_BATCH_TOKENS[kind])} tokens at once"
+    evaluation = recipe.per_device_eval_batch_size
+    return BatchSizes(micro, int(total), max(micro, most) if evaluation == "auto" else evaluation)
+
+
+def count_steps(recipe: Recipe, corpus: CorpusFacts, tokens_per_step: int, reasons: dict[str, str]) -> int | None:
+    """Number of updates that steps, epochs or tokens ask for; None where only hours are given.
+
+    Raises:
+        InputError: no duration is given.
+    """
+    if recipe.max_steps is not None:
+        return recipe.max_steps
+    if recipe.num_train_epochs is not None:
+        steps = math.ceil(recipe.num_train_epochs * corpus.num_train_tokens / tokens_per_step)
+        reasons["num_steps"] = f"{recipe.num_train_epochs:g} x {format_count(corpus.num_train_tokens)} tokens"
+        return max(1, steps)
+    if recipe.max_tokens is not None:
+        reasons["num_steps"] = f"{format_count(recipe.max_tokens)} tokens"
+        return max(1, math.ceil(recipe.max_tokens / tokens_per_step))
+    if recipe.max_hours is None:
+        raise InputError("no duration is given: set max_steps, num_train_epochs, max_tokens or max_hours")
+    return None
+
+
+def make_schedule(recipe: Recipe, num_steps: int) -> SchedulePlan:
+    """Resolves warmup and decay for a number of steps.
+
+    Raises:
+        InputError: the schedule is unknown or its warmup is longer than the run.
+    """
+    find_shape(recipe.lr_scheduler_type)
+    if recipe.warmup_steps is not None:
+        warmup = recipe.warmup_steps
+    else:
+        warmup = round((recipe.warmup_ratio if recipe.warmup_ratio is not None else _WARMUP_SHARE) * num_steps)
+    if warmup > num_steps:
+        raise InputError(
+            f"warmup_steps {warmup} is more than the {num_steps} steps of the run: lower it, or use warmup_ratio"
+        )
+    decay = round(recipe.decay_ratio * num_steps) if recipe.lr_scheduler_type == "wsd" else num_steps - warmup
+    return SchedulePlan(
+        name=recipe.lr_scheduler_type,
+        num_steps=num_steps,
+        num_warmup_steps=warmup,
+        num_decay_steps=min(decay, num_steps - warmup),
+        min_lr_ratio=recipe.min_lr_ratio,
+    )
+
+
+def resolve_interval(given: int | str, num_steps: int) -> int:
+    """Steps between evaluations, samples or checkpoints; 0 becomes the whole run."""
+    if given == "auto":
+        return max(1, math.ceil(num_steps / _NUM_INTERVALS))
+    return int(given) or num_steps

@@ -1,0 +1,178 @@
+"""A run folder: what lies where, who may write, which checkpoints stay.
+
+runs/<name>/
+  recipe.yaml  plan.json  events.jsonl  checkpoints/step-000500/  tensorboard/
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from onecard.checkpoint import list_checkpoints, read_checkpoint, remove_leftovers, step_of_folder
+from onecard.errors import CheckpointError, InputError, RunBusyError
+from onecard.spec import Plan, Recipe
+from onecard.spec.dump import recipe_to_yaml
+from onecard.spec.load import load_recipe
+
+_RECIPE = "recipe.yaml"
+_PLAN = "plan.json"
+_SUPERSEDED = "superseded-"
+
+
+class RunFolder:
+    """Paths and files of one run. Take `lock()` before writing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.events = root / "events.jsonl"
+        self.checkpoints = root / "checkpoints"
+
+    @classmethod
+    def create(cls, root: Path, recipe: Recipe, plan: Plan) -> "RunFolder":
+        """Makes a new run folder and writes down what will be done.
+
+        Raises:
+            InputError: the folder already holds a run or other files; nothing is overwritten.
+        """
+        if (root / _PLAN).exists():
+            raise InputError(
+                f"{root} already holds a run: continue it with `onecard resume {root}`, or give another --output_dir"
+            )
+        if root.exists() and (not root.is_dir() or any(path.name != ".lock" for path in root.iterdir())):
+            raise InputError(f"{root} exists and is not empty: give another --output_dir; nothing was changed")
+        try:
+            (root / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"run folder {root} cannot be made: {error}. Give another --output_dir") from error
+        (root / _RECIPE).write_text(recipe_to_yaml(recipe), encoding="utf-8")
+        (root / _PLAN).write_text(plan.model_dump_json(indent=1), encoding="utf-8")
+        return cls(root)
+
+    @classmethod
+    def open(cls, root: Path) -> "RunFolder":
+        """Opens an existing run folder.
+
+        Raises:
+            InputError: it is none.
+        """
+        if not (root / _PLAN).is_file() or not (root / _RECIPE).is_file():
+            what = "does not exist" if not root.exists() else f"has no {_PLAN} and {_RECIPE}"
+            raise InputError(f"{root} is no run folder: it {what}. Run folders lie under runs/ by default")
+        return cls(root)
+
+    def recipe(self) -> Recipe:
+        """The recipe of the run."""
+        return load_recipe(self.root / _RECIPE)
+
+    def plan(self) -> Plan:
+        """The plan the run was started with."""
+        try:
+            return Plan.model_validate_json((self.root / _PLAN).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.root / _PLAN} cannot be read as a plan: {str(error).splitlines()[0]}"
+            ) from error
+
+    def lock(self) -> FileLock:
+        """Takes the folder for this process; released when the process ends, however it ends.
+
+        Raises:
+            RunBusyError: another process works in it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunBusyError(
+                f"{self.root} is in use by another onecard process: wait for it, or stop it first"
+            ) from error
+        return lock
+
+    def find_checkpoint(self, which: str) -> Path:
+        """Finds the checkpoint `best`, `last` or of a step number.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        found = list_checkpoints(self.checkpoints)
+        if not found:
+            raise CheckpointError(f"{self.root} has no complete checkpoint yet")
+        if which == "last":
+            return found[-1]
+        if which == "best":
+            best = self.best_step()
+            return next((path for path in found if step_of_folder(path) == best), found[-1])
+        matches = [path for path in found if which.isdigit() and step_of_folder(path) == int(which)]
+        if not matches:
+            steps = ", ".join(str(step_of_folder(path)) for path in found)
+            raise CheckpointError(f"{self.root} has no checkpoint {which!r}: use best, last, or one of {steps}")
+        return matches[0]
+
+    def best_step(self) -> int | None:
+        """Step of the best held-out loss, as the newest checkpoint knows it."""
+        found = list_checkpoints(self.checkpoints)
+        if not found:
+            return None
+        progress = json.loads((found[-1] / "progress.json").read_text(encoding="utf-8"))
+        best: int | None = progress["best_step"]
+        return best
+
+    def find_resumable(self) -> Path | None:
+        """The newest checkpoint that is whole; damaged newer ones are set aside. None before the first one.
+
+        Raises:
+            CheckpointError: there are checkpoints, but every one is damaged.
+        """
+        problems = []
+        for folder in reversed(list_checkpoints(self.checkpoints)):
+            try:
+                read_checkpoint(folder)
+            except CheckpointError as error:
+                problems.append(str(error))
+                folder.rename(_unused_name(folder.with_name(f"damaged-{folder.name}")))
+            else:
+                return folder
+        if problems:
+            raise CheckpointError("\n".join(problems))
+        return None
+
+    def set_aside_after(self, checkpoint: Path) -> None:
+        """Renames checkpoints newer than the one a run continues from: they belong to a record that is cut off."""
+        remove_leftovers(self.checkpoints)
+        for folder in list_checkpoints(self.checkpoints):
+            if step_of_folder(folder) > step_of_folder(checkpoint):
+                folder.rename(_unused_name(folder.with_name(_SUPERSEDED + folder.name)))
+
+    def remove_surplus(self, limit: int | None, best_step: int | None) -> None:
+        """Removes the oldest checkpoints beyond `limit`, never the best or the newest one."""
+        if limit is None:
+            return
+        found = list_checkpoints(self.checkpoints)
+        removable = [folder for folder in found[:-1] if step_of_folder(folder) != best_step]
+        for folder in removable[: max(0, len(found) - limit)]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def newest_run(root: Path) -> Path:
+    """The run folder under `root` that was written to last.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = [path.parent for path in root.glob(f"*/{_PLAN}")]
+    if not found:
+        raise InputError(f"no run folder under {root}: start one with `onecard train RECIPE`")
+    return max(
+        found, key=lambda path: (path / "events.jsonl").stat().st_mtime if (path / "events.jsonl").exists() else 0
+    )
+
+
+def _unused_name(path: Path) -> Path:
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate

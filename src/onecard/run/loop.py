@@ -1,0 +1,301 @@
+"""The loop: a generator of events that writes nothing but checkpoints.
+
+batches ──► train_step ──► stats (on the device)
+                             │ read one update late, so the device never waits for Python
+                             ▼
+             StepEvent ... EvaluatedEvent, SampledEvent, SavedEvent at their intervals
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onecard.checkpoint import folder_of_step, write_checkpoint
+from onecard.data import BatchStream, Corpus, heldout_batches
+from onecard.errors import DivergedError
+from onecard.evaluation import measure_heldout_loss
+from onecard.model.decoder import CompilerError
+from onecard.model.generate import Sampling, complete
+from onecard.observe.events import (
+    EvaluatedEvent,
+    Event,
+    FindingEvent,
+    FinishedEvent,
+    FinishReason,
+    Sample,
+    SampledEvent,
+    SavedEvent,
+    SaveReason,
+    StepEvent,
+)
+from onecard.run.control import Control
+from onecard.run.folder import RunFolder
+from onecard.training.schedule import rate_at
+from onecard.training.snapshot import snapshot
+from onecard.training.state import TrainState
+from onecard.training.step import MicroBatch, StepStats, place, train_step
+
+_MAX_REFUSED_IN_A_ROW = 25
+_SAMPLE_TEMPERATURE = 0.7
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """An update whose statistics are still on their way from the device."""
+
+    step: int
+    learning_rate: float
+    tokens_seen: int
+    wait_s: float
+    values: Tensor  # loss, gradient norm, number of targets, finite: one copy for all
+    copied: torch.cuda.Event | None
+
+
+class Loop:
+    """Trains a state until its plan is done; `record_bytes` tells the size of the record so far, for checkpoints."""
+
+    def __init__(
+        self, state: TrainState, corpus: Corpus, folder: RunFolder, control: Control, record_bytes: Callable[[], int]
+    ) -> None:
+        self._state = state
+        self._plan = state.plan
+        self._corpus = corpus
+        self._folder = folder
+        self._control = control
+        self._record_bytes = record_bytes
+        self._prompts: tuple[str, ...] = folder.recipe().sample_prompts
+        self._sample_tokens = folder.recipe().sample_max_new_tokens
+        self._started = time.perf_counter() - state.progress.elapsed_s
+        self._last_read = time.perf_counter()
+        self._tokens_before = state.progress.tokens_seen
+        self._pending: _Pending | None = None
+        self._heldout_loss: float | None = None
+
+    def run(self, stream: BatchStream) -> Iterator[Event]:
+        """Yields what happens, in order; ends with a FinishedEvent.
+
+        Raises:
+            DivergedError: update after update had to be refused.
+        """
+        begun = time.perf_counter()
+        reason: FinishReason = "completed"
+        progress, num_steps = self._state.progress, self._plan.schedule.num_steps
+        while progress.step < num_steps:
+            if self._control.stop:
+                reason = "interrupted"
+                break
+            yield from self._update(stream)
+            yield from self._at_intervals(is_last=progress.step == num_steps)
+            if self._has_lost_patience():
+                reason = "early stopping"
+                break
+        yield from self._drain()
+        yield from self._save_at_end(reason)
+        yield self._finished(reason, time.perf_counter() - begun)
+
+    def _update(self, stream: BatchStream) -> Iterator[Event]:
+        state, progress = self._state, self._state.progress
+        micro_batches = [place(batch, state.device, self._plan.attn_implementation) for batch in next(stream)]
+        learning_rate = self._plan.optimizer.learning_rate * rate_at(self._plan.schedule, progress.step)
+        try:
+            stats = self._train_step(micro_batches, learning_rate)
+        except CompilerError as error:
+            yield self._give_up_compiling(error)
+            stats = self._train_step(micro_batches, learning_rate)
+        progress.step += 1
+        progress.position += self._plan.total_batch_size
+        progress.tokens_seen += self._plan.tokens_per_step
+        launched = _Pending(progress.step, learning_rate, progress.tokens_seen, stream.wait_s, *_to_host(stats))
+        yield from self._drain()
+        self._pending = launched
+        if launched.copied is None:  # a CPU is never ahead of Python, so waiting would only blur the step's time
+            yield from self._drain()
+
+    def _train_step(self, micro_batches: list[MicroBatch], learning_rate: float) -> StepStats:
+        seed_step(self._plan.seed, self._state.progress.step)
+        return train_step(self._state, micro_batches, learning_rate, max_grad_norm=self._plan.optimizer.max_grad_norm)
+
+    def _give_up_compiling(self, error: Exception) -> FindingEvent:
+        self._state.decoder.to_eager()
+        self._state.optimizer.zero_grad()
+        return FindingEvent(
+            step=self._state.progress.step,
+            elapsed_s=self._elapsed(),
+            symptom="torch.compile failed; the run goes on without it",
+            evidence=str(error).strip().splitlines()[0][:200],
+            likely_cause="the compiler or Triton does not work on this machine",
+            remedy="set torch_compile: false to save the attempt, or repair the compiler",
+        )
+
+    def _drain(self) -> Iterator[Event]:
+        """Reads the statistics of the update before, waiting for them if need be."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        if pending.copied is not None:
+            pending.copied.synchronize()
+        loss, gradient_norm, num_targets, is_finite = pending.values.tolist()
+        now = time.perf_counter()
+        step_s, self._last_read = now - self._last_read, now
+        tokens_per_s = self._plan.tokens_per_step / step_s
+        yield StepEvent(
+            step=pending.step,
+            elapsed_s=self._elapsed(),
+            loss=loss,
+            learning_rate=pending.learning_rate,
+            grad_norm=gradient_norm,
+            num_target_tokens=int(num_targets),
+            tokens_seen=pending.tokens_seen,
+            is_finite=bool(is_finite),
+            step_s=step_s,
+            tokens_per_s=tokens_per_s,
+            wait_s=pending.wait_s,
+            share_of_peak=tokens_per_s * self._plan.flops_per_token / self._plan.peak_flops,
+            memory_bytes=_reserved_bytes(self._state.device),
+        )
+        yield from self._watch_refusals(pending.step, bool(is_finite))
+
+    def _watch_refusals(self, step: int, is_finite: bool) -> Iterator[Event]:
+        progress = self._state.progress
+        progress.num_refused_in_a_row = 0 if is_finite else progress.num_refused_in_a_row + 1
+        if progress.num_refused_in_a_row < _MAX_REFUSED_IN_A_ROW:
+            return
+        finding = FindingEvent(
+            step=step,
+            elapsed_s=self._elapsed(),
+            symptom="loss or gradient is not finite",
+            evidence=f"{_MAX_REFUSED_IN_A_ROW} updates in a row were refused, the last at step {step}",
+            likely_cause="the learning rate is too high, or precision fp16 overflows",
+            remedy="resume from an earlier checkpoint with half the learning_rate, or with precision bf16 or fp32",
+            stops_run=True,
+        )
+        yield finding
+        raise DivergedError(f"{finding.symptom}: {finding.evidence}. {finding.remedy}")
+
+    def _at_intervals(self, *, is_last: bool) -> Iterator[Event]:
+        step = self._state.progress.step
+        evaluates = bool(self._corpus.heldout) and (is_last or step % self._plan.eval_steps == 0)
+        samples = bool(self._prompts) and (is_last or step % self._plan.sample_steps == 0)
+        saves = is_last or step % self._plan.save_steps == 0
+        if not (evaluates or samples or saves):
+            return
+        yield from self._drain()
+        is_best = False
+        if evaluates:
+            evaluated = self._evaluate()
+            is_best = evaluated.is_best
+            yield evaluated
+        if samples:
+            yield self._sample()
+        if saves or is_best:
+            yield self._save("final" if is_last else "interval" if saves else "best")
+        # The next step's time starts here: what happened in between has its own seconds.
+        self._last_read = time.perf_counter()
+
+    def _evaluate(self) -> EvaluatedEvent:
+        started, plan, progress = time.perf_counter(), self._plan, self._state.progress
+        batches = (
+            batch
+            for file in self._corpus.heldout
+            for batch in heldout_batches(
+                file, plan.max_seq_length, plan.eval_batch_size, self._corpus.separator_id, plan.eval_batches
+            )
+        )
+        state = self._state
+        result = measure_heldout_loss(state.model, state.head, batches, plan.attn_implementation)
+        self._heldout_loss = result.loss
+        is_best = progress.best_loss is None or result.loss < progress.best_loss
+        if is_best:
+            progress.best_loss, progress.best_step, progress.num_evaluations_without_gain = (
+                result.loss,
+                progress.step,
+                0,
+            )
+        else:
+            progress.num_evaluations_without_gain += 1
+        return EvaluatedEvent(
+            step=progress.step,
+            elapsed_s=self._elapsed(),
+            loss=result.loss,
+            bits_per_byte=result.bits_per_byte(plan.corpus.num_heldout_tokens, plan.corpus.heldout_bytes),
+            standard_error=result.standard_error,
+            num_target_tokens=result.num_target_tokens,
+            is_best=is_best,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _sample(self) -> SampledEvent:
+        started = time.perf_counter()
+        sampling = Sampling(self._sample_tokens, temperature=_SAMPLE_TEMPERATURE, seed=self._plan.seed)
+        completions = complete(self._state.model, self._corpus.tokenizer, self._prompts, sampling)
+        samples = tuple(Sample(prompt=p, completion=c) for p, c in zip(self._prompts, completions, strict=True))
+        seconds = time.perf_counter() - started
+        return SampledEvent(step=self._state.progress.step, elapsed_s=self._elapsed(), samples=samples, seconds=seconds)
+
+    def _save(self, reason: SaveReason) -> SavedEvent:
+        started, progress = time.perf_counter(), self._state.progress
+        progress.elapsed_s = self._elapsed()
+        target = folder_of_step(self._folder.checkpoints, progress.step)
+        record = {"events_bytes": self._record_bytes(), "reason": reason}
+        num_bytes = write_checkpoint(target, snapshot(self._state, self._corpus.tokenizer, record))
+        self._folder.remove_surplus(self._plan.save_total_limit, progress.best_step)
+        return SavedEvent(
+            step=progress.step,
+            elapsed_s=self._elapsed(),
+            checkpoint=target.name,
+            reason=reason,
+            num_bytes=num_bytes,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _save_at_end(self, reason: FinishReason) -> Iterator[Event]:
+        """A run that ends between two intervals keeps what it has."""
+        is_saved = folder_of_step(self._folder.checkpoints, self._state.progress.step).exists()
+        if reason != "completed" and not is_saved:
+            yield self._save("interrupted" if reason == "interrupted" else "final")
+
+    def _has_lost_patience(self) -> bool:
+        patience = self._plan.early_stopping_patience
+        return patience is not None and self._state.progress.num_evaluations_without_gain >= patience
+
+    def _finished(self, reason: FinishReason, seconds: float) -> FinishedEvent:
+        progress = self._state.progress
+        return FinishedEvent(
+            step=progress.step,
+            elapsed_s=self._elapsed(),
+            reason=reason,
+            loss=self._heldout_loss,
+            best_loss=progress.best_loss,
+            best_step=progress.best_step,
+            tokens_seen=progress.tokens_seen,
+            num_steps=self._plan.schedule.num_steps,
+            tokens_per_s=(progress.tokens_seen - self._tokens_before) / max(seconds, 1e-9),
+            seconds=seconds,
+        )
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._started
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seeds dropout of one step from (seed, step), so that a resumed run draws what an uninterrupted one would."""
+    torch.manual_seed((seed * 1_000_003 + step) & 0x7FFF_FFFF_FFFF_FFFF)
+
+
+def _to_host(stats: StepStats) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Starts one copy of all statistics; the event tells when it has arrived."""
+    values = torch.stack([stats.loss, stats.gradient_norm, stats.num_targets.float(), stats.is_finite.float()])
+    if values.device.type == "cpu":
+        return values, None
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return host, copied
+
+
+def _reserved_bytes(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None

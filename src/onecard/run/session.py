@@ -1,0 +1,118 @@
+"""A run from start to end: folder, lock, record, sinks, and the loop between them."""
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from onecard.checkpoint import Checkpoint, read_checkpoint, remove_leftovers
+from onecard.data import BatchStream, BlockSampler, Corpus, StreamSettings
+from onecard.errors import CheckpointError
+from onecard.observe.events import Event, SavedEvent
+from onecard.observe.jsonl import JsonlSink
+from onecard.observe.sinks import make_sinks
+from onecard.run.control import Control, stopping_on_signals
+from onecard.run.folder import RunFolder
+from onecard.run.loop import Loop
+from onecard.spec import Plan
+from onecard.training.assemble import assemble
+from onecard.training.snapshot import restore
+from onecard.training.state import TrainState
+
+OnEvent = Callable[[Event], None]
+
+
+def run_session(folder: RunFolder, corpus: Corpus, checkpoint: Path | None, on_event: OnEvent | None) -> None:
+    """Trains in a locked run folder, from its plan's first step or from a checkpoint, until the plan is done.
+
+    Every event reaches the record `events.jsonl`, the sinks of the recipe and `on_event`, in this order.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or the text has changed since.
+        DivergedError: training cannot go on.
+    """
+    plan = folder.plan()
+    _check_corpus(plan, corpus)
+    remove_leftovers(folder.checkpoints)
+    _set_determinism(plan)
+    state = assemble(plan)
+    restored = _restore(state, folder, checkpoint) if checkpoint is not None else None
+    recipe = folder.recipe()
+    with ExitStack() as stack:
+        # A run that died before its first checkpoint begins its record anew.
+        record = JsonlSink(folder.events, truncate_at=restored.document("record")["events_bytes"] if restored else 0)
+        stack.callback(record.close)
+        sinks = make_sinks(
+            recipe.report_to,
+            folder.root,
+            run_name=recipe.run_name,
+            config=plan.model_dump(mode="json"),
+            resumed_at=state.progress.step if restored else None,
+        )
+        for sink in sinks:
+            stack.callback(sink.close)
+        control = Control()
+        stack.enter_context(stopping_on_signals(control))
+        stream = stack.enter_context(_open_stream(plan, corpus, state.progress.position))
+
+        def tell(event: Event) -> None:
+            for sink in (record, *sinks):
+                sink.receive(event)
+            if on_event is not None:
+                on_event(event)
+
+        if restored is not None and (saved := _saved_event(state, restored)) is not None:
+            tell(saved)
+        for event in Loop(state, corpus, folder, control, lambda: record.num_bytes).run(stream):
+            tell(event)
+
+
+def _restore(state: TrainState, folder: RunFolder, path: Path) -> Checkpoint:
+    checkpoint = read_checkpoint(path)
+    restore(state, checkpoint)
+    folder.set_aside_after(path)
+    return checkpoint
+
+
+def _saved_event(state: TrainState, checkpoint: Checkpoint) -> SavedEvent | None:
+    """The event of the checkpoint itself, which the record was cut before; none where only an interruption wrote it."""
+    reason = checkpoint.document("record")["reason"]
+    if reason == "interrupted":
+        return None
+    return SavedEvent(
+        step=state.progress.step,
+        elapsed_s=state.progress.elapsed_s,
+        checkpoint=checkpoint.folder.name,
+        reason=reason,
+        num_bytes=checkpoint.num_tensor_bytes,
+        seconds=0.0,
+    )
+
+
+def _open_stream(plan: Plan, corpus: Corpus, position: int) -> BatchStream:
+    sampler = BlockSampler([file.num_tokens for file in corpus.train], corpus.weights, plan.max_seq_length, plan.seed)
+    settings = StreamSettings(
+        samples_per_step=plan.total_batch_size,
+        micro_batch_size=plan.micro_batch_size,
+        num_workers=plan.dataloader_num_workers,
+        prefetch_factor=plan.dataloader_prefetch_factor,
+        pin_memory=plan.device.startswith("cuda"),
+    )
+    return BatchStream(corpus.train, sampler, corpus.separator_id, settings, position)
+
+
+def _check_corpus(plan: Plan, corpus: Corpus) -> None:
+    if corpus.fingerprint != plan.corpus.fingerprint:
+        raise CheckpointError(
+            "the training text, its split or its tokenizer has changed since this run began, so it cannot be continued "
+            "exactly: restore the text, or start a new run with `onecard train`"
+        )
+
+
+def _set_determinism(plan: Plan) -> None:
+    if plan.deterministic:
+        # cuBLAS reads it when its first handle is made.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(plan.deterministic)

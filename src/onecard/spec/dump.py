@@ -1,0 +1,47 @@
+"""A recipe taken apart again: values by key, and YAML that loads to the same recipe."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from onecard.spec.accepts import FIELDS, MODEL_CONFIG, default_of
+from onecard.spec.layers import Layer
+from onecard.spec.recipe import DatasetSource, Recipe
+
+_FIELD_NAMES = {key: "model_settings" if key == MODEL_CONFIG else key for key in FIELDS}
+
+
+def recipe_to_yaml(recipe: Recipe) -> str:
+    """Writes a recipe as YAML that loads to an equal one; defaults are written out, so that it keeps its meaning."""
+    values = {
+        key: value
+        for key, value in values_of(recipe).items()
+        if not (value in (None, (), {}, "") and value == default_of(key))
+    }
+    return yaml.safe_dump(plain(values), sort_keys=False, allow_unicode=True, width=120)
+
+
+def values_of(recipe: Recipe) -> dict[str, Any]:
+    """Takes a recipe apart into values by key."""
+    return {key: getattr(recipe, name) for key, name in _FIELD_NAMES.items()}
+
+
+def plain_layer(layer: Layer) -> dict[str, Any]:
+    """Turns a layer into a section as it would stand in a recipe file."""
+    section: dict[str, Any] = plain(layer.values)
+    if layer.on_device:
+        section["on_device"] = plain(layer.on_device)
+    return section
+
+
+def plain(value: Any) -> Any:
+    """Turns a valid value into what YAML can hold: lists, mappings, text and numbers."""
+    if isinstance(value, DatasetSource):
+        given = value.model_dump(exclude_defaults=True)
+        return given["path"] if set(given) == {"path"} else given
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,191 @@
+"""One layer of settings (a recipe, a section, flags) read and checked by itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from onecard.spec.accepts import MODEL_CONFIG, accepts, adapter, coerce, show
+from onecard.spec.merge import EXCLUSIVE, PRECISIONS, SHAPE_KEYS, is_given
+from onecard.spec.paths import anchor
+from onecard.spec.recipe import DatasetSource
+from onecard.spec.spelling import NO_EFFECT, VALUES, Spelling, did_you_mean, find_spelling, nearest
+
+DEVICES = ("cpu", "cuda")
+# Keys that decide which section holds, or name the whole, make no sense inside a section.
+_NOT_IN_SIZE = ("size", "sizes", "name")
+_NOT_ON_DEVICE = (*_NOT_IN_SIZE, "on_device", "device")
+
+
+@dataclass
+class Layer:
+    """Settings from one place, by canonical or deferred name, each already valid by itself."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    on_device: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sizes: dict[str, "Layer"] = field(default_factory=dict)
+    # Keys that were given but refused, so that nobody complains that they are missing.
+    refused: set[str] = field(default_factory=set)
+
+
+class LayerReader:
+    """Reads mappings as people write them and collects every problem as a sentence.
+
+    Paths that exist only relative to `folder`, the folder of a recipe file, are found there.
+    """
+
+    def __init__(self, problems: list[str], folder: Path | None = None) -> None:
+        self.problems = problems
+        self._folder = folder
+        self._place = ""
+
+    def read(self, settings: Mapping[Any, Any]) -> Layer:
+        """Reads a recipe or flags, with their `sizes` and `on_device` sections."""
+        layer, sections = self._read_values(settings, forbidden=())
+        layer.sizes = {
+            str(name): self._read_size(section, f"sizes.{name}")
+            for name, section in self._sections(sections.get("sizes"), "sizes")
+        }
+        layer.on_device = self._read_devices(sections.get("on_device"), "on_device")
+        return layer
+
+    def read_device_section(self, section: Mapping[Any, Any], place: str) -> dict[str, Any]:
+        """Reads what holds on one kind of device."""
+        self._place = f"{place}: "
+        layer, _ = self._read_values(section, _NOT_ON_DEVICE)
+        self._place = ""
+        return layer.values
+
+    def _read_size(self, section: Mapping[Any, Any], place: str) -> Layer:
+        self._place = f"{place}: "
+        layer, sections = self._read_values(section, _NOT_IN_SIZE)
+        self._place = ""
+        layer.on_device = self._read_devices(sections.get("on_device"), f"{place}.on_device")
+        return layer
+
+    def _read_devices(self, sections: Any, place: str) -> dict[str, dict[str, Any]]:
+        devices = {}
+        for name, section in self._sections(sections, place):
+            kind = "cuda" if name == "gpu" else name
+            if kind in DEVICES:
+                devices[kind] = self.read_device_section(section, f"{place}.{name}")
+            else:
+                self.problems.append(f"{place}.{name} is no kind of device: use cpu or cuda")
+        return devices
+
+    def _sections(self, sections: Any, place: str) -> list[tuple[Any, Mapping[Any, Any]]]:
+        if sections is None:
+            return []
+        if not isinstance(sections, Mapping):
+            self.problems.append(f"{place} is {show(sections)}, but takes a mapping of named sections")
+            return []
+        good = []
+        for name, section in sections.items():
+            if section is None or isinstance(section, Mapping):
+                good.append((name, section or {}))
+            else:
+                self.problems.append(f"{place}.{name} is {show(section)}, but takes a mapping of settings")
+        return good
+
+    def _read_values(self, settings: Mapping[Any, Any], forbidden: tuple[str, ...]) -> tuple[Layer, dict[str, Any]]:
+        layer = Layer()
+        sections: dict[str, Any] = {}
+        written: dict[str, str] = {}
+        for name, value in settings.items():
+            spelling = find_spelling(str(name))
+            if spelling is None:
+                self._problem(f"{name} is not a setting{did_you_mean(nearest(str(name)))}")
+            elif spelling.key in forbidden:
+                self._problem(f"{name} cannot be set in such a section")
+            elif spelling.key in ("sizes", "on_device"):
+                sections[spelling.key] = coerce(spelling.key, value)
+            else:
+                self._read_value(layer, written, (str(name), spelling), value)
+        if "learning_rate" in layer.refused:
+            layer.values.pop("min_lr", None)  # nothing to compare it with
+        self._check_contradictions(layer.values, written)
+        return layer, sections
+
+    def _read_value(self, layer: Layer, written: dict[str, str], name: tuple[str, Spelling], value: Any) -> None:
+        """Reads one setting into the layer. `written` remembers what the user called each key."""
+        shown, spelling = name
+        key = spelling.name if spelling.deferred else spelling.key
+        try:
+            valid = self._valid(spelling, value)
+        except ValidationError as error:
+            layer.refused.add(spelling.key)
+            for sentence in dict.fromkeys(_sentence(spelling.key, shown, value, entry) for entry in error.errors()):
+                self._problem(sentence)
+        except ValueError as error:
+            layer.refused.add(spelling.key)
+            self._problem(f"{shown} is {show(value)}, but {error}")
+        else:
+            if valid is NO_EFFECT:
+                return
+            if key in written and layer.values[key] != valid:
+                self._problem(f"{written[key]} and {shown} are one setting, but have different values: keep one")
+                return
+            layer.values[key] = valid
+            written.setdefault(key, shown)
+
+    def _valid(self, spelling: Spelling, value: Any) -> Any:
+        if spelling.translate:
+            value = spelling.translate(value)
+        if spelling.deferred or value is NO_EFFECT:
+            return value
+        key = spelling.key
+        translate = VALUES.get(key)
+        value = coerce(key, translate(value) if translate else value)
+        return anchor(key, adapter(key).validate_python(value), self._folder)
+
+    def _check_contradictions(self, values: dict[str, Any], written: dict[str, str]) -> None:
+        """Reports what contradicts itself within one layer, and keeps the first of it, to report it once."""
+        for group in EXCLUSIVE:
+            given = [key for key in values if key in group and is_given(values[key])]
+            if len(given) > 1:
+                names = " and ".join(written[key] for key in given)
+                self._problem(f"{names} contradict each other: keep one of them")
+                for key in given[1:]:
+                    del values[key]
+        self._check_precision(values, written)
+        settings = values.get(MODEL_CONFIG)
+        for name, value in settings.items() if isinstance(settings, dict) else ():
+            spelling = find_spelling(str(name))
+            key = spelling.key if spelling else ""
+            if key in SHAPE_KEYS and is_given(values.get(key)) and values[key] != value:
+                other = f"model_config has {name} {show(value)}"
+                self._problem(f"{written[key]} is {show(values[key])}, but {other}: keep one of them")
+                del values[key]
+
+    def _check_precision(self, values: dict[str, Any], written: dict[str, str]) -> None:
+        chosen = {name: written[name] for name in PRECISIONS if values.get(name) is True}
+        if (explicit := values.get("precision", "auto")) != "auto":
+            chosen.setdefault(explicit, written["precision"])
+        if len(chosen) > 1:
+            self._problem(f"{' and '.join(chosen.values())} contradict each other: keep one of them")
+            for name in list(chosen)[1:]:
+                values.pop(name, None)
+
+    def _problem(self, sentence: str) -> None:
+        self.problems.append(self._place + sentence)
+
+
+_SOURCE_KEYS = tuple(DatasetSource.model_fields)
+
+
+def _sentence(key: str, name: str, value: Any, error: Any) -> str:
+    """Says what a validator refused in the words of a recipe."""
+    is_list = isinstance(value, list | tuple)
+    inner = [part for part in error["loc"] if (is_list if isinstance(part, int) else part in _SOURCE_KEYS)]
+    if key not in ("dataset", "eval_dataset") or not error["loc"]:
+        return f"{name} is {show(value)}, but takes {accepts(key).text}"
+    place = name + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner)
+    if error["type"] == "missing":
+        return f"{place.removesuffix('.path')} has no path: give a file, a folder, a glob or a name"
+    if error["type"] == "extra_forbidden":
+        unknown = str(error["loc"][-1])
+        return f"{place}.{unknown} is not a setting of a source{did_you_mean(nearest(unknown, list(_SOURCE_KEYS)))}"
+    takes = "a number above 0" if inner and inner[-1] == "weight" else "text"
+    return f"{place} is {show(error['input'])}, but takes {takes}"

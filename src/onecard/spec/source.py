@@ -1,0 +1,123 @@
+"""Where a recipe comes from: a shipped name, a YAML file, a mapping, or nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from onecard.errors import RecipeError
+from onecard.spec.spelling import did_you_mean, nearest
+
+_SHIPPED = Path(__file__).parent / "recipes"
+_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Settings as written, what to call them in messages, and the folder their paths may be relative to."""
+
+    origin: str
+    settings: Mapping[Any, Any]
+    folder: Path | None = None
+    default_name: str | None = None
+
+
+@dataclass(frozen=True)
+class RecipeInfo:
+    """A shipped recipe for people: its name, one sentence, and its file as written."""
+
+    name: str
+    description: str
+    text: str
+
+
+@cache
+def recipe_names() -> tuple[str, ...]:
+    """Names the shipped recipes."""
+    return tuple(sorted(path.stem for path in _SHIPPED.glob("*.yaml")))
+
+
+def describe_recipe(name: str) -> RecipeInfo:
+    """Describes a shipped recipe. Raises RecipeError for an unknown name."""
+    if name not in recipe_names():
+        raise RecipeError(name, [_no_such_recipe(name)])
+    text = (_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
+    return RecipeInfo(name, str(parse_yaml(text, name).get("description", "")), text)
+
+
+def read_source(source: str | Path | Mapping[str, Any] | None) -> Source:
+    """Finds and parses a recipe. Raises RecipeError if there is none or it is not YAML."""
+    if source is None:
+        return Source("settings", {})
+    if isinstance(source, Mapping):
+        return Source("recipe", source)
+    if isinstance(source, str) and source in recipe_names():
+        return Source(f"recipe {source}", parse_yaml(describe_recipe(source).text, source))
+    path = Path(source).expanduser()
+    if path.is_file():
+        return Source(str(path), parse_yaml(_read_text(path), str(path)), path.parent, path.stem)
+    raise RecipeError(str(source), [_no_such_recipe(str(source))])
+
+
+def parse_yaml(text: str, origin: str) -> Mapping[Any, Any]:
+    """Parses a mapping. Raises RecipeError with line and column for broken YAML and for a key given twice."""
+    try:
+        settings = yaml.load(text, _UniqueKeyLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise RecipeError(origin, [f"{place}{error.problem or error.context}; this is not valid YAML"]) from error
+    except yaml.YAMLError as error:
+        raise RecipeError(origin, [f"not valid YAML: {' '.join(str(error).split())}"]) from error
+    if settings is None:
+        raise RecipeError(origin, ["the file is empty: write settings as `key: value` lines"])
+    if not isinstance(settings, dict):
+        raise RecipeError(origin, [f"the file holds a {type(settings).__name__}: write settings as `key: value` lines"])
+    return settings
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML forbids a key given twice; PyYAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is None or key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        # utf-8-sig: Windows editors like to start a file with a byte order mark.
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(str(path), [f"byte {error.start} is not UTF-8 text: save the file as UTF-8"]) from error
+    except OSError as error:
+        raise RecipeError(str(path), [f"cannot be read: {error.strerror or error}"]) from error
+
+
+def _no_such_recipe(name: str) -> str:
+    path = Path(name)
+    names = ", ".join(recipe_names())
+    if path.is_dir():
+        inner = path / "recipe.yaml"
+        hint = f": name {inner}" if inner.is_file() else " without recipe.yaml: name a file, or a shipped recipe"
+        return f"this is a folder{hint}"
+    if path.suffix.lower() in _SUFFIXES or len(path.parts) > 1:
+        similar = did_you_mean(nearest_recipes(path.stem))
+        return f"there is no such file{similar} (shipped recipes: {names})"
+    return f"no shipped recipe and no file has this name{did_you_mean(nearest_recipes(name))} (shipped: {names})"
+
+
+def nearest_recipes(name: str) -> list[str]:
+    """Names shipped recipes that look like `name`."""
+    by_key = {known.replace("-", "_"): known for known in recipe_names()}
+    return [by_key[key] for key in nearest(name, list(by_key))]

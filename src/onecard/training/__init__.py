@@ -1,0 +1,1 @@
+"""One update: state, optimizer, schedule and the step."""

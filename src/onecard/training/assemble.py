@@ -1,0 +1,71 @@
+"""A plan becomes a model in training."""
+
+import torch
+from transformers import PreTrainedModel
+
+from onecard.errors import InputError
+from onecard.model.build import build_model
+from onecard.model.decoder import Decoder
+from onecard.model.loss import find_head
+from onecard.spec import Plan
+from onecard.training.optimizer import Optimizer
+from onecard.training.state import LossScale, Progress, TrainState
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def assemble(plan: Plan) -> TrainState:
+    """Builds model, optimizer and state as the plan says, at step 0, on its device.
+
+    Weights depend on the seed alone, not on the device: they are drawn on the CPU.
+
+    Raises:
+        InputError: the model cannot be built, or its logits are not those of a plain head.
+    """
+    device = torch.device(plan.device)
+    model = build_model(
+        plan.model.settings,
+        dropout=plan.model.dropout,
+        init=plan.model.init,
+        seed=plan.seed,
+        backend=plan.attn_implementation,
+    )
+    check_head(model)
+    masters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    model.to(device)
+    for parameter in model.parameters():
+        # Parameters only: rotary frequencies are buffers and would lose their precision.
+        parameter.data = parameter.data.to(DTYPES[plan.precision])
+    model.train()
+    if plan.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimizer = Optimizer(model, plan.optimizer)
+    optimizer.load_masters(masters)
+    return TrainState(
+        plan=plan,
+        model=model,
+        decoder=Decoder(model, compiled=plan.torch_compile),
+        head=find_head(model),
+        optimizer=optimizer,
+        loss_scale=LossScale.make(plan.precision, device),
+        progress=Progress(),
+    )
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Compares the head of `model/loss.py` with the architecture's own logits on a few tokens.
+
+    Raises:
+        InputError: they differ, so that training would optimise another function than the model computes.
+    """
+    head = find_head(model)
+    model.eval()
+    ids = torch.arange(4)[None] % model.config.get_text_config().vocab_size
+    own = model(input_ids=ids, use_cache=False).logits[0].float()
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    if not torch.allclose(head.finish(head.logits(hidden)), own, rtol=1e-4, atol=1e-4):
+        raise InputError(
+            f"{model.config.model_type} changes its logits in a way onecard does not know, so its loss cannot be "
+            "computed in chunks: choose another model_type"
+        )

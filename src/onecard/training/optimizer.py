@@ -1,0 +1,156 @@
+"""One optimizer for a model: fp32 masters, AdamW for vectors and embeddings, Muon or AdamW for matrices.
+
+    model parameters (bf16 / fp16) ──gradient──► fp32 gradient of the master      summed over micro-batches
+            ▲                                             │ clip, update
+            └────────────── cast ◄──────────────── fp32 master
+
+In fp32 a parameter is its own master and nothing is copied.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from onecard.spec import OptimizerPlan
+from onecard.training.muon import Muon
+
+
+class Optimizer:
+    """Owns the fp32 masters of a model's trainable parameters, their gradients and moments.
+
+    All state exists from the start, so that memory is the same in the first step as in the last.
+    """
+
+    def __init__(self, model: PreTrainedModel, plan: OptimizerPlan) -> None:
+        self.plan = plan
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.masters = {name: _master_of(parameter) for name, parameter in self._parameters.items()}
+        self._is_mixed = any(self.masters[name] is not p for name, p in self._parameters.items())
+        if self._is_mixed:
+            for name, parameter in self._parameters.items():
+                parameter.register_post_accumulate_grad_hook(_move_gradient_to(self.masters[name]))
+        self.zero_grad()
+        matrices = _matrix_names(model) if plan.name == "muon" else {}
+        self._muon = self._make_muon(matrices, next(iter(self._parameters.values())).dtype) if matrices else None
+        self._muon_names = list(matrices)
+        self._adamw = self._make_adamw([name for name in self.masters if name not in matrices])
+
+    def _make_muon(self, matrices: dict[str, bool], dtype: torch.dtype) -> Muon:
+        masters = [self.masters[name] for name in matrices]
+        # The iteration bears bf16 (Jordan et al.); fp16 would overflow in it.
+        compute_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
+        return Muon(masters, list(matrices.values()), momentum=self.plan.muon_momentum, compute_dtype=compute_dtype)
+
+    def _make_adamw(self, names: list[str]) -> torch.optim.AdamW:
+        decayed = [self.masters[name] for name in names if self.masters[name].ndim >= 2]
+        others = [self.masters[name] for name in names if self.masters[name].ndim < 2]
+        adamw = torch.optim.AdamW(
+            [group for group in ({"params": decayed}, {"params": others, "weight_decay": 0.0}) if group["params"]],
+            lr=self.plan.learning_rate,
+            betas=(self.plan.adam_beta1, self.plan.adam_beta2),
+            eps=self.plan.adam_epsilon,
+            weight_decay=self.plan.weight_decay,
+            fused=True,
+        )
+        for group in adamw.param_groups:
+            for master in group["params"]:
+                adamw.state[master] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=master.device),
+                    "exp_avg": torch.zeros_like(master),
+                    "exp_avg_sq": torch.zeros_like(master),
+                }
+        return adamw
+
+    def gradient_norm(self) -> Tensor:
+        """The 2-norm of all gradients together, 0-d fp32."""
+        return nn.utils.get_total_norm(self._gradients())
+
+    def scale_gradients(self, factor: Tensor) -> None:
+        """Multiplies all gradients by a 0-d tensor."""
+        torch._foreach_mul_(self._gradients(), factor)
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, is_finite: Tensor) -> None:
+        """Updates masters and model; leaves both and all moments untouched where `is_finite` (0-d bool) is false.
+
+        `learning_rate` is AdamW's; Muon's follows in the plan's ratio.
+        """
+        # The fused kernel skips the update where `found_inf` is one: the protocol of torch.amp.GradScaler.
+        self._adamw.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        self._adamw.step()
+        if self._muon is not None:
+            muon_rate = learning_rate * self.plan.muon_learning_rate / self.plan.learning_rate
+            self._muon.step(muon_rate, self.plan.weight_decay, is_finite)
+        if self._is_mixed:
+            torch._foreach_copy_(list(self._parameters.values()), list(self.masters.values()))
+
+    def zero_grad(self) -> None:
+        """Zeroes the masters' gradients in place; they keep their memory."""
+        with torch.no_grad():
+            for master in self.masters.values():
+                if master.grad is None:
+                    master.grad = torch.zeros_like(master)
+            torch._foreach_zero_(self._gradients())
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """All moments by name, sharing memory with the optimizer: loading copies into them."""
+        return dict(self._named_state())
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restores moments bit for bit from what `state_tensors` gave."""
+        for name, own in self._named_state():
+            own.copy_(tensors[name])
+
+    def load_masters(self, tensors: dict[str, Tensor]) -> None:
+        """Restores masters, and with them the model, from tensors named as the model's parameters."""
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(tensors[name])
+                self._parameters[name].copy_(master)
+
+    def _named_state(self) -> Iterator[tuple[str, Tensor]]:
+        names = {id(master): name for name, master in self.masters.items()}
+        for master, state in self._adamw.state.items():
+            for key, value in state.items():
+                yield f"adamw.{names[id(master)]}.{key}", value
+        if self._muon is not None:
+            for masters, momentum in self._muon.buffers():
+                for master, own in zip(masters, momentum.unbind(), strict=True):
+                    yield f"muon.{names[id(master)]}.momentum", own
+
+    def _gradients(self) -> list[Tensor]:
+        return [master.grad for master in self.masters.values() if master.grad is not None]
+
+
+def _master_of(parameter: nn.Parameter) -> Tensor:
+    if parameter.dtype == torch.float32:
+        return parameter
+    return parameter.detach().float().requires_grad_()
+
+
+def _move_gradient_to(master: Tensor) -> Callable[[Tensor], None]:
+    def move(parameter: Tensor) -> None:
+        # The 16-bit gradient is freed as soon as it is counted, so never more than one layer's is alive.
+        assert master.grad is not None
+        assert parameter.grad is not None
+        master.grad.add_(parameter.grad)
+        parameter.grad = None
+
+    return move
+
+
+def _matrix_names(model: PreTrainedModel) -> dict[str, bool]:
+    """Names of the matrices inside the layers; the value says whether the matrix is stored [in, out]."""
+    prefix = f"{model.base_model_prefix}."
+    modules: dict[str, Any] = {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if name.startswith(prefix) and isinstance(module, nn.Linear | Conv1D)
+    }
+    return {name: isinstance(module, Conv1D) for name, module in modules.items() if module.weight.requires_grad}

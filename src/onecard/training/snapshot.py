@@ -1,0 +1,58 @@
+"""A training state to a checkpoint and back, bit for bit."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from onecard.checkpoint import Checkpoint, Parts
+from onecard.errors import CheckpointError
+from onecard.model.folder import load_masters, save_model_folder
+from onecard.training.state import Progress, TrainState
+
+
+def snapshot(state: TrainState, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]) -> Parts:
+    """Names the parts of a checkpoint: a Hugging Face folder and the rest of the state.
+
+    `record` is plain data of the caller that is kept beside the state.
+    """
+
+    def write_files(folder: Path) -> None:
+        save_model_folder(state.model, state.optimizer.masters, folder)
+        tokenizer.save_pretrained(folder)
+
+    scale = {"value": state.loss_scale.value, "num_good_steps": state.loss_scale.num_good_steps}
+    return Parts(
+        tensors={"optimizer": state.optimizer.state_tensors(), "loss_scale": scale},
+        documents={"progress": asdict(state.progress), "plan": state.plan.model_dump(mode="json"), "record": record},
+        write_files=write_files,
+    )
+
+
+def restore(state: TrainState, checkpoint: Checkpoint) -> None:
+    """Puts a freshly assembled state where the checkpoint stood.
+
+    Raises:
+        CheckpointError: the checkpoint belongs to another model.
+    """
+    masters = load_masters(checkpoint.folder)
+    moments = checkpoint.tensors("optimizer")
+    expected = {
+        name: tensor.shape for name, tensor in {**state.optimizer.masters, **state.optimizer.state_tensors()}.items()
+    }
+    found = {name: tensor.shape for name, tensor in {**masters, **moments}.items()}
+    if expected != found:
+        names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise CheckpointError(
+            f"{checkpoint.folder} belongs to another model or optimizer: {len(names)} tensors differ, the first is "
+            f"{names[0]}. Resume with the recipe and plan of its own run"
+        )
+    with torch.no_grad():
+        state.optimizer.load_masters(masters)
+        state.optimizer.load_state_tensors(moments)
+        scale = checkpoint.tensors("loss_scale")
+        state.loss_scale.value.copy_(scale["value"])
+        state.loss_scale.num_good_steps.copy_(scale["num_good_steps"])
+    state.progress = Progress(**checkpoint.document("progress"))

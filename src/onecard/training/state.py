@@ -1,0 +1,77 @@
+"""Exactly what a checkpoint holds."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from onecard.model.decoder import Decoder
+from onecard.model.loss import Head
+from onecard.spec import Plan
+from onecard.training.optimizer import Optimizer
+
+# Growth and backoff of the fp16 loss scale, as in torch.amp.GradScaler.
+_SCALE_GROWTH = 2.0
+_SCALE_BACKOFF = 0.5
+_SCALE_INTERVAL = 2000
+
+
+@dataclass
+class Progress:
+    """Where a run stands, in plain numbers. `best_loss` and what follows belong to early stopping.
+
+    The random state needs no place here: dropout of step s is seeded by (seed, s), and the order of samples is a
+    function of (seed, position).
+    """
+
+    step: int = 0
+    position: int = 0
+    tokens_seen: int = 0
+    elapsed_s: float = 0.0
+    best_loss: float | None = None
+    best_step: int | None = None
+    num_evaluations_without_gain: int = 0
+    num_refused_in_a_row: int = 0
+
+
+@dataclass
+class LossScale:
+    """Scale of the loss in fp16, on the device; one and constant in other precisions."""
+
+    value: Tensor
+    num_good_steps: Tensor
+    is_dynamic: bool
+
+    @classmethod
+    def make(cls, precision: str, device: torch.device) -> "LossScale":
+        is_dynamic = precision == "fp16"
+        return cls(
+            torch.full((), 65536.0 if is_dynamic else 1.0, device=device),
+            torch.zeros((), dtype=torch.int32, device=device),
+            is_dynamic,
+        )
+
+    def update(self, is_finite: Tensor) -> None:
+        """Halves the scale after a refused update and doubles it after a long row of good ones."""
+        if self.is_dynamic:
+            torch._amp_update_scale_(
+                self.value, self.num_good_steps, (~is_finite).float(), _SCALE_GROWTH, _SCALE_BACKOFF, _SCALE_INTERVAL
+            )
+
+
+@dataclass
+class TrainState:
+    """A model in training: its weights, optimizer, scale, progress and the plan it follows."""
+
+    plan: Plan
+    model: PreTrainedModel
+    decoder: Decoder
+    head: Head
+    optimizer: Optimizer
+    loss_scale: LossScale
+    progress: Progress
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight_VD.device

@@ -1,0 +1,64 @@
+"""One update."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onecard.data import Batch
+from onecard.model.attention import DocumentBorders, find_borders
+from onecard.model.loss import IGNORE, sum_loss
+from onecard.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A batch on the device of the model: ids and targets [B, T], and the borders of its documents."""
+
+    ids: Tensor
+    targets: Tensor
+    borders: DocumentBorders | None
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What one update gives back, as 0-d tensors on the device; the loss is a mean over target tokens."""
+
+    loss: Tensor
+    gradient_norm: Tensor
+    num_targets: Tensor
+    is_finite: Tensor
+
+
+def place(batch: Batch, device: torch.device, backend: str) -> MicroBatch:
+    """Moves a batch to the device without waiting for the copy."""
+    borders = find_borders(batch.documents, (batch.ids.shape[0], batch.ids.shape[1]), device, backend)
+    return MicroBatch(batch.ids.to(device, non_blocking=True), batch.targets.to(device, non_blocking=True), borders)
+
+
+def train_step(
+    state: TrainState, micro_batches: Sequence[MicroBatch], learning_rate: float, *, max_grad_norm: float | None
+) -> StepStats:
+    """Makes one optimizer update: the loss is summed over targets and divided once by their number.
+
+    The result does not depend on how the samples are cut into micro-batches. A non-finite loss or gradient leaves
+    weights and moments as they are, decided on the device: nothing here reads a tensor's value, writes or prints.
+    """
+    num_targets = torch.stack([(batch.targets != IGNORE).sum() for batch in micro_batches]).sum()
+    factor = state.loss_scale.value / num_targets.clamp(min=1)
+    loss_sum = torch.zeros((), device=state.device)
+    for batch in micro_batches:
+        hidden = state.decoder(batch.ids, batch.borders)
+        loss = sum_loss(hidden, state.head, batch.targets.flatten())
+        (loss * factor).backward()
+        loss_sum += loss.detach()
+    gradient_norm = state.optimizer.gradient_norm() / state.loss_scale.value
+    is_finite = torch.isfinite(loss_sum) & torch.isfinite(gradient_norm)
+    if max_grad_norm is not None or state.loss_scale.is_dynamic:
+        limit = float("inf") if max_grad_norm is None else max_grad_norm
+        state.optimizer.scale_gradients((limit / (gradient_norm + 1e-6)).clamp(max=1.0) / state.loss_scale.value)
+    state.optimizer.step(learning_rate, is_finite)
+    state.optimizer.zero_grad()
+    state.loss_scale.update(is_finite)
+    return StepStats(loss_sum / num_targets.clamp(min=1), gradient_norm, num_targets, is_finite)

@@ -1,0 +1,78 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from onecard.errors import DivergedError, DoesNotFitError, InputError
+
+HEAVY = ("torch", "transformers", "datasets", "tensorboard", "numpy", "pydantic", "yaml", "onecard.api")
+
+
+def test_help_answers_at_once_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from onecard.cli import main\n"
+        "try: main(['--help'])\n"
+        f"finally: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
+    seconds = time.perf_counter() - started
+    assert done.stderr.strip() == "[]"
+    assert "train" in done.stdout
+    assert seconds < 1.0  # 0.15 s on an idle machine; the modules above are the real guard
+
+
+@pytest.mark.parametrize("verb", ["train", "plan", "prepare", "resume", "generate", "recipes"])
+def test_every_verb_has_help(run, verb: str) -> None:
+    done = run(verb, "--help")
+    assert (done.code, done.stderr) == (0, "")
+    assert f"onecard {verb}" in done.stdout
+
+
+def test_the_version_is_that_of_the_package(run) -> None:
+    assert run("--version").stdout.startswith("onecard 0.")
+
+
+def test_a_misspelt_verb_gets_a_suggestion(run) -> None:
+    done = run("trian")
+    assert done.code == 2
+    assert "'train'" in done.stderr
+
+
+@pytest.mark.parametrize(("error", "code"), [(InputError, 2), (DoesNotFitError, 3), (DivergedError, 4)])
+def test_our_errors_are_a_message_and_an_exit_code(run, api, error, code: int) -> None:
+    api.raises = error("what, why, [what to do]")
+    done = run("train", "--dataset", "a.txt")
+    assert done.code == code
+    assert done.stderr == "what, why, [what to do]\n"
+
+
+def test_a_defect_asks_for_a_report_and_shows_its_traceback(api, capsys: pytest.CaptureFixture[str]) -> None:
+    from onecard.cli import main
+
+    api.raises = ZeroDivisionError("ours")
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "--dataset", "a.txt"])
+    assert "Please report it" in capsys.readouterr().err
+
+
+def test_a_reader_who_leaves_early_is_no_error() -> None:
+    code = "from onecard.cli import main; main(['recipes', '--keys'])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    process.wait()
+
+
+def test_a_console_with_a_code_page_does_not_end_the_program() -> None:
+    code = "from onecard.cli import main; import sys; sys.argv=['onecard']; main(['recipes', '你好'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env={"PYTHONIOENCODING": "cp1252", "PYTHONPATH": ":".join(sys.path)}
+    )
+    assert done.returncode == 2
+    assert b"??: 1 problem" in done.stderr

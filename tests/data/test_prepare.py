@@ -1,0 +1,292 @@
+"""Prepared corpora: right, reused, rebuilt, restarted, and clear about what is wrong."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onecard.data import build
+from onecard.data.cache import cache_folder, explained_disk_errors, locked
+from onecard.data.corpus import Corpus, CorpusRequest, prepare, training_pieces
+from onecard.data.sources import Source
+from onecard.data.split import Split
+from onecard.data.token_file import TokenFile
+from onecard.errors import DataError
+
+
+def request(cache: Path, *paths: Path, **settings: object) -> CorpusRequest:
+    sources = tuple(Source(str(path)) for path in paths)
+    return replace(CorpusRequest(sources, tokenizer="char", eval_fraction=0.1, cache_dir=cache), **settings)  # type: ignore[arg-type]
+
+
+def documents_of(file: TokenFile, corpus: Corpus) -> list[str]:
+    """Reads a token file back: it must be SEP text SEP text … SEP."""
+    ids = file[:]
+    borders = np.flatnonzero(ids == corpus.separator_id)
+    assert borders[0] == 0
+    assert borders[-1] == len(ids) - 1
+    return [corpus.tokenizer.decode(ids[start + 1 : end]) for start, end in pairwise(borders)]
+
+
+def built_folders(cache: Path) -> list[Path]:
+    return sorted(path.parent for path in (cache / "corpora").glob("*/manifest.json"))
+
+
+def change(path: Path) -> None:
+    path.write_text(path.read_text(encoding="utf-8")[::-1], encoding="utf-8", newline="\n")
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 10**9))
+
+
+@pytest.mark.parametrize("tokenizer", [("bpe", 300), ("char", None), ("bytes", None)])
+def test_documents_come_back_from_the_token_files(
+    many_files: Path, cache: Path, tokenizer: tuple[str, int | None]
+) -> None:
+    corpus = prepare(request(cache, many_files, tokenizer=tokenizer[0], vocab_size=tokenizer[1]))
+    train, heldout = documents_of(corpus.train[0], corpus), documents_of(corpus.heldout[0], corpus)
+    originals = [path.read_text(encoding="utf-8") for path in sorted(many_files.iterdir())]
+    assert sorted(train + heldout) == sorted(originals)
+    assert len(heldout) > 1
+    assert [text for text in originals if text in train] == train, "order is kept"
+    assert corpus.train_bytes == sum(len(text.encode()) for text in train)
+    assert corpus.heldout_bytes == sum(len(text.encode()) for text in heldout)
+    assert (corpus.num_train_tokens, corpus.num_heldout_tokens) == (len(corpus.train[0]), len(corpus.heldout[0]))
+    assert corpus.train[0][:].dtype == np.dtype("<u2")
+
+
+def test_duplicates_never_straddle(many_files: Path, cache: Path) -> None:
+    for path in sorted(many_files.iterdir()):
+        shutil.copy(path, path.with_name(f"copy-{path.name}"))
+    corpus = prepare(request(cache, many_files, eval_fraction=0.3))
+    train, heldout = documents_of(corpus.train[0], corpus), documents_of(corpus.heldout[0], corpus)
+    assert len(train) + len(heldout) == 120
+    assert not set(train) & set(heldout)
+
+
+def test_a_single_text_is_cut_as_nanogpt_cuts_it(one_file: Path, cache: Path) -> None:
+    corpus = prepare(request(cache, one_file))
+    text = one_file.read_text(encoding="utf-8")
+    assert corpus.train_bytes == len(text.encode()[: int(len(text.encode()) * 0.9)].decode("utf-8", "ignore").encode())
+    assert documents_of(corpus.train[0], corpus)[0] + documents_of(corpus.heldout[0], corpus)[0] == text
+
+
+def test_an_unchanged_corpus_is_reused_and_a_touched_one_too(one_file: Path, cache: Path) -> None:
+    first = prepare(request(cache, one_file))
+    written = first.train[0].path.stat().st_mtime_ns
+    os.utime(one_file, ns=(1, 1))
+    second = prepare(request(cache, one_file))
+    assert second.train[0].path.stat().st_mtime_ns == written
+    assert second.fingerprint == first.fingerprint
+
+
+def test_a_changed_corpus_is_rebuilt_aloud(one_file: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = prepare(request(cache, one_file, tokenizer="bytes"))
+    old = first.train[0][:].copy()
+    change(one_file)
+    with caplog.at_level(logging.WARNING, "onecard.data"):
+        second = prepare(request(cache, one_file, tokenizer="bytes"))
+    assert "has changed since it was prepared" in caplog.text
+    assert second.fingerprint != first.fingerprint
+    assert (
+        documents_of(second.train[0], second)[0]
+        == one_file.read_text(encoding="utf-8")[: len(documents_of(second.train[0], second)[0])]
+    )
+    np.testing.assert_array_equal(first.train[0][:], old, err_msg="a run that has the old files open keeps them")
+
+
+def test_settings_that_matter_give_another_folder(many_files: Path, cache: Path) -> None:
+    base = request(cache, many_files, tokenizer="bytes")
+    fingerprints = {
+        prepare(entry).fingerprint
+        for entry in (base, replace(base, eval_fraction=0.2), replace(base, seed=1), replace(base, eval_split="tail"))
+    }
+    assert len(fingerprints) == len(built_folders(cache)) == 4
+
+
+def test_two_sources_share_a_tokenizer_and_keep_their_weights(many_files: Path, one_file: Path, cache: Path) -> None:
+    asked = request(cache, many_files, one_file)
+    asked = replace(asked, sources=(asked.sources[0], replace(asked.sources[1], weight=3.0)))
+    corpus = prepare(asked)
+    assert corpus.weights == (1.0, 3.0)
+    assert len(corpus.train) == len(corpus.heldout) == 2
+    assert len(documents_of(corpus.train[1], corpus)) == 1
+    assert corpus.fingerprint != prepare(request(cache, many_files, one_file)).fingerprint
+    assert (
+        len({json.loads((folder / "manifest.json").read_text())["tokenizer_hash"] for folder in built_folders(cache)})
+        == 1
+    )
+
+
+def test_eval_sources_replace_the_split(many_files: Path, one_file: Path, cache: Path) -> None:
+    corpus = prepare(request(cache, many_files, eval_sources=(Source(str(one_file)),)))
+    assert len(documents_of(corpus.train[0], corpus)) == 60
+    assert documents_of(corpus.heldout[0], corpus) == [one_file.read_text(encoding="utf-8")]
+    assert corpus.heldout_bytes == one_file.stat().st_size
+
+
+def test_nothing_is_held_out_when_nothing_is_asked(many_files: Path, cache: Path) -> None:
+    corpus = prepare(request(cache, many_files, eval_fraction=0.0))
+    assert corpus.heldout == ()
+    assert (corpus.num_heldout_tokens, corpus.heldout_bytes) == (0, 0)
+
+
+def test_heldout_text_does_not_shape_the_tokenizer(one_file: Path) -> None:
+    split = Split(0.5, "tail")
+    text = one_file.read_text(encoding="utf-8")
+    learnt = "".join(training_pieces([(Source(str(one_file)), split)]))
+    assert text.startswith(learnt)
+    assert 0.49 < len(learnt) / len(text) < 0.51
+    limited = "".join(training_pieces([(Source(str(one_file)), split)], limit_bytes=1))
+    assert learnt.startswith(limited)
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(build, "SAVE_EVERY_BYTES", 2000)
+
+
+def interrupt_after(calls: int) -> Callable[[str, int, int | None], None]:
+    def progress(stage: str, done_bytes: int, total_bytes: int | None) -> None:
+        nonlocal calls
+        calls -= stage == "tokenizing"
+        if calls == 0:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("calls", [1, 2, 11, 25])
+def test_a_killed_build_goes_on_and_ends_the_same(many_files: Path, tmp_path: Path, calls: int) -> None:
+    whole = prepare(request(tmp_path / "whole", many_files))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(request(tmp_path / "killed", many_files), interrupt_after(calls))
+    (partial,) = (tmp_path / "killed").glob("corpora/*/tokens.bin.partial")
+    with partial.open("ab") as stream:
+        stream.write(b"bytes written after the last save")
+    done = list[int]()
+    again = prepare(request(tmp_path / "killed", many_files), lambda stage, count, total: done.append(count))
+    assert again.train[0].path.read_bytes() == whole.train[0].path.read_bytes()
+    assert again.heldout[0].path.read_bytes() == whole.heldout[0].path.read_bytes()
+    assert (again.train_bytes, again.heldout_bytes) == (whole.train_bytes, whole.heldout_bytes)
+    assert again.fingerprint == whole.fingerprint or calls == 0
+    if calls > 10:
+        assert min(done) > whole.train_bytes // 10, "what was saved is not encoded again"
+    assert sorted(path.name for path in again.train[0].path.parent.iterdir()) == [
+        "heldout.bin",
+        "manifest.json",
+        "tokenizer",
+        "tokens.bin",
+    ]
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_a_killed_build_of_text_that_changed_starts_over(many_files: Path, cache: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        prepare(request(cache, many_files, tokenizer="bytes"), interrupt_after(11))
+    change(many_files / "00.txt")
+    corpus = prepare(request(cache, many_files, tokenizer="bytes", eval_split="auto"))
+    texts = documents_of(corpus.train[0], corpus) + documents_of(corpus.heldout[0], corpus)
+    assert sorted(texts) == sorted(path.read_text(encoding="utf-8") for path in many_files.iterdir())
+
+
+def test_a_second_process_waits_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    order, inside = list[str](), threading.Event()
+
+    def second() -> None:
+        inside.wait()
+        with locked(tmp_path / "corpus"):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with locked(tmp_path / "corpus"):
+        inside.set()
+        while "another process prepares corpus: waiting" not in caplog.text:
+            thread.join(0.01)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "heldout.bin"])
+def test_a_damaged_file_is_named_with_the_remedy(one_file: Path, cache: Path, name: str) -> None:
+    folder = prepare(request(cache, one_file)).train[0].path.parent
+    with (folder / name).open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(DataError, match=rf"{name}: it has .* delete the folder .* run `onecard prepare` again"):
+        prepare(request(cache, one_file))
+    (folder / name).unlink()
+    with pytest.raises(DataError, match=f"{name}: it is missing"):
+        prepare(request(cache, one_file))
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"format_version": 99}'])
+def test_a_damaged_manifest_is_named_with_the_remedy(one_file: Path, cache: Path, content: str) -> None:
+    folder = prepare(request(cache, one_file)).train[0].path.parent
+    (folder / "manifest.json").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=r"manifest.json: .*Delete the folder"):
+        prepare(request(cache, one_file))
+
+
+def test_a_full_disk_is_foreseen(one_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "BATCH_CHARACTERS", 500)
+    (one_file.parent / "many.txt").write_text("text\n" * 200_000, encoding="utf-8", newline="\n")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1000))
+    with pytest.raises(DataError, match=r"need about .* more, the disk has 1000 B free.*ONECARD_CACHE"):
+        prepare(request(cache, one_file.parent / "many.txt"))
+
+
+def test_a_full_disk_is_explained(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DataError, match=r"no space left on the disk .* what is done is kept"),
+        explained_disk_errors(tmp_path),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(DataError, match="cannot be written"), explained_disk_errors(tmp_path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sources": ()}, "no source is given"),
+        ({"tokenizer": "bpe"}, "needs a vocab_size"),
+        ({"eval_fraction": 1.5, "tokenizer": "bpe"}, r"(?s)eval_fraction 1.5.*needs a vocab_size"),
+        ({"tokenizer": "bpe", "vocab_size": 99_999}, "this corpus supports at most"),
+        ({"sources": (Source("python-stdlib", weight=0),)}, "weight must be above 0"),
+    ],
+)
+def test_impossible_requests_are_refused(
+    one_file: Path, cache: Path, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare(request(cache, one_file, **settings))
+
+
+def test_an_empty_side_is_refused(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "a.txt").write_text("abc", encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text('{"text": ""}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="the held-out part of its 1 documents is empty"):
+        prepare(request(cache, tmp_path / "a.txt", eval_split="documents", eval_fraction=1e-9))
+    with pytest.raises(DataError, match="the training part of its 1 documents is empty"):
+        prepare(request(cache, tmp_path / "a.txt", eval_split="documents", eval_fraction=1 - 1e-9))
+    with pytest.raises(DataError, match="there is no text in it"):
+        prepare(request(cache, tmp_path / "rows.jsonl", tokenizer="bytes"))
+
+
+def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONECARD_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    assert cache_folder(tmp_path / "given") == tmp_path / "given"
+    monkeypatch.delenv("ONECARD_CACHE")
+    assert cache_folder() == Path.home() / ".cache" / "onecard"

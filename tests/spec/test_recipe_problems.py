@@ -1,0 +1,205 @@
+"""Mistakes: one plain sentence each, all of them together, named as the user wrote them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onecard.errors import RecipeError
+from onecard.spec import Recipe, apply_device, describe_recipe, load_recipe
+
+
+def problems_of(source: Any = None, /, **flags: Any) -> tuple[str, ...]:
+    if isinstance(source, dict):
+        source = {"dataset": "text.txt"} | source
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(source, **flags)
+    assert caught.value.exit_code == 2
+    for jargon in ("pydantic", "validation error", "Input should", "https://", "type="):
+        assert jargon not in str(caught.value)
+    return caught.value.problems
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("recipe", "problem"),
+    [
+        ({"lerning_rate": 1}, "lerning_rate is not a setting; did you mean learning_rate?"),
+        ({"Max-Itres": 1}, "Max-Itres is not a setting; did you mean max_iters?"),
+        ({"zzzzzzz": 1}, "zzzzzzz is not a setting"),
+        ({7: 1}, "7 is not a setting"),
+        ({"lr": "fast"}, "lr is 'fast', but takes a number above 0"),
+        ({"lr": "nan"}, "lr is 'nan', but takes a number above 0"),
+        ({"lr": "inf"}, "lr is 'inf', but takes a number above 0"),
+        ({"lr": None}, "lr is null, but takes a number above 0"),
+        ({"dropout": 1}, "dropout is 1, but takes a number of 0 or more and below 1 or null"),
+        ({"max_iters": "2.5"}, "max_iters is '2.5', but takes a whole number above 0 or null"),
+        ({"max_steps": True}, "max_steps is true, but takes a whole number above 0 or null"),
+        ({"batch_size": 0}, "batch_size is 0, but takes a whole number above 0 or auto"),
+        ({"torch_compile": "maybe"}, "torch_compile is 'maybe', but takes true, false or auto"),
+        ({"precision": "int8"}, "precision is 'int8', but takes auto, bf16, fp16 or fp32"),
+        ({"fp16": "maybe"}, "fp16 is 'maybe', but takes true or false"),
+        ({"fp16": True, "bf16": True}, "fp16 and bf16 contradict each other: keep one of them"),
+        ({"bf16": "1", "dtype": "float16"}, "bf16 and dtype contradict each other: keep one of them"),
+        ({"mixed_precision": "int8"}, "mixed_precision is 'int8', but takes true, false, bf16, fp16, fp32 or auto"),
+        ({"report_to": "mlflow"}, "report_to is 'mlflow', but takes tensorboard, wandb, none or a list"),
+        (
+            {"eval_strategy": "epoch"},
+            "eval_strategy is 'epoch', but takes steps or no, because onecard counts in steps: "
+            "set eval_steps or save_steps",
+        ),
+        ({"min_lr": "low"}, "min_lr is 'low', but takes a number"),
+        (
+            {"min_lr": 1, "lr": 0.5},
+            "min_lr is 1.0, but takes a number from 0 to below learning_rate 0.5; "
+            "for a rate that never falls set lr_scheduler_type to constant",
+        ),
+        (
+            {"model_config": "{n_layer: 2"},
+            "model_config is '{n_layer: 2', but takes a path or a mapping with model_type, "
+            "and this is no complete mapping",
+        ),
+        ({"max_iters": 5, "epochs": 1}, "max_iters and epochs contradict each other: keep one of them"),
+        ({"lr": 1, "learning_rate": 2}, "lr and learning_rate are one setting, but have different values: keep one"),
+        (
+            {"d_model": 64, "model_config": {"n_embd": 32}},
+            "d_model is 64, but model_config has n_embd 32: keep one of them",
+        ),
+        ({"dataset": {"path": "a", "weight": -1}}, "dataset.weight is -1, but takes a number above 0"),
+        ({"dataset": ["a", {"weight": 1}]}, "dataset[1] has no path: give a file, a folder, a glob or a name"),
+        (
+            {"dataset": [{"path": "a", "wieght": 1}]},
+            "dataset[0].wieght is not a setting of a source; did you mean weight?",
+        ),
+        ({"data": "other.txt"}, "dataset and data are one setting, but have different values: keep one"),
+        ({"eval_data": [{"path": 5}]}, "eval_data[0].path is 5, but takes text"),
+        ({"eval_data": 5}, "eval_data is 5, but takes text"),
+        ({"sizes": {"a": {"lr": -1}}}, "sizes.a: lr is -1, but takes a number above 0"),
+        ({"sizes": {"a": {"lrr": 1}}}, "sizes.a: lrr is not a setting; did you mean lr?"),
+        ({"sizes": {"a": {"sizes": {}}}}, "sizes.a: sizes cannot be set in such a section"),
+        ({"sizes": {"a": 5}}, "sizes.a is 5, but takes a mapping of settings"),
+        ({"sizes": 5}, "sizes is 5, but takes a mapping of named sections"),
+        ({"on_device": {"cpu": {"lr": -1}}}, "on_device.cpu: lr is -1, but takes a number above 0"),
+        ({"on_device": {"cpu": {"device": "cpu"}}}, "on_device.cpu: device cannot be set in such a section"),
+        ({"on_device": {"tpu": {}}}, "on_device.tpu is no kind of device: use cpu or cuda"),
+        (
+            {"sizes": {"a": {"on_device": {"cuda": {"seed": -1}}}}},
+            "sizes.a.on_device.cuda: seed is -1, but takes a whole number of 0 or more",
+        ),
+        ({"size": "a"}, "size is 'a', but this recipe has no sizes: leave it out"),
+        (
+            {"size": "smal", "sizes": {"small": {}, "big": {}}},
+            "size is 'smal', but the sizes of this recipe are small, big; did you mean small?",
+        ),
+        ({"device": "mps"}, "device 'mps' is unknown: use auto, cpu, cuda or cuda:N"),
+        ({"name": "a/b"}, "name 'a/b' cannot name a folder on every system: use letters, digits, - and _"),
+        (
+            {"model_config": {"n_embd": 100, "n_head": 3}},
+            "hidden_size 100 is not a multiple of num_attention_heads 3: change one of them",
+        ),
+        (
+            {"n_heads": 6, "n_kv_heads": 4},
+            "num_attention_heads 6 is not a multiple of num_key_value_heads 4: change one of them",
+        ),
+        (
+            {"sizes": {"a": {"n_heads": 6}}, "n_kv_heads": 4},
+            "sizes.a: num_attention_heads 6 is not a multiple of num_key_value_heads 4: change one of them",
+        ),
+        (
+            {"on_device": {"cuda": {"n_heads": 6}}, "n_kv_heads": 4},
+            "on_device.cuda: num_attention_heads 6 is not a multiple of num_key_value_heads 4: change one of them",
+        ),
+        (
+            {"batch_size": 16, "total_batch_size": 8},
+            "per_device_train_batch_size 16 is more than the total batch of 8: lower it to 8",
+        ),
+    ],
+)
+def test_a_mistake_is_one_plain_sentence(recipe: dict[Any, Any], problem: str) -> None:
+    assert problems_of(recipe) == (problem,)
+
+
+def test_all_problems_come_together_each_once() -> None:
+    recipe = {
+        "lr": -1,
+        "epocs": 3,
+        "n_heads": 3,
+        "hidden_dim": 64,
+        "sizes": {"a": {"seed": "x"}},
+        "on_device": {"cuda": {"layers_n": 1}},
+    }
+    assert problems_of(recipe, batch_size="many", size="b") == (
+        "lr is -1, but takes a number above 0",
+        "epocs is not a setting; did you mean epochs?",
+        "sizes.a: seed is 'x', but takes a whole number of 0 or more",
+        "on_device.cuda: layers_n is not a setting; did you mean n_layers?",
+        "batch_size is 'many', but takes a whole number above 0 or auto",
+        "size is 'b', but the sizes of this recipe are a",
+        "hidden_size 64 is not a multiple of num_attention_heads 3: change one of them",
+    )
+
+
+def test_a_missing_dataset_is_reported_unless_it_was_given_wrongly() -> None:
+    missing = "dataset is missing: name a text file, a folder, a glob, a Hub data set or python-stdlib"
+    assert problems_of() == (missing,)
+    assert problems_of(dataset={"weight": 1}) == ("dataset has no path: give a file, a folder, a glob or a name",)
+    assert problems_of(n_heads=3, hidden_dim=64)[-1] == missing
+
+
+def test_flags_that_break_an_unchosen_variant_are_fine() -> None:
+    recipe = {"dataset": "a", "sizes": {"a": {"n_kv_heads": 4}}, "on_device": {"cuda": {"n_kv_heads": 4}}}
+    loaded = load_recipe(recipe, n_heads=6)
+    assert loaded.num_attention_heads == 6
+    with pytest.raises(RecipeError, match=r"on_device\.cuda: num_attention_heads 6 is not a multiple"):
+        apply_device(loaded, "cuda")
+
+
+def test_a_recipe_made_by_hand_has_its_device_section_checked() -> None:
+    recipe = Recipe(on_device={"cpu": {"sede": 1}})
+    with pytest.raises(RecipeError, match=r"on_device\.cpu: sede is not a setting; did you mean seed\?"):
+        apply_device(recipe, "cpu")
+
+
+def test_an_unknown_name_lists_what_there_is() -> None:
+    (problem,) = problems_of("dmo")
+    assert problem.startswith("no shipped recipe and no file has this name; did you mean demo? (shipped: a6000-")
+    with pytest.raises(RecipeError, match="no shipped recipe"):
+        describe_recipe("dmo")
+
+
+def test_an_unknown_name_is_reported_with_the_mistakes_in_the_flags() -> None:
+    assert problems_of("dmo", sede=1)[1:] == ("sede is not a setting; did you mean seed?",)
+
+
+def test_a_missing_file_and_a_folder_say_what_to_name(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path / "demo.yaml")
+    assert problem.startswith("there is no such file; did you mean demo?")
+    (problem,) = problems_of(tmp_path)
+    assert "folder without recipe.yaml" in problem
+    recipe = write(tmp_path / "recipe.yaml", "dataset: a.txt")
+    assert problems_of(tmp_path) == (f"this is a folder: name {recipe}",)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("seed: 1\nlr: [1, 2\n", "line 3, column 1: expected ',' or ']', but got '<stream end>'"),
+        ("seed: 1\n\tlr: 2\n", "line 2, column 1: found character '\\t' that cannot start any token"),
+        ("seed: 1\nlr: 2\nseed: 3\n", "line 3, column 1: seed is given twice"),
+        ("sizes:\n  a: {lr: 1, lr: 2}\n", "line 2, column 14: lr is given twice"),
+        ("", "the file is empty"),
+        ("- a\n- b\n", "the file holds a list"),
+        ("demo", "the file holds a str"),
+        ("a: !!python/object:os.system {}\n", "line 1, column 4: could not determine a constructor"),
+        ("seed: \x00", "not valid YAML: unacceptable character"),
+        (b"seed: 1 # \xff\xfe", "byte 10 is not UTF-8 text: save the file as UTF-8"),
+    ],
+)
+def test_a_broken_file_says_where(tmp_path: Path, text: str | bytes, problem: str) -> None:
+    file = write(tmp_path / "broken.yaml", text)
+    (found,) = problems_of(file)
+    assert found.startswith(problem)
