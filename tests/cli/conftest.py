@@ -1,19 +1,17 @@
 """The commands, run in this process, and a stand-in for `onecard.api` that trains nothing."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-import onecard
+import onecard.api
 from onecard.cli import main
 from onecard.observe import Event, FinishedEvent, StepEvent
 from onecard.spec import CorpusFacts, ModelPlan, OptimizerPlan, Plan, SchedulePlan
-from onecard.spec.load import load_recipe
 
 
 @dataclass
@@ -38,58 +36,32 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 @pytest.fixture
 def plan() -> Plan:
-    return Plan(
+    """The part of a plan that the commands show."""
+    settings = {"model_type": "qwen3", "num_hidden_layers": 6, "hidden_size": 256}
+    return Plan.model_construct(
         device="cpu",
         precision="fp32",
         torch_compile=False,
-        attn_implementation="sdpa",
-        gradient_checkpointing=False,
-        deterministic=False,
-        seed=1337,
-        model=ModelPlan(
-            settings={"model_type": "qwen3", "num_hidden_layers": 6, "hidden_size": 256},
-            dropout=0.0,
-            init="zero-output",
-            num_parameters=5_500_000,
-            num_matrix_parameters=4_500_000,
-        ),
-        optimizer=OptimizerPlan(
-            name="muon",
-            learning_rate=3e-3,
-            muon_learning_rate=0.02,
-            weight_decay=0.1,
-            adam_beta1=0.9,
-            adam_beta2=0.95,
-            adam_epsilon=1e-8,
-            muon_momentum=0.95,
-            max_grad_norm=1.0,
-        ),
-        schedule=SchedulePlan(name="wsd", num_steps=40, num_warmup_steps=4, num_decay_steps=16, min_lr_ratio=0.0),
-        corpus=CorpusFacts(
+        model=ModelPlan.model_construct(settings=settings, num_parameters=5_500_000),
+        optimizer=OptimizerPlan.model_construct(name="muon"),
+        schedule=SchedulePlan.model_construct(name="wsd", num_steps=40, num_warmup_steps=4),
+        corpus=CorpusFacts.model_construct(
             vocab_size=4096,
             num_train_tokens=655_360,
             num_heldout_tokens=20_000,
             train_bytes=2_000_000,
-            heldout_bytes=60_000,
-            separator_id=0,
-            fingerprint="abc",
         ),
         max_seq_length=256,
         micro_batch_size=16,
         total_batch_size=32,
-        eval_batch_size=32,
         max_hours=None,
         eval_steps=20,
-        eval_batches=None,
-        save_steps=0,
-        save_total_limit=3,
+        save_steps=40,
         sample_steps=20,
-        early_stopping_patience=None,
-        dataloader_num_workers=1,
-        dataloader_prefetch_factor=4,
-        dataset_num_proc=2,
-        flops_per_token=3.3e7,
-        reasons={"micro_batch_size": "half of the batch is fastest on two cores", "schedule.num_steps": "of the recipe"},
+        reasons={
+            "micro_batch_size": "half of the batch is fastest on two cores",
+            "schedule.num_steps": "of the recipe",
+        },
     )
 
 
@@ -112,18 +84,18 @@ def steps(first: int, last: int) -> list[Event]:
     ]
 
 
-def finish(step: int, **fields: Any) -> FinishedEvent:
-    usual: dict[str, Any] = {
-        "reason": "completed",
-        "loss": 1.8,
-        "best_loss": 1.75,
-        "best_step": 20,
-        "tokens_seen": step * 8192,
-        "num_steps": step,
-        "tokens_per_s": 81920.0,
-        "seconds": 4.0,
-    }
-    return FinishedEvent(step=step, elapsed_s=4.0, **(usual | fields))
+FINISHED = FinishedEvent(
+    step=40,
+    elapsed_s=4.0,
+    reason="completed",
+    loss=1.8,
+    best_loss=1.75,
+    best_step=20,
+    tokens_seen=40 * 8192,
+    num_steps=40,
+    tokens_per_s=81920.0,
+    seconds=4.0,
+)
 
 
 @dataclass
@@ -133,12 +105,10 @@ class FakeApi:
     plan_made: Plan
     run_folder: Path
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    finished: FinishedEvent = field(default_factory=lambda: finish(40))
+    finished: FinishedEvent = FINISHED
     raises: BaseException | None = None
 
-    load_recipe = staticmethod(load_recipe)
-
-    def plan(self, recipe: Any) -> Plan:
+    def plan(self, recipe: Any, *, progress: Any = None) -> Plan:
         self.calls.append(("plan", {"recipe": recipe}))
         return self.plan_made
 
@@ -183,10 +153,8 @@ class FakeApi:
 def api(monkeypatch: pytest.MonkeyPatch, plan: Plan, tmp_path: Path) -> FakeApi:
     fake = FakeApi(plan, tmp_path / "runs" / "demo-1")
     (fake.run_folder / "tensorboard").mkdir(parents=True)
-    module = ModuleType("onecard.api")
-    for name in ("load_recipe", "plan", "prepare", "train", "resume", "generate"):
-        setattr(module, name, getattr(fake, name))
-    monkeypatch.setitem(sys.modules, "onecard.api", module)
-    monkeypatch.setattr(onecard, "api", module, raising=False)
+    (fake.run_folder / "recipe.yaml").write_text("dataset: a.txt\nlogging_steps: 20\n", encoding="utf-8")
+    for name in ("plan", "prepare", "train", "resume", "generate"):
+        monkeypatch.setattr(onecard.api, name, getattr(fake, name))
     monkeypatch.chdir(tmp_path)
     return fake

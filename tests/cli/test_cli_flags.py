@@ -54,7 +54,9 @@ def test_words_are_understood(line: str, positionals: list[str], overrides: dict
 
 
 def test_text_with_spaces_and_dashes_is_a_value() -> None:
-    words = parse_flags(["--sample_prompts", "-- a, b = c", "--sample-prompts=--help me", "--sample_prompts", ""], KINDS)
+    words = parse_flags(
+        ["--sample_prompts", "-- a, b = c", "--sample-prompts=--help me", "--sample_prompts", ""], KINDS
+    )
     assert words.overrides == {"sample_prompts": ["-- a, b = c", "--help me", ""]}
 
 

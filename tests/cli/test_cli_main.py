@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -70,9 +71,10 @@ def test_a_reader_who_leaves_early_is_no_error() -> None:
 
 
 def test_a_console_with_a_code_page_does_not_end_the_program() -> None:
-    code = "from onecard.cli import main; import sys; sys.argv=['onecard']; main(['recipes', '你好'])"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, env={"PYTHONIOENCODING": "cp1252", "PYTHONPATH": ":".join(sys.path)}
+        [sys.executable, "-m", "onecard", "recipes", "你好"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252:strict"},
     )
     assert done.returncode == 2
     assert b"??: 1 problem" in done.stderr

@@ -74,6 +74,11 @@ def test_every_other_event_has_its_lines(plan, evaluated, sampled, saved, findin
     ]
 
 
+def test_a_run_that_stopped_early_says_where(plan, finished) -> None:
+    stopped = dataclasses.replace(finished, step=17, num_steps=40, reason="interrupted", best_loss=None)
+    assert plain_lines(plan, [stopped]) == ["interrupted: step 17 of 40, 40.0K tokens in 1:05, 2.00K tokens/s"]
+
+
 def test_long_lines_stay_whole_in_a_log(plan, finding) -> None:
     long = dataclasses.replace(finding, evidence="many words " * 50)
     assert len(plain_lines(plan, [long])) == 4

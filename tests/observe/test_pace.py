@@ -44,5 +44,12 @@ def test_speed_is_tokens_by_time_not_a_mean_of_rates(step_event) -> None:
     assert paced(events).tokens_per_s == pytest.approx(190.0)
 
 
+def test_the_share_of_the_peak_is_a_mean_over_time_too(step_event) -> None:
+    # A step whose time was counted to its neighbour seems impossibly fast.
+    events = [step_event(1, step_s=0.9, share_of_peak=0.4), step_event(2, step_s=0.1, share_of_peak=3.4)]
+    assert paced(events).share_of_peak == pytest.approx(0.7)
+    assert paced([step_event(1)]).share_of_peak is None
+
+
 def test_refused_updates_are_counted(step_event) -> None:
     assert paced([step_event(1, is_finite=False), step_event(2)]).num_refused == 1

@@ -110,8 +110,18 @@ def write(path: Path, text: str | bytes) -> Path:
             "sizes.a: num_attention_heads 6 is not a multiple of num_key_value_heads 4: change one of them",
         ),
         (
-            {"on_device": {"cuda": {"n_heads": 6}}, "n_kv_heads": 4},
-            "on_device.cuda: num_attention_heads 6 is not a multiple of num_key_value_heads 4: change one of them",
+            {"min_lr": 1e-4, "lr": 1e-3, "on_device": {"cpu": {"lr": 1e-5}}},
+            "on_device.cpu: min_lr is 0.0001, but takes a number from 0 to below learning_rate 1e-05; "
+            "for a rate that never falls set lr_scheduler_type to constant",
+        ),
+        (
+            {"batch_size": 8, "grad_accum": 2, "total_batch_size": 8},
+            "batch_size 8 x grad_accum 2 is not total_batch_size 8: drop one of them",
+        ),
+        (
+            {"batch_size": 8, "grad_accum": 2, "total_batch_tokens": 8192},
+            "per_device_train_batch_size 8 x gradient_accumulation_steps 2 = 16 sequences per step, "
+            "but the total batch is 8: drop one of the three",
         ),
         (
             {"batch_size": 16, "total_batch_size": 8},

@@ -37,7 +37,8 @@ from onecard.units import MIB, format_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH_CHARACTERS = 4_000_000
+# The encoder needs about 100 bytes per token, and two batches are under way at a time.
+BATCH_CHARACTERS = 2_000_000
 SAVE_EVERY_BYTES = 64 * MIB
 PROGRESS_FILE = "progress.json"
 
@@ -52,7 +53,7 @@ def prepare_corpus(
     """Writes the token files of one source, or opens those there are when source, tokenizer and split are the same.
 
     A killed build goes on where it last saved (every 64 MiB of tokens); two processes wait for one another. Memory is
-    a few batches of 4 MB. `split` must be resolved. Raises DataError for bad text, an empty part or a full disk.
+    two batches of 2M characters. `split` must be resolved. Raises DataError for bad text, an empty part or a full disk.
     """
     key = {
         "source": fingerprint.identity,

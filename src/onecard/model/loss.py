@@ -20,7 +20,7 @@ _CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 
 @dataclass(frozen=True)
 class Head:
-    """The output projection and what some architectures do to logits: `scale` (Granite, Cohere), `softcap` (Gemma 2)."""
+    """The output projection and what some do to its logits: `scale` (Granite, Cohere), `softcap` (Gemma 2)."""
 
     weight_VD: Tensor
     bias_V: Tensor | None

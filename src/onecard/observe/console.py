@@ -92,7 +92,7 @@ class ConsoleSink:
         if is_first or event.step == self._num_steps or now - self._redrawn_at >= _REDRAW_INTERVAL_S:
             self._redrawn_at = now
             progress, task = self._bar
-            progress.update(task, completed=event.step, description=self._bar_text(event))
+            progress.update(task, completed=event.step, description=self._bar_text())
             progress.refresh()
 
     def _step_line(self, event: StepEvent) -> str:
@@ -100,17 +100,17 @@ class ConsoleSink:
             f"step {event.step}/{self._num_steps}",
             f"loss {self._pace.loss:.4f}",
             f"lr {event.learning_rate:.1e}",
-            prose.describe_speed(self._pace, event.share_of_peak),
+            prose.describe_speed(self._pace),
             prose.describe_time_left(self._pace),
             prose.describe_refused(self._pace),
         )
         return "  ".join(part for part in parts if part)
 
-    def _bar_text(self, event: StepEvent) -> str:
+    def _bar_text(self) -> str:
         width = self._console.width
         parts = [f"loss {self._pace.loss:.4f}"]
         if width >= _WIDTH_FOR_BAR:
-            parts.append(prose.describe_speed(self._pace, event.share_of_peak if width >= _WIDTH_FOR_PEAK else None))
+            parts.append(prose.describe_speed(self._pace, with_share=width >= _WIDTH_FOR_PEAK))
         parts += [prose.describe_time_left(self._pace), prose.describe_refused(self._pace)]
         return "  ".join(part for part in parts if part)
 

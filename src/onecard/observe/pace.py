@@ -30,6 +30,13 @@ class Pace:
         return sum(event.tokens_per_s * event.step_s for event in self._recent) / seconds if seconds else 0.0
 
     @property
+    def share_of_peak(self) -> float | None:
+        """Mean share over the time of the steps; None where the device's peak is not known."""
+        known = [(event.share_of_peak, event.step_s) for event in self._recent if event.share_of_peak is not None]
+        seconds = sum(step_s for _, step_s in known)
+        return sum(share * step_s for share, step_s in known) / seconds if seconds else None
+
+    @property
     def num_refused(self) -> int:
         """Updates among the averaged steps that were not applied because they were not finite."""
         return sum(not event.is_finite for event in self._recent)

@@ -5,9 +5,10 @@ from onecard.observe.pace import Pace
 from onecard.units import format_bytes, format_count, format_seconds
 
 
-def describe_speed(pace: Pace, share_of_peak: float | None) -> str:
+def describe_speed(pace: Pace, *, with_share: bool = True) -> str:
     speed = f"{format_count(pace.tokens_per_s)} tokens/s"
-    return speed if share_of_peak is None else f"{speed} ({share_of_peak:.0%} of peak)"
+    share = pace.share_of_peak if with_share else None
+    return speed if share is None else f"{speed} ({share:.0%} of peak)"
 
 
 def describe_time_left(pace: Pace) -> str:
@@ -44,8 +45,9 @@ def describe_finding(event: FindingEvent) -> list[str]:
 
 
 def describe_finished(event: FinishedEvent) -> list[str]:
+    steps = f"{event.step} steps" if event.step >= event.num_steps else f"step {event.step} of {event.num_steps}"
     lines = [
-        f"{event.reason}: {event.num_steps} steps, {format_count(event.tokens_seen)} tokens "
+        f"{event.reason}: {steps}, {format_count(event.tokens_seen)} tokens "
         f"in {format_seconds(event.elapsed_s)}, {format_count(event.tokens_per_s)} tokens/s"
     ]
     if event.best_loss is not None:

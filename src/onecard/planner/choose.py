@@ -16,6 +16,13 @@ from onecard.units import format_seconds
 _COMPILE_PAYS_AFTER_S = {"cpu": 900.0, "cuda": 180.0}
 # Share of a large matrix product's speed that an eager step reaches, to judge how long a run takes.
 _EAGER_SHARE_OF_PEAK = 0.25
+# Stands for the number of steps until it has been measured how many the hours allow.
+_STEPS_OF_A_DRAFT = 1000
+# What a plan takes over from the recipe as it is.
+_KEPT = (
+    *("max_seq_length", "max_hours", "seed", "deterministic", "dataloader_prefetch_factor"),
+    *("eval_batches", "save_total_limit", "early_stopping_patience", "sample_prompts", "sample_max_new_tokens"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,27 +63,20 @@ def make_plan(recipe: Recipe, machine: Machine, corpus: CorpusFacts, measurement
         torch_compile=compiled,
         attn_implementation=attention,  # type: ignore[arg-type]
         gradient_checkpointing=recipe.gradient_checkpointing is True,
-        deterministic=recipe.deterministic,
-        seed=recipe.seed,
         model=model,
         optimizer=_optimizer(recipe),
-        schedule=make_schedule(recipe, num_steps or 1000),
+        schedule=make_schedule(recipe, num_steps or _STEPS_OF_A_DRAFT),
         corpus=corpus,
-        max_seq_length=recipe.max_seq_length,
         micro_batch_size=batch.micro,
         total_batch_size=batch.total,
         eval_batch_size=batch.evaluation,
-        max_hours=recipe.max_hours,
-        eval_batches=recipe.eval_batches,
-        save_total_limit=recipe.save_total_limit,
-        early_stopping_patience=recipe.early_stopping_patience,
         dataloader_num_workers=1 if recipe.dataloader_num_workers == "auto" else recipe.dataloader_num_workers,
-        dataloader_prefetch_factor=recipe.dataloader_prefetch_factor,
         dataset_num_proc=machine.num_cores if recipe.dataset_num_proc == "auto" else recipe.dataset_num_proc,
         flops_per_token=flops_per_token,
         peak_flops=peak_flops,
-        **_intervals(recipe, num_steps or 1000),
         reasons=reasons,
+        **_intervals(recipe, num_steps or _STEPS_OF_A_DRAFT),
+        **{key: getattr(recipe, key) for key in _KEPT},
     )
     if recipe.max_hours is None:
         return draft

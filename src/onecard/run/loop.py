@@ -7,39 +7,23 @@ batches ──► train_step ──► stats (on the device)
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from onecard.checkpoint import folder_of_step, write_checkpoint
-from onecard.data import BatchStream, Corpus, heldout_batches
+from onecard.data import BatchStream
 from onecard.errors import DivergedError
-from onecard.evaluation import measure_heldout_loss
 from onecard.model.decoder import CompilerError
-from onecard.model.generate import Sampling, complete
-from onecard.observe.events import (
-    EvaluatedEvent,
-    Event,
-    FindingEvent,
-    FinishedEvent,
-    FinishReason,
-    Sample,
-    SampledEvent,
-    SavedEvent,
-    SaveReason,
-    StepEvent,
-)
+from onecard.observe.events import Event, FindingEvent, FinishedEvent, FinishReason, StepEvent
 from onecard.run.control import Control
-from onecard.run.folder import RunFolder
+from onecard.run.milestones import Clock, Milestones
 from onecard.training.schedule import rate_at
-from onecard.training.snapshot import snapshot
 from onecard.training.state import TrainState
 from onecard.training.step import MicroBatch, StepStats, place, train_step
 
 _MAX_REFUSED_IN_A_ROW = 25
-_SAMPLE_TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True)
@@ -55,24 +39,17 @@ class _Pending:
 
 
 class Loop:
-    """Trains a state until its plan is done; `record_bytes` tells the size of the record so far, for checkpoints."""
+    """Trains a state until its plan is done."""
 
-    def __init__(
-        self, state: TrainState, corpus: Corpus, folder: RunFolder, control: Control, record_bytes: Callable[[], int]
-    ) -> None:
+    def __init__(self, state: TrainState, milestones: Milestones, control: Control, clock: Clock) -> None:
         self._state = state
         self._plan = state.plan
-        self._corpus = corpus
-        self._folder = folder
+        self._milestones = milestones
         self._control = control
-        self._record_bytes = record_bytes
-        self._prompts: tuple[str, ...] = folder.recipe().sample_prompts
-        self._sample_tokens = folder.recipe().sample_max_new_tokens
-        self._started = time.perf_counter() - state.progress.elapsed_s
+        self._elapsed = clock
         self._last_read = time.perf_counter()
         self._tokens_before = state.progress.tokens_seen
         self._pending: _Pending | None = None
-        self._heldout_loss: float | None = None
 
     def run(self, stream: BatchStream) -> Iterator[Event]:
         """Yields what happens, in order; ends with a FinishedEvent.
@@ -93,7 +70,7 @@ class Loop:
                 reason = "early stopping"
                 break
         yield from self._drain()
-        yield from self._save_at_end(reason)
+        yield from self._milestones.save_at_end(reason)
         yield self._finished(reason, time.perf_counter() - begun)
 
     def _update(self, stream: BatchStream) -> Iterator[Event]:
@@ -176,86 +153,12 @@ class Loop:
         raise DivergedError(f"{finding.symptom}: {finding.evidence}. {finding.remedy}")
 
     def _at_intervals(self, *, is_last: bool) -> Iterator[Event]:
-        step = self._state.progress.step
-        evaluates = bool(self._corpus.heldout) and (is_last or step % self._plan.eval_steps == 0)
-        samples = bool(self._prompts) and (is_last or step % self._plan.sample_steps == 0)
-        saves = is_last or step % self._plan.save_steps == 0
-        if not (evaluates or samples or saves):
-            return
-        yield from self._drain()
-        is_best = False
-        if evaluates:
-            evaluated = self._evaluate()
-            is_best = evaluated.is_best
-            yield evaluated
-        if samples:
-            yield self._sample()
-        if saves or is_best:
-            yield self._save("final" if is_last else "interval" if saves else "best")
-        # The next step's time starts here: what happened in between has its own seconds.
-        self._last_read = time.perf_counter()
-
-    def _evaluate(self) -> EvaluatedEvent:
-        started, plan, progress = time.perf_counter(), self._plan, self._state.progress
-        batches = (
-            batch
-            for file in self._corpus.heldout
-            for batch in heldout_batches(
-                file, plan.max_seq_length, plan.eval_batch_size, self._corpus.separator_id, plan.eval_batches
-            )
-        )
-        state = self._state
-        result = measure_heldout_loss(state.model, state.head, batches, plan.attn_implementation)
-        self._heldout_loss = result.loss
-        is_best = progress.best_loss is None or result.loss < progress.best_loss
-        if is_best:
-            progress.best_loss, progress.best_step, progress.num_evaluations_without_gain = (
-                result.loss,
-                progress.step,
-                0,
-            )
-        else:
-            progress.num_evaluations_without_gain += 1
-        return EvaluatedEvent(
-            step=progress.step,
-            elapsed_s=self._elapsed(),
-            loss=result.loss,
-            bits_per_byte=result.bits_per_byte(plan.corpus.num_heldout_tokens, plan.corpus.heldout_bytes),
-            standard_error=result.standard_error,
-            num_target_tokens=result.num_target_tokens,
-            is_best=is_best,
-            seconds=time.perf_counter() - started,
-        )
-
-    def _sample(self) -> SampledEvent:
-        started = time.perf_counter()
-        sampling = Sampling(self._sample_tokens, temperature=_SAMPLE_TEMPERATURE, seed=self._plan.seed)
-        completions = complete(self._state.model, self._corpus.tokenizer, self._prompts, sampling)
-        samples = tuple(Sample(prompt=p, completion=c) for p, c in zip(self._prompts, completions, strict=True))
-        seconds = time.perf_counter() - started
-        return SampledEvent(step=self._state.progress.step, elapsed_s=self._elapsed(), samples=samples, seconds=seconds)
-
-    def _save(self, reason: SaveReason) -> SavedEvent:
-        started, progress = time.perf_counter(), self._state.progress
-        progress.elapsed_s = self._elapsed()
-        target = folder_of_step(self._folder.checkpoints, progress.step)
-        record = {"events_bytes": self._record_bytes(), "reason": reason}
-        num_bytes = write_checkpoint(target, snapshot(self._state, self._corpus.tokenizer, record))
-        self._folder.remove_surplus(self._plan.save_total_limit, progress.best_step)
-        return SavedEvent(
-            step=progress.step,
-            elapsed_s=self._elapsed(),
-            checkpoint=target.name,
-            reason=reason,
-            num_bytes=num_bytes,
-            seconds=time.perf_counter() - started,
-        )
-
-    def _save_at_end(self, reason: FinishReason) -> Iterator[Event]:
-        """A run that ends between two intervals keeps what it has."""
-        is_saved = folder_of_step(self._folder.checkpoints, self._state.progress.step).exists()
-        if reason != "completed" and not is_saved:
-            yield self._save("interrupted" if reason == "interrupted" else "final")
+        due = self._milestones.due(self._state.progress.step, is_last=is_last)
+        if due:
+            yield from self._drain()
+            yield from self._milestones.reach(due)
+            # The next step's time starts here: what happened in between has its own seconds.
+            self._last_read = time.perf_counter()
 
     def _has_lost_patience(self) -> bool:
         patience = self._plan.early_stopping_patience
@@ -267,7 +170,7 @@ class Loop:
             step=progress.step,
             elapsed_s=self._elapsed(),
             reason=reason,
-            loss=self._heldout_loss,
+            loss=self._milestones.heldout_loss,
             best_loss=progress.best_loss,
             best_step=progress.best_step,
             tokens_seen=progress.tokens_seen,
@@ -275,9 +178,6 @@ class Loop:
             tokens_per_s=(progress.tokens_seen - self._tokens_before) / max(seconds, 1e-9),
             seconds=seconds,
         )
-
-    def _elapsed(self) -> float:
-        return time.perf_counter() - self._started
 
 
 def seed_step(seed: int, step: int) -> None:

@@ -1,6 +1,7 @@
 """A run from start to end: folder, lock, record, sinks, and the loop between them."""
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ from onecard.observe.sinks import make_sinks
 from onecard.run.control import Control, stopping_on_signals
 from onecard.run.folder import RunFolder
 from onecard.run.loop import Loop
+from onecard.run.milestones import Milestones
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
 from onecard.training.snapshot import restore
@@ -65,7 +67,13 @@ def run_session(folder: RunFolder, corpus: Corpus, checkpoint: Path | None, on_e
 
         if restored is not None and (saved := _saved_event(state, restored)) is not None:
             tell(saved)
-        for event in Loop(state, corpus, folder, control, lambda: record.num_bytes).run(stream):
+        started = time.perf_counter() - state.progress.elapsed_s
+
+        def clock() -> float:
+            return time.perf_counter() - started
+
+        milestones = Milestones(state, corpus, folder, clock, lambda: record.num_bytes)
+        for event in Loop(state, milestones, control, clock).run(stream):
             tell(event)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import yaml
 
 from onecard.spec.accepts import FIELDS, MODEL_CONFIG, default_of
-from onecard.spec.layers import Layer
 from onecard.spec.recipe import DatasetSource, Recipe
 
 _FIELD_NAMES = {key: "model_settings" if key == MODEL_CONFIG else key for key in FIELDS}
@@ -25,14 +24,6 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 def values_of(recipe: Recipe) -> dict[str, Any]:
     """Takes a recipe apart into values by key."""
     return {key: getattr(recipe, name) for key, name in _FIELD_NAMES.items()}
-
-
-def plain_layer(layer: Layer) -> dict[str, Any]:
-    """Turns a layer into a section as it would stand in a recipe file."""
-    section: dict[str, Any] = plain(layer.values)
-    if layer.on_device:
-        section["on_device"] = plain(layer.on_device)
-    return section
 
 
 def plain(value: Any) -> Any:

@@ -149,6 +149,7 @@ class LayerReader:
                 self._problem(f"{names} contradict each other: keep one of them")
                 for key in given[1:]:
                     del values[key]
+        self._check_batch(values, written)
         self._check_precision(values, written)
         settings = values.get(MODEL_CONFIG)
         for name, value in settings.items() if isinstance(settings, dict) else ():
@@ -158,6 +159,16 @@ class LayerReader:
                 other = f"model_config has {name} {show(value)}"
                 self._problem(f"{written[key]} is {show(values[key])}, but {other}: keep one of them")
                 del values[key]
+
+    def _check_batch(self, values: dict[str, Any], written: dict[str, str]) -> None:
+        keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "total_batch_size")
+        if not all(is_given(values.get(key)) for key in keys):
+            return
+        micro, accumulation, total = (values[key] for key in keys)
+        if micro * accumulation != total:
+            names = [written[key] for key in keys]
+            self._problem(f"{names[0]} {micro} x {names[1]} {accumulation} is not {names[2]} {total}: drop one of them")
+            del values[keys[1]]
 
     def _check_precision(self, values: dict[str, Any], written: dict[str, str]) -> None:
         chosen = {name: written[name] for name in PRECISIONS if values.get(name) is True}

@@ -1,14 +1,13 @@
 """From a name, a file or a mapping, and flags, to a checked Recipe."""
 
 from collections.abc import Mapping
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from onecard.errors import RecipeError
-from onecard.spec.dump import plain, plain_layer, values_of
+from onecard.spec.dump import plain, values_of
 from onecard.spec.layers import DEVICES, Layer, LayerReader
 from onecard.spec.merge import difference, merge, settle
 from onecard.spec.recipe import Recipe
@@ -22,7 +21,7 @@ def load_recipe(
     """Loads a shipped recipe by name, a YAML file, a mapping, or only `overrides` over the defaults.
 
     Overrides may use any known spelling and win over everything, `on_device` sections included. The chosen size is
-    applied; device sections stay, for `apply_device`.
+    applied and the others are gone; device sections stay, for `apply_device`.
 
     Raises:
         RecipeError: with every problem of recipe and overrides together.
@@ -63,19 +62,17 @@ def apply_device(recipe: Recipe, device: str) -> Recipe:
 def _assemble(found: Source, file: Layer, flags: Layer, problems: list[str]) -> Recipe | None:
     """Stacks the layers into a recipe; None if they contradict each other."""
     sizes = file.sizes | flags.sizes
-    size = flags.values.get("size") or file.values.get("size")
+    size = (file.values | flags.values).get("size")
     if size is not None and size not in sizes:
         problems.append(_no_such_size(size, list(sizes)))
         size = None
     layers = [file, sizes[size] if size is not None else Layer(), flags]
-    _check_variants(file, size, problems)
+    _check_sizes(file, size, problems)
     values = _stack(layers, None, problems)
+    values["on_device"] = _device_sections(layers, values, problems)
     values["size"] = size
-    devices = sorted({device for layer in layers for device in layer.on_device})
-    sections = {device: difference(values, _stack(layers, device, []) | {"size": size}) for device in devices}
-    values["on_device"] = {device: plain(section) for device, section in sections.items() if section}
-    # What is applied is marked by an empty section, so that a saved recipe does not apply it again over the flags.
-    values["sizes"] = {size: {}} if size is not None else {name: plain_layer(layer) for name, layer in sizes.items()}
+    # The size is applied; the empty section lets a saved recipe load again without applying it over the flags.
+    values["sizes"] = {size: {}} if size is not None else {}
     if found.default_name is not None:
         values.setdefault("name", found.default_name)
     return _build(values, problems)
@@ -91,6 +88,20 @@ def _stack(layers: list[Layer], device: str | None, problems: list[str]) -> dict
     return settle(values, problems)
 
 
+def _device_sections(layers: list[Layer], values: Mapping[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:
+    """Finds what each device changes in the end: what flags have overridden is no change any more."""
+    sections = {}
+    for device in DEVICES:
+        if not any(device in layer.on_device for layer in layers):
+            continue
+        found: list[str] = []
+        section = difference(values, _stack(layers, device, found))
+        problems.extend(f"on_device.{device}: {problem}" for problem in found if problem not in problems)
+        if section:
+            sections[device] = plain(section)
+    return sections
+
+
 def _build(values: Mapping[str, Any], problems: list[str], place: str = "") -> Recipe | None:
     """Makes the recipe, or reports which of its settings contradict one another."""
     try:
@@ -102,19 +113,20 @@ def _build(values: Mapping[str, Any], problems: list[str], place: str = "") -> R
         return None
 
 
-def _check_variants(file: Layer, chosen: str | None, problems: list[str]) -> None:
-    """Reports contradictions in sizes and device sections of the file that this run does not choose."""
+def _check_sizes(file: Layer, chosen: str | None, problems: list[str]) -> None:
+    """Reports sizes of the file that contradict the rest of it, also those that this run does not choose.
+
+    Device sections are checked against the rest by `apply_device` alone: a flag must not be refused for the sake of
+    a device that is not used.
+    """
     known: list[str] = []
     _build(_stack([file], None, known), known)
-    for name, device in product([None, *file.sizes], [None, *DEVICES]):
-        section = file.sizes[name] if name is not None else Layer()
-        if (device is None and name == chosen) or (device and device not in file.on_device | section.on_device):
+    for name, section in file.sizes.items():
+        if name == chosen:
             continue
         found: list[str] = []
-        _build(_stack([file, section], device, found), found)
-        place = " ".join([f"sizes.{name}"] * (name is not None) + [f"on_device.{device}"] * (device is not None))
-        problems.extend(f"{place}: {problem}" for problem in found if problem not in known)
-        known += found
+        _build(_stack([file, section], None, found), found)
+        problems.extend(f"sizes.{name}: {problem}" for problem in found if problem not in known)
 
 
 def _lacks_dataset(recipe: Recipe | None, file: Layer, flags: Layer) -> bool:

@@ -58,7 +58,7 @@ class SchedulePlan(_Frozen):
 class Plan(_Frozen):
     """A run without open questions. `reasons` says, per field, why it is so.
 
-    `flops_per_token` counts forward and backward: 6 x matrix parameters + 6 x layers x attention width x length (causal).
+    `flops_per_token` counts forward and backward: 6 x matrix parameters + 6 x layers x attention width x length.
     `peak_flops` is a large matrix product in `precision`, measured on the device.
     """
 
@@ -86,6 +86,8 @@ class Plan(_Frozen):
     save_steps: int
     save_total_limit: int | None
     sample_steps: int
+    sample_prompts: tuple[str, ...]
+    sample_max_new_tokens: int
     early_stopping_patience: int | None
 
     dataloader_num_workers: int

@@ -66,15 +66,16 @@ class Muon:
     @torch.no_grad()
     def step(self, learning_rate: float, weight_decay: float, is_finite: Tensor) -> None:
         """Applies one update from the matrices' `.grad`; none where `is_finite` (0-d bool) is false."""
+        applied = is_finite.float()
         for group in self._groups:
             gradients = torch.stack([_gradient(master) for master in group.masters])
-            momentum = torch.lerp(gradients, group.momentum, self._momentum)
-            nesterov = torch.lerp(gradients, momentum, self._momentum)
-            direction = orthogonalize(nesterov.to(self._compute_dtype)).float()
-            group.momentum.copy_(torch.where(is_finite, momentum, group.momentum))
-            step = torch.where(is_finite, direction * (-learning_rate * group.rate_factor), 0.0)
-            decay = torch.where(is_finite, 1.0 - learning_rate * weight_decay, 1.0)
-            torch._foreach_mul_(group.masters, decay)
+            gradients = torch.where(is_finite, gradients, 0.0)
+            # With weight zero and a zero gradient, lerp gives the momentum back bit for bit.
+            group.momentum.lerp_(gradients, (1 - self._momentum) * applied)
+            nesterov = torch.lerp(gradients, group.momentum, self._momentum)
+            direction = orthogonalize(nesterov.to(self._compute_dtype))
+            step = direction * (-learning_rate * group.rate_factor * applied)
+            torch._foreach_mul_(group.masters, 1.0 - learning_rate * weight_decay * applied)
             torch._foreach_add_(group.masters, list(step.unbind()))
 
 

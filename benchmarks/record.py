@@ -1,0 +1,53 @@
+"""Where results go: one JSON file per benchmark, with what is needed to repeat it."""
+
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_result(name: str, result: dict[str, Any]) -> Path:
+    """Writes a result beside machine, versions, date, commit and command; returns the file."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    document = {"command": " ".join(["python", *sys.argv]), **describe_machine(), "result": result}
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"written to {path}")
+    return path
+
+
+def describe_machine() -> dict[str, Any]:
+    """Device, versions, date and commit of this run."""
+    import torch
+
+    from onecard.hardware import probe_machine
+
+    machine = probe_machine()
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {machine.num_cores} cores, {_cpu()}"
+    return {
+        "device": device,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+        },
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=RESULTS.parent
+        ).stdout.strip(),
+    }
+
+
+def _cpu() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return "AMX" if "amx_bf16" in flags else "AVX-512" if "avx512f" in flags else "AVX2"

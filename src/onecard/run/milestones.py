@@ -1,0 +1,131 @@
+"""What happens at intervals: evaluation, samples, checkpoints."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from onecard.checkpoint import folder_of_step, write_checkpoint
+from onecard.data import Batch, Corpus, heldout_batches
+from onecard.evaluation import measure_heldout_loss
+from onecard.model.generate import Sampling, complete
+from onecard.observe.events import EvaluatedEvent, Event, FinishReason, Sample, SampledEvent, SavedEvent, SaveReason
+from onecard.run.folder import RunFolder
+from onecard.training.snapshot import snapshot
+from onecard.training.state import TrainState
+
+_SAMPLE_TEMPERATURE = 0.7
+
+Clock = Callable[[], float]  # seconds of training since the run began, across resumes
+
+
+@dataclass(frozen=True)
+class Due:
+    """What a step asks for."""
+
+    evaluates: bool
+    samples: bool
+    saves: bool
+    is_last: bool
+
+    def __bool__(self) -> bool:
+        return self.evaluates or self.samples or self.saves
+
+
+class Milestones:
+    """Evaluates, samples and saves a state. `record_bytes` tells the size of the record so far, for checkpoints."""
+
+    def __init__(
+        self, state: TrainState, corpus: Corpus, folder: RunFolder, clock: Clock, record_bytes: Callable[[], int]
+    ) -> None:
+        self.heldout_loss: float | None = None
+        self._state = state
+        self._plan = state.plan
+        self._corpus = corpus
+        self._folder = folder
+        self._elapsed = clock
+        self._record_bytes = record_bytes
+
+    def due(self, step: int, *, is_last: bool) -> Due:
+        """What is to be done after `step` updates; all of it after the last."""
+        return Due(
+            evaluates=bool(self._corpus.heldout) and (is_last or step % self._plan.eval_steps == 0),
+            samples=bool(self._plan.sample_prompts) and (is_last or step % self._plan.sample_steps == 0),
+            saves=is_last or step % self._plan.save_steps == 0,
+            is_last=is_last,
+        )
+
+    def reach(self, due: Due) -> Iterator[Event]:
+        """Does what is due; a new best is saved even between two intervals, so that it can be kept."""
+        is_best = False
+        if due.evaluates:
+            evaluated = self._evaluate()
+            is_best = evaluated.is_best
+            yield evaluated
+        if due.samples:
+            yield self._sample()
+        if due.saves or is_best:
+            yield self._save("final" if due.is_last else "interval" if due.saves else "best")
+
+    def save_at_end(self, reason: FinishReason) -> Iterator[Event]:
+        """Saves a run that ends between two checkpoints."""
+        is_saved = folder_of_step(self._folder.checkpoints, self._state.progress.step).exists()
+        if reason != "completed" and not is_saved:
+            yield self._save("interrupted" if reason == "interrupted" else "final")
+
+    def _evaluate(self) -> EvaluatedEvent:
+        started, plan, progress = time.perf_counter(), self._plan, self._state.progress
+        result = measure_heldout_loss(
+            self._state.model, self._state.head, self._heldout_batches(), plan.attn_implementation
+        )
+        self.heldout_loss = result.loss
+        is_best = progress.best_loss is None or result.loss < progress.best_loss
+        if is_best:
+            progress.best_loss, progress.best_step, progress.num_evaluations_without_gain = (
+                result.loss,
+                progress.step,
+                0,
+            )
+        else:
+            progress.num_evaluations_without_gain += 1
+        return EvaluatedEvent(
+            step=progress.step,
+            elapsed_s=self._elapsed(),
+            loss=result.loss,
+            bits_per_byte=result.bits_per_byte(plan.corpus.num_heldout_tokens, plan.corpus.heldout_bytes),
+            standard_error=result.standard_error,
+            num_target_tokens=result.num_target_tokens,
+            is_best=is_best,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _heldout_batches(self) -> Iterator[Batch]:
+        plan, separator_id = self._plan, self._corpus.separator_id
+        for file in self._corpus.heldout:
+            yield from heldout_batches(file, plan.max_seq_length, plan.eval_batch_size, separator_id, plan.eval_batches)
+
+    def _sample(self) -> SampledEvent:
+        started, prompts = time.perf_counter(), self._plan.sample_prompts
+        sampling = Sampling(self._plan.sample_max_new_tokens, temperature=_SAMPLE_TEMPERATURE, seed=self._plan.seed)
+        completions = complete(self._state.model, self._corpus.tokenizer, prompts, sampling)
+        return SampledEvent(
+            step=self._state.progress.step,
+            elapsed_s=self._elapsed(),
+            samples=tuple(Sample(prompt=p, completion=c) for p, c in zip(prompts, completions, strict=True)),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _save(self, reason: SaveReason) -> SavedEvent:
+        started, progress = time.perf_counter(), self._state.progress
+        progress.elapsed_s = self._elapsed()
+        target = folder_of_step(self._folder.checkpoints, progress.step)
+        record = {"events_bytes": self._record_bytes(), "reason": reason}
+        num_bytes = write_checkpoint(target, snapshot(self._state, self._corpus.tokenizer, record))
+        self._folder.remove_surplus(self._plan.save_total_limit, progress.best_step)
+        return SavedEvent(
+            step=progress.step,
+            elapsed_s=self._elapsed(),
+            checkpoint=target.name,
+            reason=reason,
+            num_bytes=num_bytes,
+            seconds=time.perf_counter() - started,
+        )
