@@ -96,6 +96,7 @@ def resume(
     Raises:
         InputError: no such run, damaged checkpoints, changed text, or a folder in use.
     """
+    from onecard.planner import choose_device
     from onecard.run.folder import RunFolder, newest_run
     from onecard.run.session import run_session
 
@@ -105,6 +106,7 @@ def resume(
     with folder.lock():
         checkpoint = path if is_checkpoint else folder.find_resumable()
         decided = folder.plan()
+        choose_device(decided.device, _machine())  # refuses one that is not here
         corpus = _prepare(folder.recipe(), on_progress)
         if on_plan is not None:
             on_plan(decided, folder.root)

@@ -1,6 +1,5 @@
 """Batches: targets are the next tokens, documents are told apart, workers change nothing, held-out is exact."""
 
-import pickle
 import sys
 import threading
 import time
@@ -213,11 +212,9 @@ def test_batch_moves_as_a_whole(tokens: TokenFile) -> None:
     assert moved.num_targets == batch.num_targets
 
 
-def test_token_file_travels_to_another_process(tokens: TokenFile) -> None:
-    again = pickle.loads(pickle.dumps(tokens))
-    np.testing.assert_array_equal(again[10:20], IDS[10:20])
+def test_token_file_is_read_only(tokens: TokenFile) -> None:
     with pytest.raises(ValueError, match="read-only"):
-        again[:][0] = 1
+        tokens[:10][0] = 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onecard.data.sampler import BlockSampler, heldout_blocks, permute
+from onecard.data.sampler import BlockSampler, _mixing_pattern, heldout_blocks, permute
 from onecard.errors import DataError
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -88,6 +88,15 @@ def test_every_window_holds_each_source_by_its_share(weights: list[float], start
     counts = np.bincount(sources, minlength=len(weights))
     # Two prefixes, each within 1; shares are rounded to 1/4096.
     assert (np.abs(counts - window * shares) < 2 + window * len(weights) / 4096).all()
+
+
+@given(shares=st.lists(st.integers(1, 60), min_size=2, max_size=6))
+def test_no_prefix_of_the_mix_is_off_by_more_than_the_proven_bound(shares: list[int]) -> None:
+    pattern, _, counts = _mixing_pattern(np.array(shares, dtype=np.float64))
+    chosen = np.cumsum(pattern[:, None] == np.arange(len(shares)), axis=0)
+    due = np.arange(1, len(pattern) + 1)[:, None] * counts / counts.sum()
+    assert (counts * sum(shares) == np.array(shares) * counts.sum()).all()
+    assert np.abs(chosen - due).max() <= 1 - 1 / (2 * len(shares) - 2) + 1e-9
 
 
 def test_equal_shares_alternate_and_each_source_runs_through_its_own_epoch() -> None:

@@ -74,11 +74,14 @@ def test_tar_shard_groups_members_by_key(tmp_path: Path) -> None:
         "./x/000.txt": b"plain",
         "./x/000.json": b'{"text": "metadata of 000"}',
         "./x/001.jpg": b"\xff\xd8",
+        "./x/001.en.txt": b"two",
+        "./x/001.zh.txt": b"texts",
+        "./x/001.meta.json": b"{}",
         "../../002.json": '{"text": "由 json"}'.encode(),
     }
     write_tar(tmp_path / "shard.tar", members)
     documents = list(open_documents(Source(str(tmp_path / "shard.tar"))))
-    assert ["".join(document.pieces()) for document in documents] == ["plain", "由 json"]
+    assert ["".join(document.pieces()) for document in documents] == ["plain", "two", "texts", "由 json"]
     assert documents[0].origin == "shard.tar:x/000.txt"
 
 
@@ -179,6 +182,24 @@ def test_bad_file_is_named_with_place_and_remedy(tmp_path: Path, name: str) -> N
         texts(Source(str(tmp_path / name)))
 
 
+@pytest.mark.parametrize("piece_bytes", [3, 4, 5, 9, 100])
+def test_the_offset_of_a_bad_byte_is_right_wherever_pieces_are_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+) -> None:
+    monkeypatch.setattr(text_files, "PIECE_BYTES", piece_bytes)
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf12345\xe6x")
+    with pytest.raises(DataError, match=r"byte 0xE6 at offset 8 "):
+        texts(Source(str(tmp_path / "a.txt")))
+
+
+def test_no_document_comes_after_a_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{}\n{"text": "b"}\n', encoding="utf-8")
+    documents = open_documents(Source(str(tmp_path / "a.jsonl")))
+    assert "".join(next(documents).pieces()) == "a"
+    with pytest.raises(DataError, match=r"a\.jsonl:2"):
+        next(documents)
+
+
 def test_bad_parquet_and_tar_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["x", None]}), tmp_path / "b.parquet")
@@ -187,7 +208,7 @@ def test_bad_parquet_and_tar_columns(tmp_path: Path) -> None:
     for name, message in {
         "a.parquet": "no column 'text' among 'body'",
         "b.parquet": r"b.parquet\[1\]: 'text' is null",
-        "c.tar": "c.tar:1.json: no column 'text' among 'body'",
+        "c.tar": r"c.tar:1.json: no column 'text' among 'body'",
         "d.tar": "no member of this archive is a .txt or .json file",
     }.items():
         with pytest.raises(DataError, match=message):

@@ -54,7 +54,15 @@ def test_a_spelt_out_special_token_is_ordinary_text(kind: str) -> None:
     (ids,) = encode_pieces(tokenizer, [text])
     assert separator_id(tokenizer) not in ids
     assert tokenizer.decode(ids) == text
-    assert separator_id(tokenizer) in tokenizer(text)["input_ids"], "outside corpora special tokens keep their meaning"
+    assert not tokenizer.backend_tokenizer.encode_special_tokens, "outside corpora special tokens keep their meaning"
+
+
+def test_the_hash_is_about_text_to_ids_only() -> None:
+    first, second = train_tokenizer("char", ["ab"]), train_tokenizer("char", ["ac"])
+    assert tokenizer_hash(first) != tokenizer_hash(second)
+    before = tokenizer_hash(first)
+    first.backend_tokenizer.enable_truncation(5)
+    assert tokenizer_hash(first) == before
 
 
 @given(st.text(max_size=80))

@@ -130,13 +130,23 @@ def test_the_bar_fits_the_terminal(plan, step_event, terminal, monkeypatch, colu
     assert [text for text in hidden if text in bar] == []
 
 
-def test_nothing_is_drawn_after_close(plan, step_event, terminal) -> None:
+def test_only_events_draw(plan, step_event, terminal) -> None:
+    # A thread that draws by itself would take the interpreter from the training loop.
     sink = ConsoleSink(plan, stream=terminal)
     sink.receive(step_event(1))
-    sink.close()
     size = len(terminal.getvalue())
     time.sleep(0.3)
     assert len(terminal.getvalue()) == size
+    sink.close()
+
+
+def test_close_gives_the_cursor_back(plan, step_event, terminal) -> None:
+    sink = ConsoleSink(plan, stream=terminal)
+    sink.receive(step_event(1))
+    assert terminal.getvalue().count("\x1b[?25l") == 1
+    sink.close()
+    sink.close()
+    assert terminal.getvalue().count("\x1b[?25h") == 1
 
 
 def test_a_fast_run_is_not_slowed_by_watching_it(plan, step_event, terminal) -> None:

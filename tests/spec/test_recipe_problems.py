@@ -174,6 +174,12 @@ def test_a_recipe_made_by_hand_has_its_device_section_checked() -> None:
         apply_device(recipe, "cpu")
 
 
+def test_single_settings_cannot_be_merged_into_a_config_file() -> None:
+    assert problems_of({"model_config": "own.json"}, model_config={"n_layer": 2}) == (
+        "model_config {'n_layer': 2} cannot change single settings of own.json: give model_type too",
+    )
+
+
 def test_an_unknown_name_lists_what_there_is() -> None:
     (problem,) = problems_of("dmo")
     assert problem.startswith("no shipped recipe and no file has this name; did you mean demo? (shipped: a6000-")

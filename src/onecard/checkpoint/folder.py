@@ -124,8 +124,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version, files = manifest["format_version"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        version = manifest["format_version"]
+        files = _entries(manifest) if version == FORMAT_VERSION else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{folder} is no complete checkpoint: its {MANIFEST} cannot be read ({error}). Use another one of the run"
         ) from error
@@ -139,6 +140,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             f"{folder} is damaged: {'; '.join(problems)}. Delete this folder and resume from the checkpoint before it"
         )
     return Checkpoint(folder, _tensor_bytes(files))
+
+
+def _entries(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"num_bytes": int(entry["num_bytes"]), "sha256": str(entry["sha256"])}
+        for name, entry in manifest["files"].items()
+    }
 
 
 def _tensor_bytes(files: Mapping[str, Any]) -> int:

@@ -99,11 +99,15 @@ def training_pieces(sources: Iterable[tuple[Source, Split]], limit_bytes: int = 
     total_weight = sum(source.weight for source, _ in sources)
     for source, split in sources:
         rest = limit_bytes * source.weight / total_weight
-        for document in open_documents(source):
-            for part in split_document(document, split):
-                if not part.is_heldout and rest > 0:
-                    rest -= len(part.text.encode("utf-8"))
-                    yield part.text
+        texts = (
+            part.text
+            for document in open_documents(source)
+            for part in split_document(document, split)
+            if not part.is_heldout
+        )
+        for text in texts:
+            yield text
+            rest -= len(text.encode("utf-8"))
             if rest <= 0:
                 break
 
@@ -148,10 +152,12 @@ def _tokenizer(
     name = f"{slug(request.sources[0].path)}-{request.tokenizer}" if learns else request.tokenizer
     folder = cache_root / "tokenizers" / f"{name}-{short_hash(key)}"
     with locked(folder):
-        if not (folder / "tokenizer_config.json").is_file():
+        if not folder.is_dir():
             pieces = _tokenizer_pieces(request, texts)
             trained = train_tokenizer(request.tokenizer, _reported(pieces, texts, progress), request.vocab_size)
-            trained.save_pretrained(folder)
+            beside = folder.with_name(f"{folder.name}.partial")
+            trained.save_pretrained(beside)
+            beside.replace(folder)
         return load_tokenizer(folder)
 
 
@@ -191,8 +197,15 @@ def _corpus(request: CorpusRequest, prepared: list[PreparedCorpus], tokenizer: "
         heldout = [entry.heldout for entry in train if entry.heldout is not None]
         heldout_bytes = sum(entry.manifest.heldout.text_bytes for entry in train)
     weights = tuple(source.weight for source in request.sources)
+    # Content only: a corpus that moved to another folder is still the same.
     parts = [
-        [e.manifest.content_hash, e.manifest.tokenizer_hash, e.manifest.split, e.manifest.source] for e in prepared
+        [
+            entry.manifest.content_hash,
+            entry.manifest.tokenizer_hash,
+            entry.manifest.split,
+            entry.manifest.source["text_column"],
+        ]
+        for entry in prepared
     ]
     return Corpus(
         tokenizer=tokenizer,

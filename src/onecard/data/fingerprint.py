@@ -1,5 +1,6 @@
 """What a source is (identity) and what is in it (content), so that a prepared corpus is reused or rebuilt rightly."""
 
+import glob
 import hashlib
 import json
 import sysconfig
@@ -71,7 +72,7 @@ def _identity(source: Source) -> dict[str, str | None]:
     else:
         path = Path(source.path).expanduser()
         # A Hub name keeps its spelling; a pattern has no existing path, but depends on the working folder all the same.
-        is_local = path.exists() or any(character in source.path for character in "*?[")
+        is_local = path.exists() or glob.has_magic(source.path)
         place = str(path.absolute()) if is_local else source.path
     return {"path": place, "text_column": source.text_column, "split": source.split, "name": source.name}
 

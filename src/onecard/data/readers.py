@@ -60,7 +60,7 @@ def _load_hub(path: str, name: str | None, split: str) -> Any:
     try:
         return datasets.load_dataset(path, name, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise DataError(
             f"dataset {path!r}: it is no file, no folder and no pattern that matches (looked in {Path.cwd()}), and as a"
             f" Hub data set (configuration {name!r}, split {split!r}) it cannot be loaded: {reason}. Check the name,"
@@ -178,40 +178,42 @@ def _parquet_documents(path: Path, label: str, text_column: str) -> Iterator[Doc
 def _tar_documents(path: Path, label: str, text_column: str) -> Iterator[Document | _RowProblem]:
     num_documents = 0
     with tarfile.open(path, mode="r|*") as archive:
-        for key, members in _samples(archive):
-            if ".txt" in members:
-                origin = f"{label}:{key}.txt"
-                try:
-                    entry = _document(origin, members[".txt"].decode("utf-8-sig").replace("\r\n", "\n"), "text")
-                except UnicodeDecodeError as error:
-                    entry = _RowProblem(f"{origin}: not UTF-8 at byte offset {error.start:,}")
-            else:
-                origin = f"{label}:{key}.json"
-                try:
-                    entry = _row_document(origin, json.loads(members[".json"].decode("utf-8-sig")), text_column)
-                except (UnicodeDecodeError, json.JSONDecodeError) as error:
-                    entry = _RowProblem(f"{origin}: broken JSON ({error})")
-            num_documents += 1
-            yield entry
+        for members in _samples(archive):
+            # Beside a text, JSON holds what is known about it.
+            plain = {name: content for name, content in members.items() if name.endswith(".txt")}
+            for name, content in (plain or members).items():
+                num_documents += 1
+                yield _member_document(f"{label}:{name}", content, text_column)
     if num_documents == 0:
         raise DataError(
             f"{path}: no member of this archive is a .txt or .json file. A text shard needs one per sample."
         )
 
 
-def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Groups neighbouring members by key (the path up to the first dot of its name), as WebDataset does."""
+def _member_document(origin: str, content: bytes, text_column: str) -> Document | _RowProblem:
+    try:
+        text = content.decode("utf-8-sig")
+        if origin.endswith(".txt"):
+            return _document(origin, text.replace("\r\n", "\n"), "text")
+        return _row_document(origin, json.loads(text), text_column)
+    except UnicodeDecodeError as error:
+        return _RowProblem(f"{origin}: not UTF-8 at byte offset {error.start:,}")
+    except json.JSONDecodeError as error:
+        return _RowProblem(f"{origin}:{error.lineno}: broken JSON at character {error.colno}: {error.msg}")
+
+
+def _samples(archive: tarfile.TarFile) -> Iterator[dict[str, bytes]]:
+    """Groups neighbouring .txt and .json members by key (path up to the first dot of the name), as in WebDataset."""
     current, members = "", dict[str, bytes]()
     for info in archive:
         path = PurePosixPath(info.name)
-        stem, _, suffix = path.name.partition(".")
-        if not info.isfile() or not stem or f".{suffix}" not in (".txt", ".json"):
+        if not info.isfile() or path.name.startswith(".") or path.suffix not in (".txt", ".json"):
             continue
-        key = (path.parent / stem).as_posix()
+        key = (path.parent / path.name.partition(".")[0]).as_posix()
         if key != current and members:
-            yield current, members
+            yield members
             members = {}
         stream = archive.extractfile(info)
-        current, members[f".{suffix}"] = key, stream.read() if stream else b""
+        current, members[path.as_posix()] = key, stream.read() if stream else b""
     if members:
-        yield current, members
+        yield members

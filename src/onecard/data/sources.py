@@ -205,7 +205,12 @@ def _list_glob(path: Path, given: str) -> FileList:
 
 
 def _without_empty(files: list[SourceFile], given: str) -> FileList:
-    filled = tuple(file for file in files if file.path.stat().st_size > 0)
+    try:
+        filled = tuple(file for file in files if file.path.stat().st_size > 0)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename}: cannot be read ({error.strerror}). Is it a broken link, or gone?"
+        ) from error
     if not filled:
         what = "the file is" if len(files) == 1 else f"all {len(files)} files are"
         raise DataError(f"dataset {given!r}: {what} empty. Give text to train on.")

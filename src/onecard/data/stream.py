@@ -87,7 +87,9 @@ class BatchStream:
         elif not self._ahead:
             raise StopIteration
         else:
-            step = self._ahead.popleft().result()
+            # Taken off only when it is there: an interrupted wait loses no step.
+            step = self._ahead[0].result()
+            self._ahead.popleft()
             self._fill()
         self.position += self._settings.samples_per_step
         self.wait_s = time.perf_counter() - started

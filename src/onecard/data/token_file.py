@@ -34,7 +34,6 @@ class TokenFile:
     def __init__(self, path: Path, dtype: str, num_tokens: int) -> None:
         self.path = path
         self.num_tokens = num_tokens
-        self._dtype = dtype
         expected_bytes = num_tokens * np.dtype(dtype).itemsize
         actual_bytes = path.stat().st_size if path.is_file() else -1
         if actual_bytes != expected_bytes:
@@ -50,9 +49,6 @@ class TokenFile:
 
     def __getitem__(self, tokens: slice) -> np.ndarray:
         return self._ids[tokens]
-
-    def __reduce__(self) -> tuple[type, tuple[Path, str, int]]:
-        return type(self), (self.path, self._dtype, self.num_tokens)
 
 
 @dataclass

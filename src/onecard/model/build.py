@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -33,15 +34,20 @@ def make_config(settings: dict[str, Any], dropout: float = 0.0) -> PreTrainedCon
         raise InputError(
             f"model_config: model_type {model_type!r} is unknown to transformers: try qwen3, llama, gpt2"
         ) from error
-    allowed = set(known.to_dict()) | set(known.attribute_map) | set(vars(type(known)))
-    if unknown := sorted(key for key in settings if key not in allowed and not hasattr(known, key)):
+    allowed = set(known.to_dict()) | set(known.attribute_map)
+    if unknown := sorted(key for key in settings if key not in allowed and not _is_value(known, key)):
         raise InputError(f"model_config: {model_type} has no setting named {', '.join(unknown)}")
     try:
         config = AutoConfig.for_model(model_type, **settings)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"model_config: {model_type} refuses these settings: {error}") from error
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"model_config: {model_type} refuses these settings: {reason}") from error
     set_config_dropout(config, dropout)
     return config
+
+
+def _is_value(config: PreTrainedConfig, key: str) -> bool:
+    return hasattr(config, key) and not callable(getattr(config, key))
 
 
 def build_model(
@@ -60,15 +66,22 @@ def build_model(
     """
     config = make_config(settings, dropout)
     torch.manual_seed(seed)
-    try:
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=PREFIX + backend, dtype=torch.float32)
-    except (ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"no causal language model can be built from this config: {error}") from error
+    model = _from_config(config, backend)
     if init == "zero-output":
         _zero_output_projections(model)
     add_missing_dropout(model, dropout)
     model.config.use_cache = False
     return model
+
+
+def _from_config(config: PreTrainedConfig, backend: str) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_config(config, attn_implementation=PREFIX + backend, dtype=torch.float32)
+    # Families that look their attention up in a table of their own raise KeyError.
+    except (ValueError, RuntimeError, ZeroDivisionError, KeyError) as error:
+        raise InputError(
+            f"no causal language model can be built from this config of {config.model_type}: {error}"
+        ) from error
 
 
 def _zero_output_projections(model: PreTrainedModel) -> None:
@@ -91,7 +104,7 @@ def count_parameters(settings: dict[str, Any]) -> tuple[int, int]:
     Costs no memory: the model is built on the meta device.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(make_config(settings), attn_implementation=PREFIX + "sdpa")
+        model = _from_config(make_config(settings), "sdpa")
     total = sum(parameter.numel() for parameter in model.parameters())
     head = model.get_output_embeddings()
     matrices = head.weight.numel() + sum(

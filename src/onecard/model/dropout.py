@@ -42,7 +42,7 @@ def add_missing_dropout(model: PreTrainedModel, dropout: float) -> None:
         raise InputError(
             f"dropout {dropout} cannot be applied to the attention of {config.model_type}: set dropout to 0"
         )
-    if not _knows(config, _EMBEDDING_KEYS):
+    if not _drops_embedding(model):
         _drop_output(model.get_input_embeddings(), dropout)
     if not _knows(config, _RESIDUAL_KEYS):
         for layer in _layers(model):
@@ -52,6 +52,13 @@ def add_missing_dropout(model: PreTrainedModel, dropout: float) -> None:
 
 def _knows(config: PreTrainedConfig, keys: Iterable[str]) -> bool:
     return any(hasattr(config, key) for key in keys)
+
+
+def _drops_embedding(model: PreTrainedModel) -> bool:
+    # By its modules: Phi-3 and OPT have a key that nothing reads, GPT-NeoX drops by one that is named otherwise.
+    inside = {module for layer in _layers(model) for module in layer.modules()}
+    outside = [module for module in model.base_model.modules() if module not in inside]
+    return hasattr(model.base_model, "embedding_dropout") or any(isinstance(m, nn.Dropout) for m in outside)
 
 
 def _layers(model: PreTrainedModel) -> list[nn.Module]:

@@ -65,7 +65,7 @@ def make_plan(recipe: Recipe, machine: Machine, corpus: CorpusFacts, measurement
         gradient_checkpointing=recipe.gradient_checkpointing is True,
         model=model,
         optimizer=_optimizer(recipe),
-        schedule=make_schedule(recipe, num_steps or _STEPS_OF_A_DRAFT),
+        schedule=make_schedule(recipe, num_steps or max(_STEPS_OF_A_DRAFT, recipe.warmup_steps or 0)),
         corpus=corpus,
         micro_batch_size=batch.micro,
         total_batch_size=batch.total,

@@ -34,7 +34,8 @@ def resolve_batch(recipe: Recipe, kind: str, reasons: dict[str, str]) -> BatchSi
         if micro != "auto":
             total = micro * (1 if accumulation == "auto" else accumulation)
         else:
-            total = max(1, _STEP_TOKENS[kind] // length)
+            accumulated = 1 if accumulation == "auto" else accumulation
+            total = accumulated * max(1, _STEP_TOKENS[kind] // (length * accumulated))
             reasons["total_batch_size"] = f"about {format_count(_STEP_TOKENS[kind])} tokens per step"
     if micro == "auto":
         micro = min(most, int(total)) if accumulation == "auto" else -(-int(total) // accumulation)

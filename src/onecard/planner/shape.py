@@ -112,7 +112,9 @@ def _positions(settings: dict[str, Any], recipe: Recipe) -> int:
 def _check_heads(config: Any, settings: dict[str, Any]) -> None:
     problems = []
     heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
-    # Qwen3's own default of 128 is for its published sizes; a small model means width / heads.
+    # Qwen3's own defaults (32 key-value heads, head width 128) are for its published sizes; a small model means these.
+    if kv_heads and "num_key_value_heads" not in settings:
+        settings["num_key_value_heads"] = kv_heads = heads
     if "head_dim" not in settings and getattr(config, "head_dim", None) is not None and config.hidden_size % heads == 0:
         settings["head_dim"] = config.hidden_size // heads
     if "head_dim" not in settings and config.hidden_size % heads:

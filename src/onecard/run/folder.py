@@ -126,17 +126,19 @@ class RunFolder:
         Raises:
             CheckpointError: there are checkpoints, but every one is damaged.
         """
-        problems = []
+        damaged: dict[Path, str] = {}
         for folder in reversed(list_checkpoints(self.checkpoints)):
             try:
                 read_checkpoint(folder)
             except CheckpointError as error:
-                problems.append(str(error))
-                folder.rename(_unused_name(folder.with_name(f"damaged-{folder.name}")))
-            else:
-                return folder
-        if problems:
-            raise CheckpointError("\n".join(problems))
+                damaged[folder] = str(error)
+                continue
+            # Not before a whole one is found: a run without any must not look like one that has yet to begin.
+            for other in damaged:
+                other.rename(_unused_name(other.with_name(f"damaged-{other.name}")))
+            return folder
+        if damaged:
+            raise CheckpointError("\n".join(damaged.values()))
         return None
 
     def set_aside_after(self, checkpoint: Path) -> None:

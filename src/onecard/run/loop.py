@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from onecard.data import BatchStream
 from onecard.errors import DivergedError
@@ -58,17 +59,9 @@ class Loop:
             DivergedError: update after update had to be refused.
         """
         begun = time.perf_counter()
-        reason: FinishReason = "completed"
-        progress, num_steps = self._state.progress, self._plan.schedule.num_steps
-        while progress.step < num_steps:
-            if self._control.stop:
-                reason = "interrupted"
-                break
+        while (reason := self._end()) is None:
             yield from self._update(stream)
-            yield from self._at_intervals(is_last=progress.step == num_steps)
-            if self._has_lost_patience():
-                reason = "early stopping"
-                break
+            yield from self._at_intervals(is_last=self._state.progress.step == self._plan.schedule.num_steps)
         yield from self._drain()
         yield from self._milestones.save_at_end(reason)
         yield self._finished(reason, time.perf_counter() - begun)
@@ -93,7 +86,11 @@ class Loop:
 
     def _train_step(self, micro_batches: list[MicroBatch], learning_rate: float) -> StepStats:
         seed_step(self._plan.seed, self._state.progress.step)
-        return train_step(self._state, micro_batches, learning_rate, max_grad_norm=self._plan.optimizer.max_grad_norm)
+        limit = self._plan.optimizer.max_grad_norm
+        try:
+            return train_step(self._state, micro_batches, learning_rate, max_grad_norm=limit)
+        except TorchDynamoException as error:  # the backward pass is compiled when it first runs
+            raise CompilerError(str(error)) from error
 
     def _give_up_compiling(self, error: Exception) -> FindingEvent:
         self._state.decoder.to_eager()
@@ -160,9 +157,14 @@ class Loop:
             # The next step's time starts here: what happened in between has its own seconds.
             self._last_read = time.perf_counter()
 
-    def _has_lost_patience(self) -> bool:
-        patience = self._plan.early_stopping_patience
-        return patience is not None and self._state.progress.num_evaluations_without_gain >= patience
+    def _end(self) -> FinishReason | None:
+        """Says why the run ends here; asked before each update, so that a resumed run ends where the first would."""
+        patience, progress = self._plan.early_stopping_patience, self._state.progress
+        if patience is not None and progress.num_evaluations_without_gain >= patience:
+            return "early stopping"
+        if progress.step >= self._plan.schedule.num_steps:
+            return "completed"
+        return "interrupted" if self._control.stop else None
 
     def _finished(self, reason: FinishReason, seconds: float) -> FinishedEvent:
         progress = self._state.progress
@@ -170,7 +172,7 @@ class Loop:
             step=progress.step,
             elapsed_s=self._elapsed(),
             reason=reason,
-            loss=self._milestones.heldout_loss,
+            loss=progress.heldout_loss,
             best_loss=progress.best_loss,
             best_step=progress.best_step,
             tokens_seen=progress.tokens_seen,

@@ -37,7 +37,6 @@ class Milestones:
     def __init__(
         self, state: TrainState, corpus: Corpus, folder: RunFolder, clock: Clock, record_bytes: Callable[[], int]
     ) -> None:
-        self.heldout_loss: float | None = None
         self._state = state
         self._plan = state.plan
         self._corpus = corpus
@@ -77,7 +76,7 @@ class Milestones:
         result = measure_heldout_loss(
             self._state.model, self._state.head, self._heldout_batches(), plan.attn_implementation
         )
-        self.heldout_loss = result.loss
+        progress.heldout_loss = result.loss
         is_best = progress.best_loss is None or result.loss < progress.best_loss
         if is_best:
             progress.best_loss, progress.best_step, progress.num_evaluations_without_gain = (

@@ -52,7 +52,7 @@ def apply_device(recipe: Recipe, device: str) -> Recipe:
     problems: list[str] = []
     section = recipe.on_device.get(kind, {})  # type: ignore[call-overload]
     upper = LayerReader(problems).read_device_section(section, f"on_device.{kind}")
-    values = settle(merge(values_of(recipe) | {"on_device": {}}, upper), problems)
+    values = settle(merge(values_of(recipe) | {"on_device": {}}, upper, problems), problems)
     applied = _build(values, problems, f"on_device.{kind}: " if section else "")
     if problems or applied is None:
         raise RecipeError(f"recipe {recipe.name}", problems)
@@ -82,9 +82,9 @@ def _stack(layers: list[Layer], device: str | None, problems: list[str]) -> dict
     """Merges layers, each followed by its section for `device`."""
     values: dict[str, Any] = {}
     for layer in layers:
-        values = merge(values, layer.values)
+        values = merge(values, layer.values, problems)
         if device is not None:
-            values = merge(values, layer.on_device.get(device, {}))
+            values = merge(values, layer.on_device.get(device, {}), problems)
     return settle(values, problems)
 
 

@@ -8,7 +8,7 @@ A later layer does not only replace the same keys: `max_steps` as a flag also re
 from collections.abc import Mapping
 from typing import Any
 
-from onecard.spec.accepts import FIELDS, MODEL_CONFIG, default_of
+from onecard.spec.accepts import FIELDS, MODEL_CONFIG, default_of, show
 from onecard.spec.recipe import DURATION_KEYS, TOTAL_BATCH_KEYS, WARMUP_KEYS
 from onecard.spec.spelling import find_spelling
 
@@ -45,12 +45,12 @@ def is_given(value: Any) -> bool:
     return value is not None and value != "auto"
 
 
-def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts one layer's values on another's."""
+def merge(lower: Mapping[str, Any], upper: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Puts one layer's values on another's. Reports what cannot be merged."""
     dropped = _displaced(lower, upper)
     merged = {key: value for key, value in lower.items() if key not in dropped} | dict(upper)
     if MODEL_CONFIG in merged:
-        merged[MODEL_CONFIG] = _merge_model_config(lower, upper)
+        merged[MODEL_CONFIG] = _merge_model_config(lower, upper, problems)
     return merged
 
 
@@ -129,14 +129,16 @@ def _displaced_shape(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> set[
     return {spelling.key for name in settings if (spelling := find_spelling(str(name)))} & set(SHAPE_KEYS)
 
 
-def _merge_model_config(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> Any:
+def _merge_model_config(lower: Mapping[str, Any], upper: Mapping[str, Any], problems: list[str]) -> Any:
     below, above = lower.get(MODEL_CONFIG), upper.get(MODEL_CONFIG)
     if above and _is_another_model(below, above):
         return above
-    if not isinstance(below, dict):
-        return above or below
+    if isinstance(below, str):
+        if above:
+            problems.append(f"model_config {show(above)} cannot change single settings of {below}: give model_type too")
+        return below
     shapes = {key for key in SHAPE_KEYS if is_given(upper.get(key))}
-    kept = {name: value for name, value in below.items() if not _names_one_of(name, shapes)}
+    kept = {name: value for name, value in (below or {}).items() if not _names_one_of(name, shapes)}
     return kept | (above or {})
 
 

@@ -1,6 +1,8 @@
 """A plan becomes a model in training."""
 
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
 from onecard.errors import InputError
@@ -30,15 +32,17 @@ def assemble(plan: Plan) -> TrainState:
         seed=plan.seed,
         backend=plan.attn_implementation,
     )
-    check_head(model)
+    if not isinstance(model.get_output_embeddings().weight, FakeTensor):  # the planner's have no values to compare
+        check_head(model)
     masters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    model.to(device)
-    for parameter in model.parameters():
-        # Parameters only: rotary frequencies are buffers and would lose their precision.
-        parameter.data = parameter.data.to(DTYPES[plan.precision])
+    for tensor in (*model.parameters(), *model.buffers()):
+        # Parameters only change their type: rotary frequencies are buffers and would lose their precision.
+        dtype = DTYPES[plan.precision] if isinstance(tensor, nn.Parameter) else tensor.dtype
+        # By `data`, because `Module.to` swaps tensors, which fake ones refuse.
+        tensor.data = tensor.data.to(device, dtype)
     model.train()
     if plan.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint_activations(model)
     optimizer = Optimizer(model, plan.optimizer)
     optimizer.load_masters(masters)
     return TrainState(
@@ -50,6 +54,14 @@ def assemble(plan: Plan) -> TrainState:
         loss_scale=LossScale.make(plan.precision, device),
         progress=Progress(),
     )
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    settings = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+    else:  # its name before transformers 5.23
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ class Muon:
             # With weight zero and a zero gradient, lerp gives the momentum back bit for bit.
             group.momentum.lerp_(gradients, (1 - self._momentum) * applied)
             nesterov = torch.lerp(gradients, group.momentum, self._momentum)
-            direction = orthogonalize(nesterov.to(self._compute_dtype))
+            direction = orthogonalize(nesterov.to(self._compute_dtype)).float()
             step = direction * (-learning_rate * group.rate_factor * applied)
             torch._foreach_mul_(group.masters, 1.0 - learning_rate * weight_decay * applied)
             torch._foreach_add_(group.masters, list(step.unbind()))

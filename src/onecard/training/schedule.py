@@ -35,7 +35,9 @@ def find_shape(name: str, decay_share: float = 1.0) -> Shape:
     module_name, _, function_name = name.partition(":")
     try:
         shape: Shape = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
+        if not all(isinstance(shape(progress), int | float) for progress in (0.0, 0.5, 1.0)):
+            raise TypeError("it does not give a number")
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(
             f"lr_scheduler_type {name!r} cannot be used: {error}. Give {', '.join(('wsd', *_SHAPES))}, or "
             "module:function where the module can be imported from the current folder"

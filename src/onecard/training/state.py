@@ -29,6 +29,7 @@ class Progress:
     position: int = 0
     tokens_seen: int = 0
     elapsed_s: float = 0.0
+    heldout_loss: float | None = None
     best_loss: float | None = None
     best_step: int | None = None
     num_evaluations_without_gain: int = 0
