@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from onecard.data import Corpus
     from onecard.hardware import Machine
     from onecard.observe.events import Event
+    from onecard.run.folder import RunFolder
 
 __all__ = ["generate", "load_recipe", "plan", "prepare", "resume", "train"]
 
@@ -54,7 +55,8 @@ def train(
 ) -> Path:
     """Trains a recipe in a new run folder and returns that folder.
 
-    `resume` names a run folder, a checkpoint folder or `latest`; the run then goes on under its own recipe and plan.
+    `resume` names a run folder, a checkpoint folder or `latest`; the run then goes on under its own recipe and$
+    plan, and a recipe that asks for something else is refused.
     `on_plan(plan, run_folder)` is called once before the first step, `on_event(event)` at everything that happens.
 
     Raises:
@@ -64,12 +66,12 @@ def train(
     from onecard.run.folder import RunFolder
     from onecard.run.session import run_session
 
-    if wish := resume or recipe.resume_from_checkpoint:
-        return globals()["resume"](
-            "latest" if wish is True else wish, on_event=on_event, on_plan=on_plan, on_progress=on_progress
-        )
     machine = _machine()
     recipe = _on_its_device(recipe, machine)
+    if wish := resume or recipe.resume_from_checkpoint:
+        folder, checkpoint = _find_run("latest" if wish is True else wish)
+        _refuse_other_settings(recipe, folder)
+        return _continue(folder, checkpoint, on_event, on_plan, on_progress)
     root = Path(output_dir or recipe.output_dir or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     corpus = _prepare(recipe, on_progress)
     decided = _plan(recipe, machine, corpus)
@@ -96,22 +98,8 @@ def resume(
     Raises:
         InputError: no such run, damaged checkpoints, changed text, or a folder in use.
     """
-    from onecard.planner import choose_device
-    from onecard.run.folder import RunFolder, newest_run
-    from onecard.run.session import run_session
-
-    path = newest_run(Path("runs")) if str(run) == "latest" else Path(run)
-    is_checkpoint = path.parent.name == "checkpoints"
-    folder = RunFolder.open(path.parent.parent if is_checkpoint else path)
-    with folder.lock():
-        checkpoint = path if is_checkpoint else folder.find_resumable()
-        decided = folder.plan()
-        choose_device(decided.device, _machine())  # refuses one that is not here
-        corpus = _prepare(folder.recipe(), on_progress)
-        if on_plan is not None:
-            on_plan(decided, folder.root)
-        run_session(folder, corpus, checkpoint, on_event)
-    return folder.root
+    folder, checkpoint = _find_run(run)
+    return _continue(folder, checkpoint, on_event, on_plan, on_progress)
 
 
 def generate(
@@ -147,6 +135,55 @@ def generate(
     dtype = torch.float32 if kind_of(chosen) == "cpu" else torch.float16
     loaded, tokenizer = load_model_folder(_model_folder(Path(model), checkpoint), dtype)
     return complete(loaded.to(chosen), tokenizer, prompts, sampling)
+
+
+def _find_run(run: str | Path) -> "tuple[RunFolder, Path | None]":
+    """Finds the folder of a run and, where one is named, the checkpoint."""
+    from onecard.run.folder import RunFolder, newest_run
+
+    path = newest_run(Path("runs")) if str(run) == "latest" else Path(run)
+    if path.parent.name == "checkpoints":
+        return RunFolder.open(path.parent.parent), path
+    return RunFolder.open(path), None
+
+
+def _continue(
+    folder: "RunFolder",
+    checkpoint: Path | None,
+    on_event: OnEvent | None,
+    on_plan: OnPlan | None,
+    on_progress: OnProgress | None,
+) -> Path:
+    from onecard.planner import choose_device
+    from onecard.run.session import run_session
+
+    with folder.lock():
+        checkpoint = checkpoint or folder.find_resumable()
+        decided = folder.plan()
+        choose_device(decided.device, _machine())  # refuses one that is not here
+        corpus = _prepare(folder.recipe(), on_progress)
+        if on_plan is not None:
+            on_plan(decided, folder.root)
+        run_session(folder, corpus, checkpoint, on_event)
+    return folder.root
+
+
+# Settings that say where a run is and who watches it, not what it computes.
+_MAY_DIFFER = {"name", "description", "output_dir", "run_name", "resume_from_checkpoint", "report_to", "logging_steps"}
+
+
+def _refuse_other_settings(recipe: Recipe, folder: "RunFolder") -> None:
+    own = folder.recipe()
+    differences = [
+        f"  {Recipe.model_fields[key].alias or key}: {getattr(own, key)} in the run, {getattr(recipe, key)} now"
+        for key in Recipe.model_fields
+        if key not in _MAY_DIFFER and getattr(own, key) != getattr(recipe, key)
+    ]
+    if differences:
+        raise InputError(
+            "\n".join([f"{folder.root} was started with other settings:", *differences])
+            + f"\nContinue it as it is with `onecard resume {folder.root}`, or start a new run without --resume"
+        )
 
 
 def _model_folder(path: Path, checkpoint: str) -> Path:

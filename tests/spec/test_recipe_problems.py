@@ -52,6 +52,7 @@ def write(path: Path, text: str | bytes) -> Path:
             "eval_strategy is 'epoch', but takes steps or no, because onecard counts in steps: "
             "set eval_steps or save_steps",
         ),
+        ({"min_lr": 1, "lr": "fast"}, "lr is 'fast', but takes a number above 0"),
         ({"min_lr": "low"}, "min_lr is 'low', but takes a number"),
         (
             {"min_lr": 1, "lr": 0.5},

@@ -6,6 +6,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 from onecard.errors import InputError
@@ -34,6 +35,8 @@ def make_config(settings: dict[str, Any], dropout: float = 0.0) -> PreTrainedCon
         raise InputError(
             f"model_config: model_type {model_type!r} is unknown to transformers: try qwen3, llama, gpt2"
         ) from error
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise InputError(f"model_config: model_type {model_type!r} is no causal language model: try qwen3, llama, gpt2")
     allowed = set(known.to_dict()) | set(known.attribute_map)
     if unknown := sorted(key for key in settings if key not in allowed and not _is_value(known, key)):
         raise InputError(f"model_config: {model_type} has no setting named {', '.join(unknown)}")

@@ -55,11 +55,6 @@ def default_of(key: str) -> Any:
     return FIELDS[key].get_default(call_default_factory=True)
 
 
-def is_optional(key: str) -> bool:
-    """Says whether the key takes null."""
-    return NoneType in accepts(key).kinds
-
-
 def join_or(phrases: list[str]) -> str:
     """Joins phrases as a list of alternatives: 'a, b or c'."""
     unique = list(dict.fromkeys(phrases))
@@ -75,7 +70,7 @@ def show(value: Any) -> str:
 
 
 def coerce(key: str, value: Any) -> Any:
-    """Turns text into the number, truth value, word, list or mapping that the key takes.
+    """Turns text into the number, word, list or mapping that the key takes; the validator itself reads truth values.
 
     What cannot be turned is returned as it is, for the validator to refuse. Raises ValueError for what the validator
     would misread: a truth value as 0 or 1, half a mapping as a path.
@@ -96,9 +91,7 @@ def coerce(key: str, value: Any) -> Any:
         return _coerce_collection(key, value)
     if text.lower() in accepted.words:
         return text.lower()
-    if str in accepted.kinds:
-        return value
-    return _coerce_scalar(text, accepted.kinds, value)
+    return _coerce_number(text, value) if {int, float} & accepted.kinds else value
 
 
 def parse_bool(value: Any) -> bool:
@@ -121,19 +114,13 @@ def parse_number(value: Any) -> float:
     raise ValueError("takes a number")
 
 
-def _coerce_scalar(text: str, kinds: frozenset[type], value: str) -> Any:
-    if {int, float} & kinds:
+def _coerce_number(text: str, value: str) -> int | float | str:
+    """Tries int first: it keeps every digit of a long number. A whole float such as 1e4 is valid where int is asked."""
+    for number in (int, float):
         try:
-            number = float(text)
+            return number(text)
         except ValueError:
-            pass
-        else:
-            # int(text) keeps every digit of a long number; float(text) knows 1e4.
-            if float not in kinds and number.is_integer():
-                return int(text) if text.lstrip("+-").replace("_", "").isdigit() else int(number)
-            return number
-    if bool in kinds and text.lower() in (*_TRUE, *_FALSE):
-        return text.lower() in _TRUE
+            continue
     return value
 
 

@@ -1,0 +1,140 @@
+"""Small plans, models and batches that the tests of the core share. Nothing here imports torch before it is used."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from onecard.spec import CorpusFacts, ModelPlan, OptimizerPlan, Plan, SchedulePlan
+
+if TYPE_CHECKING:
+    from onecard.training.state import TrainState
+    from onecard.training.step import MicroBatch
+
+VOCABULARY, LENGTH = 97, 16
+_WORDS = "the quick brown fox jumps over a lazy dog while seven wizards brew potent jade elixir"
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCABULARY}
+_COMMON = {"max_position_embeddings": 2 * LENGTH, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+_GATED = {"num_key_value_heads": 2, "intermediate_size": 48}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"} | _SIZES | _COMMON | _GATED,
+    "qwen3": {"model_type": "qwen3", "head_dim": 8} | _SIZES | _COMMON | _GATED,
+    "gpt2": {"model_type": "gpt2"} | _SIZES | _COMMON,
+}
+
+
+@pytest.fixture
+def settings_of() -> Callable[..., dict[str, Any]]:
+    """A complete config of a tiny model: `settings_of("llama", tie_word_embeddings=True)`."""
+
+    def make(name: str, **changes: Any) -> dict[str, Any]:
+        return ARCHITECTURES[name] | changes
+
+    return make
+
+
+@pytest.fixture
+def tiny_plan() -> Callable[..., Plan]:
+    """A plan for a tiny model: `tiny_plan("gpt2", optimizer="adamw", dropout=0.1)`; each keyword finds its part."""
+
+    def make(name: str = "qwen3", *, optimizer: str = "muon", schedule: str = "wsd", **changes: Any) -> Plan:
+        model = {"settings": ARCHITECTURES[name], "dropout": 0.0, "init": "transformers"}
+        rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "weight_decay": 0.1, "muon_momentum": 0.95}
+        moments = {"adam_beta1": 0.9, "adam_beta2": 0.95, "adam_epsilon": 1e-8, "max_grad_norm": 1.0}
+        course = {"num_steps": 20, "num_warmup_steps": 2, "num_decay_steps": 8, "min_lr_ratio": 0.0}
+        rest: dict[str, Any] = {}
+        for key, value in changes.items():
+            part = next((part for part in (model, rates, moments, course) if key in part), rest)
+            part[key] = value
+        return Plan(
+            **_PLAN
+            | {
+                "model": ModelPlan(**model, num_parameters=1, num_matrix_parameters=1),
+                "optimizer": OptimizerPlan(name=optimizer, **rates, **moments),
+                "schedule": SchedulePlan(name=schedule, **course),
+            }
+            | rest
+        )
+
+    return make
+
+
+_PLAN: dict[str, Any] = {
+    "device": "cpu",
+    "precision": "fp32",
+    "torch_compile": False,
+    "attn_implementation": "sdpa",
+    "gradient_checkpointing": False,
+    "deterministic": False,
+    "seed": 1337,
+    "corpus": CorpusFacts(
+        vocab_size=VOCABULARY,
+        num_train_tokens=1000,
+        num_heldout_tokens=100,
+        train_bytes=1000,
+        heldout_bytes=100,
+        separator_id=0,
+        fingerprint="tiny",
+    ),
+    "max_seq_length": LENGTH,
+    "micro_batch_size": 4,
+    "total_batch_size": 8,
+    "eval_batch_size": 4,
+    "max_hours": None,
+    "eval_steps": 10,
+    "eval_batches": None,
+    "save_steps": 10,
+    "save_total_limit": None,
+    "sample_steps": 10,
+    "sample_prompts": (),
+    "sample_max_new_tokens": 4,
+    "early_stopping_patience": None,
+    "dataloader_num_workers": 0,
+    "dataloader_prefetch_factor": 1,
+    "dataset_num_proc": 1,
+    "flops_per_token": 1e5,
+    "peak_flops": 1e9,
+    "reasons": {},
+}
+
+
+@pytest.fixture
+def tiny_state(tiny_plan: Callable[..., Plan]) -> "Callable[..., TrainState]":
+    """A model in training, by the words of `tiny_plan`."""
+
+    def make(name: str = "qwen3", **changes: Any) -> "TrainState":
+        from onecard.training.assemble import assemble
+
+        return assemble(tiny_plan(name, **changes))
+
+    return make
+
+
+@pytest.fixture
+def random_micro_batch() -> "Callable[..., MicroBatch]":
+    """Random tokens [rows, LENGTH]; row i has i targets less than the first, so that rows weigh differently."""
+
+    def make(rows: int, seed: int = 0) -> "MicroBatch":
+        import torch
+
+        from onecard.training.step import MicroBatch
+
+        ids = torch.randint(1, VOCABULARY, (rows, LENGTH + 1), generator=torch.Generator().manual_seed(seed))
+        targets = ids[:, 1:].clone()
+        for row in range(rows):
+            targets[row, : row % LENGTH] = -100
+        return MicroBatch(ids[:, :-1].contiguous(), targets, None)
+
+    return make
+
+
+@pytest.fixture
+def corpus_text(tmp_path: Path) -> Path:
+    """Some kilobytes of English words that never change."""
+    chosen = random.Random(1).choices(_WORDS.split(), k=2500)
+    path = tmp_path / "corpus.txt"
+    text = " ".join(word + ("\n" if index % 9 == 8 else "") for index, word in enumerate(chosen))
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return path

@@ -1,0 +1,139 @@
+"""Completions: those of the plain model, whatever the batch, the cache and the window."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from onecard.data import train_tokenizer
+from onecard.errors import InputError
+from onecard.model.build import build_model
+from onecard.model.generate import Sampling, complete
+
+NAMES = ["llama", "qwen3", "gpt2"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz ."
+PROMPTS = ["a", "hello there", "xyz."]
+GREEDY = Sampling(max_new_tokens=12, temperature=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer("char", [LETTERS])
+
+
+@pytest.fixture
+def model_of(
+    settings_of: Callable[..., dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+) -> Callable[[str], PreTrainedModel]:
+    def make(name: str) -> PreTrainedModel:
+        settings = settings_of(name, vocab_size=len(LETTERS) + 1, tie_word_embeddings=False)
+        model = build_model(settings, dropout=0.0, init="transformers", seed=5)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(10.0 if parameter.ndim > 1 else 1.0)
+        return model
+
+    return make
+
+
+@torch.no_grad()
+def naive(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, num_new: int) -> str:
+    """Runs the whole window through the model for every new token, without cache, padding or our attention.
+
+    A window that has become as long as the model knows goes on with its newer half.
+    """
+    model.eval()
+    context = model.config.max_position_embeddings
+    window = [tokenizer.eos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
+    written: list[int] = []
+    while len(written) < num_new:
+        window = window[-(context // 2) :] if len(window) >= context else window
+        chosen = int(model(input_ids=torch.tensor([window])).logits[0, -1].argmax())
+        if chosen == tokenizer.eos_token_id:
+            break
+        window.append(chosen)
+        written.append(chosen)
+    return str(tokenizer.decode(written))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_greedy_completions_are_those_of_the_plain_model(
+    name: str, model_of: Callable[[str], PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = model_of(name)
+    expected = [naive(model, tokenizer, prompt, 12) for prompt in PROMPTS]
+    assert complete(model, tokenizer, PROMPTS, GREEDY) == expected
+    assert [complete(model, tokenizer, [prompt], GREEDY)[0] for prompt in PROMPTS] == expected
+    # A model that repeats one letter would agree with itself in any case.
+    assert len(set("".join(expected))) > 5
+
+
+def test_sampling_depends_on_the_seed_and_leaves_the_global_random_state(
+    model_of: Callable[[str], PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = model_of("qwen3").train()
+    before = torch.get_rng_state()
+    first, again, other = (
+        complete(model, tokenizer, PROMPTS, Sampling(12, temperature=1.5, seed=seed)) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+    assert model.config._attn_implementation == "onecard_sdpa"
+
+
+def test_narrow_sampling_is_greedy(
+    model_of: Callable[[str], PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = model_of("llama")
+    greedy = complete(model, tokenizer, PROMPTS, GREEDY)
+    assert complete(model, tokenizer, PROMPTS, Sampling(12, temperature=1.5, top_k=1)) == greedy
+    assert complete(model, tokenizer, PROMPTS, Sampling(12, temperature=1.5, top_p=1e-6)) == greedy
+    assert complete(model, tokenizer, PROMPTS, Sampling(12, temperature=1e-4)) == greedy
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_window_slides_beyond_the_trained_length(
+    name: str, model_of: Callable[[str], PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = model_of(name)
+    context = model.config.max_position_embeddings
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.eos_token_id] = 0.0  # or the text might end before the window does
+    found = complete(model, tokenizer, ["hello"], Sampling(3 * context, temperature=0))
+    assert found == [naive(model, tokenizer, "hello", 3 * context)]
+    assert len(found[0]) == 3 * context
+    # A prompt longer than the model knows is cut to what it knows.
+    long = "hello there " * 20
+    assert complete(model, tokenizer, [long], Sampling(5, temperature=0)) == [naive(model, tokenizer, long, 5)]
+
+
+def test_a_text_stops_at_its_end_while_others_go_on(
+    model_of: Callable[[str], PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = model_of("qwen3")
+    # The likeliest letter somewhere inside the first completion becomes the end of text, by swapping two rows.
+    long = complete(model, tokenizer, ["abc"], GREEDY)[0]
+    place = next(index for index in range(2, len(long)) if long[index] not in long[:index])
+    end, letter = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(long[place])
+    with torch.no_grad():
+        model.lm_head.weight[[end, letter]] = model.lm_head.weight[[letter, end]]
+    stopped, other = complete(model, tokenizer, ["abc", "hello there"], GREEDY)
+    assert stopped == long[:place]
+    assert stopped == naive(model, tokenizer, "abc", 12)
+    assert other == naive(model, tokenizer, "hello there", 12)
+
+
+def test_values_without_a_meaning_are_refused_together() -> None:
+    with pytest.raises(InputError) as caught:
+        Sampling(max_new_tokens=0, temperature=-1, top_k=0, top_p=1.5).check()
+    assert [line.split()[0] for line in str(caught.value).splitlines()] == [
+        "max_new_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+    ]
+    Sampling(max_new_tokens=1, temperature=0, top_k=1, top_p=1.0).check()

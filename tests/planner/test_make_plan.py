@@ -1,0 +1,341 @@
+"""From a recipe to a plan without open questions."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onecard.errors import InputError
+from onecard.hardware import Machine
+from onecard.planner import Measurements, choose_device, make_plan
+from onecard.spec import CorpusFacts, Plan, apply_device, load_recipe, recipe_names
+
+MACHINE = Machine(
+    gpus=(),
+    gpu_problem=None,
+    driver=None,
+    num_cores=6,
+    ram_bytes=8 * 2**30,
+    free_ram_bytes=4 * 2**30,
+    platform="linux",
+    python="3.11.0",
+    has_bf16_cpu=False,
+    bf16_cpu_reason="a test",
+)
+FAST = Measurements(peak=lambda device, precision: 1e15, step=lambda plan: 0.5)
+SMALL = {
+    "dataset": "text.txt",
+    "tokenizer": "char",
+    "max_seq_length": 64,
+    "model_config": {"model_type": "qwen3", "intermediate_size": 64},
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_steps": 100,
+    "device": "cpu",
+}
+
+
+def facts(**changes: Any) -> CorpusFacts:
+    given = {
+        "vocab_size": 97,
+        "num_train_tokens": 1_000_000,
+        "num_heldout_tokens": 50_000,
+        "train_bytes": 4_000_000,
+        "heldout_bytes": 200_000,
+        "separator_id": 0,
+        "fingerprint": "test",
+    }
+    return CorpusFacts(**given | changes)
+
+
+def plan_of(
+    *, corpus: CorpusFacts | None = None, machine: Machine = MACHINE, measurements: Measurements = FAST, **changes: Any
+) -> Plan:
+    values = {key: value for key, value in (SMALL | changes).items() if value is not None}
+    recipe = apply_device(load_recipe(values), "cpu")
+    return make_plan(recipe, machine, corpus or facts(), measurements)
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        plan_of(**changes)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_becomes_a_plan_without_auto(name: str) -> None:
+    for size in (None, *load_recipe(name).sizes):
+        recipe = apply_device(load_recipe(name, size=size) if size else load_recipe(name), "cpu")
+        vocabulary = recipe.vocab_size or 97
+        plan = make_plan(recipe, MACHINE, facts(vocab_size=vocabulary, num_train_tokens=10**7), FAST)
+        assert '"auto"' not in plan.model_dump_json()
+        assert Plan.model_validate_json(plan.model_dump_json()) == plan
+        assert plan.num_micro_batches * plan.micro_batch_size >= plan.total_batch_size
+        assert plan.schedule.num_warmup_steps <= plan.schedule.num_steps
+        assert plan.model.num_parameters > 10_000
+        assert all(plan.reasons.values())
+
+
+def test_the_published_shapes_have_their_published_sizes() -> None:
+    def parameters(name: str, vocab_size: int, **changes: Any) -> float:
+        recipe = apply_device(load_recipe(name, **changes), "cpu")
+        return make_plan(recipe, MACHINE, facts(vocab_size=vocab_size), FAST).model.num_parameters / 1e6
+
+    assert parameters("rtx-5060-pretrain", 32768) == pytest.approx(74.7, abs=0.1)
+    assert parameters("shakespeare-char", 66) == pytest.approx(10.7, abs=0.1)
+    assert parameters("a6000-pretrain", 32768, size="small") == pytest.approx(25, rel=0.2)
+    assert parameters("a6000-pretrain", 32768, size="medium") == pytest.approx(125, rel=0.05)
+    assert parameters("a6000-pretrain", 32768, size="large") == pytest.approx(350, rel=0.05)
+
+
+MICRO, ACCUMULATION, TOTAL = "per_device_train_batch_size", "gradient_accumulation_steps", "total_batch_size"
+BATCHES: list[tuple[dict[str, int], tuple[int, int, int]]] = [
+    ({MICRO: 8, ACCUMULATION: 3}, (8, 24, 3)),
+    ({MICRO: 8}, (8, 8, 1)),
+    ({MICRO: 8, TOTAL: 20}, (8, 20, 3)),
+    ({ACCUMULATION: 4, TOTAL: 20}, (5, 20, 4)),
+    ({ACCUMULATION: 3, TOTAL: 8}, (3, 8, 3)),
+    ({MICRO: 8, ACCUMULATION: 3, TOTAL: 24}, (8, 24, 3)),
+    ({TOTAL: 7}, (7, 7, 1)),
+    ({TOTAL: 300}, (128, 300, 3)),
+    ({"total_batch_tokens": 64 * 10 + 63}, (10, 10, 1)),
+    ({"total_batch_tokens": 64 * 20, MICRO: 6}, (6, 20, 4)),
+    ({}, (128, 128, 1)),
+    ({ACCUMULATION: 4}, (32, 128, 4)),
+    ({ACCUMULATION: 500}, (1, 500, 500)),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), BATCHES, ids=[str(given) for given, _ in BATCHES])
+def test_the_effective_batch_is_what_was_asked_for(given: dict[str, int], expected: tuple[int, int, int]) -> None:
+    plan = plan_of(**given)
+    assert (plan.micro_batch_size, plan.total_batch_size, plan.num_micro_batches) == expected
+    assert plan.tokens_per_step == expected[1] * 64
+
+
+def test_long_sequences_go_one_by_one() -> None:
+    plan = plan_of(max_seq_length=100_000, corpus=facts(num_train_tokens=10**7))
+    assert (plan.micro_batch_size, plan.total_batch_size, plan.eval_batch_size) == (1, 1, 1)
+
+
+def test_the_evaluation_batch_is_the_one_given() -> None:
+    assert plan_of(per_device_eval_batch_size=3).eval_batch_size == 3
+    assert plan_of(**{MICRO: 200, TOTAL: 400}).eval_batch_size == 200
+
+
+def test_durations() -> None:
+    batch = {TOTAL: 10, "max_steps": None}  # 640 tokens per step
+    assert plan_of(**batch | {"max_steps": 33}).schedule.num_steps == 33
+    epochs = plan_of(**batch, num_train_epochs=1.5)
+    assert epochs.schedule.num_steps == 2344
+    assert epochs.reasons["num_steps"] == "1.5 x 1.00M tokens"
+    assert plan_of(**batch, max_tokens=641).schedule.num_steps == 2
+    hours = plan_of(**batch, max_hours=0.1)
+    assert hours.schedule.num_steps == 720
+    assert hours.reasons["num_steps"] == "6:00 at 0.5 s per step, measured"
+    assert "no duration is given" in refusal(max_steps=None)
+
+
+def test_hours_cut_a_longer_run_and_leave_a_shorter_one() -> None:
+    cut = plan_of(max_steps=1000, max_hours=0.1)
+    assert cut.schedule.num_steps == 720
+    assert "measured" in cut.reasons["num_steps"]
+    left = plan_of(max_steps=100, max_hours=0.1)
+    assert left.schedule.num_steps == 100
+    assert "num_steps" not in left.reasons
+    assert plan_of(max_steps=None, max_hours=1e-9).schedule.num_steps == 1
+
+
+def test_intervals_and_warmup_follow_the_steps_that_hours_allow() -> None:
+    plan = plan_of(max_steps=None, max_hours=0.1, warmup_ratio=0.1, save_steps=0)
+    assert (plan.eval_steps, plan.sample_steps, plan.save_steps) == (72, 72, 720)
+    assert (plan.schedule.num_warmup_steps, plan.schedule.num_decay_steps) == (72, 288)
+    assert plan_of(max_steps=None, max_hours=10, warmup_steps=5000).schedule.num_warmup_steps == 5000
+
+
+def test_the_schedule() -> None:
+    plan = plan_of()
+    assert (plan.schedule.name, plan.schedule.num_warmup_steps, plan.schedule.num_decay_steps) == ("wsd", 2, 40)
+    cosine = plan_of(lr_scheduler_type="cosine", warmup_steps=30)
+    assert (cosine.schedule.num_warmup_steps, cosine.schedule.num_decay_steps) == (30, 70)
+    assert plan_of(warmup_steps=80).schedule.num_decay_steps == 20
+    assert plan_of(warmup_steps=100).schedule.num_warmup_steps == 100
+    assert "warmup_steps 101 is more than the 100 steps of the run" in refusal(warmup_steps=101)
+    assert "lr_scheduler_type 'no_such:shape' cannot be used" in refusal(lr_scheduler_type="no_such:shape")
+
+
+def test_precision_follows_the_device() -> None:
+    from dataclasses import replace
+
+    assert plan_of().precision == "fp32"
+    assert plan_of(machine=replace(MACHINE, has_bf16_cpu=True)).precision == "bf16"
+    assert plan_of(precision="bf16").precision == "bf16"
+    assert plan_of(precision="bf16").reasons["precision"] == "asked for"
+    assert "precision fp16 is for GPUs" in refusal(precision="fp16")
+
+
+def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert choose_device("auto", MACHINE) == ("cpu", "no NVIDIA GPU found")
+    for wish, message in (
+        ("cuda", "no NVIDIA GPU was found on this machine"),
+        ("cuda:1", "no NVIDIA GPU was found on this machine"),
+        ("cuda:x", "unknown"),
+        ("gpu", "unknown"),
+    ):
+        with pytest.raises(InputError, match=message):
+            choose_device(wish, MACHINE)
+
+
+def test_a_gpu_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert choose_device("cuda", MACHINE)[0] == "cuda:0"
+    assert choose_device("cuda:1", MACHINE)[0] == "cuda:1"
+    with pytest.raises(InputError, match=r"cuda:2 does not exist: PyTorch sees 2 GPU\(s\)"):
+        choose_device("cuda:2", MACHINE)
+
+
+def test_varlen_is_refused_where_it_cannot_run() -> None:
+    message = refusal(attn_implementation="varlen", dropout=0.1)
+    assert all(part in message for part in ("compute capability 8.0", "bf16 or fp16", "dropout is 0.1", "Use sdpa"))
+
+
+@pytest.mark.parametrize(("size", "padded"), [(97, 97), (1023, 1023), (1025, 1088), (4096, 4096), (50257, 50304)])
+def test_large_vocabularies_are_padded(size: int, padded: int) -> None:
+    plan = plan_of(corpus=facts(vocab_size=size))
+    assert plan.model.settings["vocab_size"] == padded
+    assert ("vocab_size" in plan.reasons) == (padded != size)
+
+
+def test_a_vocabulary_given_must_hold_the_tokenizer() -> None:
+    model = {"model_type": "qwen3", "intermediate_size": 64, "vocab_size": 90}
+    assert "vocab_size 90, but the tokenizer has 97 tokens" in refusal(model_config=model)
+    assert plan_of(model_config=model | {"vocab_size": 200}).model.settings["vocab_size"] == 200
+
+
+def test_special_tokens_and_positions_come_from_the_corpus() -> None:
+    settings = plan_of(corpus=facts(separator_id=5)).model.settings
+    assert (settings["bos_token_id"], settings["eos_token_id"], settings["max_position_embeddings"]) == (5, 5, 64)
+    model = {"model_type": "llama", "intermediate_size": 64, "max_position_embeddings": 256}
+    assert plan_of(model_config=model).model.settings["max_position_embeddings"] == 256
+    assert "more than the model's 32 positions" in refusal(model_config=model | {"max_position_embeddings": 32})
+    assert "more than the model's 32 positions" in refusal(model_config={"model_type": "gpt2", "n_positions": 32})
+
+
+HEADS: list[tuple[dict[str, Any], str]] = [
+    ({"hidden_size": 33, "num_attention_heads": 4}, "multiple"),
+    ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads 3"),
+    ({"hidden_size": 36, "num_attention_heads": 4}, "head width 9 is odd"),
+    ({"model_config": {"model_type": "llama", "intermediate_size": 8}, "hidden_size": 33}, "multiple"),
+    ({"model_config": {"model_type": "gpt2"}, "hidden_size": 33}, "multiple|divisible"),
+    ({"model_config": {"model_type": "qwen3", "hiden": 3}}, "no setting named hiden"),
+    ({"model_config": {"model_type": "qwen-99"}}, "unknown to transformers"),
+    ({"model_config": {"model_type": "vit"}, "num_hidden_layers": 1}, "'vit' is no causal language model"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), HEADS, ids=[str(changes) for changes, _ in HEADS])
+def test_shapes_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan_of(**changes)
+
+
+def test_what_a_family_means_for_its_large_sizes_does_not_hold_for_a_small_one() -> None:
+    settings = plan_of().model.settings
+    assert (settings["head_dim"], settings["num_key_value_heads"]) == (8, 4)
+
+
+def test_a_config_can_be_a_file_of_a_trained_model(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "vocab_size": 32000, "hidden_size": 64, "intermediate_size": 96}
+    config |= {"architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16", "max_position_embeddings": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for path in (tmp_path, tmp_path / "config.json"):
+        settings = plan_of(model_config=str(path), hidden_size=None).model.settings
+        assert (settings["hidden_size"], settings["vocab_size"]) == (64, 97)
+        assert settings["max_position_embeddings"] == 64
+    assert "cannot be read as a config" in refusal(model_config=str(tmp_path / "none.json"))
+
+
+def test_dropout_is_one_number() -> None:
+    model = {"model_type": "gpt2", "attn_pdrop": 0.1, "resid_pdrop": 0.1}
+    plan = plan_of(model_config=model)
+    assert plan.model.dropout == 0.1
+    assert not any("pdrop" in key for key in plan.model.settings)
+    assert plan_of(model_config=model, dropout=0.3).model.dropout == 0.3
+    assert plan_of(model_config={"model_type": "gpt2"}).model.dropout == 0.0
+    assert "different dropouts" in refusal(model_config=model | {"embd_pdrop": 0.2})
+
+
+def test_compiling_is_chosen_when_the_run_is_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(**changes: Any) -> bool:
+        slow = Measurements(peak=lambda device, precision: 1e9, step=lambda plan: 0.5)
+        return plan_of(measurements=slow, **changes).torch_compile
+
+    monkeypatch.setattr("onecard.planner.choose.find_compiler_problem", lambda device: None)
+    assert not plan_of().torch_compile
+    assert "before compiling pays" in plan_of().reasons["torch_compile"]
+    assert chosen(max_steps=10_000)
+    assert not chosen(max_steps=10)
+    assert plan_of(max_steps=None, max_hours=1.0).torch_compile
+    assert not plan_of(max_steps=None, max_hours=0.1).torch_compile
+    assert not chosen(max_steps=10_000, torch_compile=False)
+    assert plan_of(torch_compile=True).torch_compile
+
+    monkeypatch.setattr("onecard.planner.choose.find_compiler_problem", lambda device: "no compiler")
+    assert not chosen(max_steps=10_000)
+    assert plan_of().reasons["torch_compile"] == "no compiler"
+    assert "torch_compile cannot be used: no compiler" in refusal(torch_compile=True)
+
+
+def test_a_missing_cpp_compiler_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    from onecard.planner.device import find_compiler_problem
+
+    def missing() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
+    assert find_compiler_problem("cpu") == "no C++ compiler is installed"
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "g++")
+    assert find_compiler_problem("cpu") is None
+
+
+def test_a_corpus_that_is_too_small_is_refused() -> None:
+    assert "64 tokens, fewer than one block" in refusal(corpus=facts(num_train_tokens=64))
+    plan_of(corpus=facts(num_train_tokens=65))
+    assert "early_stopping_patience needs held-out text" in refusal(
+        early_stopping_patience=2, corpus=facts(num_heldout_tokens=0)
+    )
+
+
+def test_workers_and_cores() -> None:
+    assert (plan_of().dataloader_num_workers, plan_of().dataset_num_proc) == (1, 6)
+    plan = plan_of(dataloader_num_workers=0, dataset_num_proc=3)
+    assert (plan.dataloader_num_workers, plan.dataset_num_proc) == (0, 3)
+
+
+def test_arithmetic_per_token_counts_attention() -> None:
+    short, long = (plan_of(max_seq_length=length) for length in (64, 128))
+    assert short.flops_per_token == 6 * short.model.num_matrix_parameters + 6 * 2 * 32 * 64
+    assert long.flops_per_token - short.flops_per_token == 6 * 2 * 32 * 64
+
+
+def test_a_step_is_measured(tiny_plan: Callable[..., Plan]) -> None:
+    from onecard.planner.measure import measure_step
+
+    one = measure_step(tiny_plan(micro_batch_size=4, total_batch_size=4))
+    # Scaled to the whole step, of which only a micro-batch is run.
+    assert measure_step(tiny_plan(micro_batch_size=4, total_batch_size=400)) > 10 * one > 0
+
+
+def test_the_peak_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onecard.planner import measure
+
+    monkeypatch.setattr(measure, "_PEAK_SIZE", {"cpu": 128})
+    assert 1e8 < measure.measure_peak("cpu", "fp32") < 1e14
