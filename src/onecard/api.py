@@ -124,7 +124,7 @@ def generate(
     import torch
 
     from onecard.model.folder import load_model_folder
-    from onecard.model.generate import Sampling, complete
+    from onecard.model.generate import Sampling, check_prompts, complete
     from onecard.planner import choose_device, kind_of
 
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, seed)
@@ -134,6 +134,7 @@ def generate(
     chosen, _ = choose_device(device, _machine())
     dtype = torch.float32 if kind_of(chosen) == "cpu" else torch.float16
     loaded, tokenizer = load_model_folder(_model_folder(Path(model), checkpoint), dtype)
+    check_prompts(tokenizer, prompts)
     return complete(loaded.to(chosen), tokenizer, prompts, sampling)
 
 
@@ -228,7 +229,10 @@ def _prepare(recipe: Recipe, progress: OnProgress | None) -> "Corpus":
 
 
 def _plan(recipe: Recipe, machine: "Machine", corpus: "Corpus") -> Plan:
+    from onecard.model.generate import check_prompts
     from onecard.planner import make_plan
 
+    # Here, not at the first sample: a run must not end over it.
+    check_prompts(corpus.tokenizer, recipe.sample_prompts)
     facts = CorpusFacts(**{name: getattr(corpus, name) for name in CorpusFacts.model_fields})
     return make_plan(recipe, machine, facts)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -89,9 +90,10 @@ def test_a_process_killed_while_writing_leaves_nothing_that_counts(
         raise Killed
 
     write_checkpoint(folder_of_step(tmp_path, 1), parts())
-    with monkeypatch.context() as patched, pytest.raises(Killed):
+    with monkeypatch.context() as patched:
         patched.setattr(folder_module, moment, kill)
-        write_checkpoint(folder_of_step(tmp_path, 2), parts())
+        with pytest.raises(Killed):
+            write_checkpoint(folder_of_step(tmp_path, 2), parts())
     assert (tmp_path / ".step-000002.partial").is_dir()
     assert list_checkpoints(tmp_path) == [folder_of_step(tmp_path, 1)]
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
@@ -198,11 +200,10 @@ def test_no_flipped_bit_of_the_manifest_is_a_traceback(tmp_path: Path) -> None:
     for place in range(len(content)):
         for bit in (0, 6):
             path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
-            try:
+            with suppress(CheckpointError):
                 read_checkpoint(folder)
-            except CheckpointError as error:
-                assert str(folder) in str(error)
-                noticed += 1
+                continue
+            noticed += 1
     # What is not noticed is white space between the words.
     assert noticed > 0.9 * 2 * len(content.replace(b" ", b"").replace(b"\n", b""))
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from onecard.data import train_tokenizer
 from onecard.errors import InputError
 from onecard.model.build import build_model
-from onecard.model.generate import Sampling, complete
+from onecard.model.generate import Sampling, check_prompts, complete
 
 NAMES = ["llama", "qwen3", "gpt2"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz ."
@@ -125,6 +125,18 @@ def test_a_text_stops_at_its_end_while_others_go_on(
     assert stopped == long[:place]
     assert stopped == naive(model, tokenizer, "abc", 12)
     assert other == naive(model, tokenizer, "hello there", 12)
+
+
+@pytest.mark.parametrize("kind", ["char", "bytes", "bpe"])
+def test_characters_that_would_be_dropped_are_refused(kind: str) -> None:
+    own = train_tokenizer(kind, [LETTERS] * 3, 257 if kind == "bpe" else None)
+    check_prompts(own, ["hello there.", " a  b ", ""])
+    if kind == "char":
+        with pytest.raises(InputError) as caught:
+            check_prompts(own, ["hello", "ROMEO:", "你好", "a!"])
+        assert [line.split("'")[1] for line in str(caught.value).splitlines()] == ["ROMEO:", "你好", "a!"]
+    else:
+        check_prompts(own, ["ROMEO:", "你好", "\t\n", "e\u0301"])
 
 
 def test_values_without_a_meaning_are_refused_together() -> None:

@@ -339,3 +339,11 @@ def test_the_peak_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(measure, "_PEAK_SIZE", {"cpu": 128})
     assert 1e8 < measure.measure_peak("cpu", "fp32") < 1e14
+
+
+def test_without_a_model_config_the_model_is_a_small_one() -> None:
+    shape = {"hidden_size": None, "num_hidden_layers": None, "num_attention_heads": None}
+    plan = plan_of(**shape, model_config={})
+    assert (plan.model.settings["hidden_size"], plan.model.settings["num_hidden_layers"]) == (384, 6)
+    assert 5e6 < plan.model.num_parameters < 2e7
+    assert plan_of(**shape | {"hidden_size": 512}, model_config={}).model.settings["head_dim"] == 64

@@ -195,6 +195,8 @@ def test_an_unknown_name_is_reported_with_the_mistakes_in_the_flags() -> None:
 def test_a_missing_file_and_a_folder_say_what_to_name(tmp_path: Path) -> None:
     (problem,) = problems_of(tmp_path / "demo.yaml")
     assert problem.startswith("there is no such file; did you mean demo?")
+    (problem,) = problems_of("dmo.yml")
+    assert problem.startswith("there is no such file; did you mean demo?")
     (problem,) = problems_of(tmp_path)
     assert "folder without recipe.yaml" in problem
     recipe = write(tmp_path / "recipe.yaml", "dataset: a.txt")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onecard.spec import Recipe, load_recipe
@@ -15,12 +15,14 @@ def value_of(key: str, value: Any) -> Any:
     return getattr(recipe, "model_settings" if key == "model_config" else key)
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.floats(min_value=1e-12, max_value=1e12), st.sampled_from(["{!r}", "{:e}", " {:.3e} ", "{:G}"]))
 def test_rates_load_from_any_spelling_of_a_number(number: float, form: str) -> None:
     text = form.format(number)
     assert value_of("learning_rate", text) == float(text)
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.integers(1, 10**15), st.sampled_from(["{}", "{:_}", " {} ", "+{}"]))
 def test_counts_load_from_any_spelling_of_a_whole_number(number: int, form: str) -> None:
     assert value_of("max_tokens", form.format(number)) == number
@@ -76,7 +78,7 @@ def test_values_are_understood_as_people_write_them(key: str, text: Any, expecte
 
 
 @pytest.mark.parametrize(
-    ("settings", "precision"),
+    ("switches", "precision"),
     [
         ({"fp16": "True"}, "fp16"),
         ({"fp16": "True", "bf16": "False"}, "fp16"),
@@ -93,8 +95,8 @@ def test_values_are_understood_as_people_write_them(key: str, text: Any, expecte
         ({"torch_dtype": "float32"}, "fp32"),
     ],
 )
-def test_precision_by_the_switches_of_other_tools(settings: dict[str, Any], precision: str) -> None:
-    assert load_recipe(settings, require_dataset=False).precision == precision
+def test_precision_by_the_switches_of_other_tools(switches: dict[str, Any], precision: str) -> None:
+    assert load_recipe(switches, require_dataset=False).precision == precision
 
 
 @pytest.mark.parametrize(

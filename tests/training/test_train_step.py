@@ -153,7 +153,9 @@ def test_a_batch_without_targets_has_loss_zero(tiny_state: StateFactory, random_
     assert [key for key in differing(before, all_tensors(state)) if not key.endswith(".step")] == []
 
 
-def gradient_norm_at_update(state: TrainState, batch: MicroBatch, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, float]:
+def gradient_norm_at_update(
+    state: TrainState, batch: MicroBatch, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Tensor, float]:
     """The norm that the step reports, and that of the gradients which the optimizer gets."""
     seen: list[float] = []
     update = Optimizer.step

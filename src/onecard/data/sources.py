@@ -31,7 +31,10 @@ ROW_SUFFIXES = {
     ".tar": "tar",
     ".tgz": "tar",
 }
-_STDLIB_SKIPPED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
+# Not the library's own source: other packages, tests, and 0.7 MB of documentation generated into one string table.
+_STDLIB_SKIPPED = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data"}
+)
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 

@@ -61,7 +61,8 @@ def complete(
     trained on, the window slides: the newer half stays as context. Leaves the global random state as it was.
     """
     sampling.check()
-    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    # Training text begins with the end-of-text token, so a prompt does too.
+    encoded = [[tokenizer.eos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)] for prompt in prompts]
     device = model.get_input_embeddings().weight.device
     devices = [device] if device.type == "cuda" else []
     was_training = model.training
@@ -73,12 +74,28 @@ def complete(
     return [tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    # Training text begins with the end-of-text token, so a prompt does too.
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-        raise InputError(f"prompt {prompt!r} has characters that the model's tokenizer does not know: leave them out")
-    return [tokenizer.eos_token_id, *ids]
+def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> None:
+    """Refuses prompts with characters that the tokenizer would drop or replace.
+
+    Raises:
+        InputError: every such prompt, together.
+    """
+    problems = [
+        f"prompt {prompt!r} has characters that the tokenizer of this text does not know: leave them out"
+        for prompt in prompts
+        if _has_unknown(tokenizer, prompt)
+    ]
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def _has_unknown(tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:
+    encoding = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in encoding["input_ids"]:
+        return True
+    # A character tokenizer has no token for the unknown: it skips what it does not know.
+    known = {place for span in encoding.get("offset_mapping", [(0, len(prompt))]) for place in range(*span)}
+    return any(place not in known and not character.isspace() for place, character in enumerate(prompt))
 
 
 def _complete_ids(

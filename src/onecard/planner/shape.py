@@ -16,6 +16,16 @@ _SHAPE_KEYS = (
     "num_key_value_heads",
     "tie_word_embeddings",
 )
+# Qwen3's own defaults are those of a 7B model.
+_DEFAULT_MODEL = {
+    "model_type": "qwen3",
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "head_dim": 64,
+    "intermediate_size": 1024,
+    "tie_word_embeddings": True,
+}
 _DROPOUT_WORDS = ("dropout", "pdrop")
 # Padding 50,257 to 50,304 gave 112K -> 127K tokens/s on an A100 (rasbt/LLMs-from-scratch, ch05/10).
 _VOCAB_MULTIPLE = 64
@@ -55,7 +65,7 @@ def attention_width(settings: dict[str, Any]) -> tuple[int, int]:
 
 def _given_settings(recipe: Recipe) -> dict[str, Any]:
     if isinstance(recipe.model_settings, dict):
-        return dict(recipe.model_settings) or {"model_type": "qwen3", "hidden_size": 384, "num_hidden_layers": 6}
+        return dict(recipe.model_settings or _DEFAULT_MODEL)
     path = Path(recipe.model_settings)
     path = path / "config.json" if path.is_dir() else path
     try:

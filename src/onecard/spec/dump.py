@@ -18,7 +18,7 @@ def recipe_to_yaml(recipe: Recipe) -> str:
         for key, value in values_of(recipe).items()
         if not (value in (None, (), {}, "") and value == default_of(key))
     }
-    return yaml.safe_dump(plain(values), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(plain(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def values_of(recipe: Recipe) -> dict[str, Any]:
@@ -36,3 +36,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes Unicode's rare line ends escaped: PyYAML by itself writes them raw and reads them back as newlines."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if any(end in text for end in ("\x85", "\u2028", "\u2029")) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)

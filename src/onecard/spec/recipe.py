@@ -107,8 +107,8 @@ class Recipe(BaseModel):
 
     # Optimizer and schedule
     optim: Literal["adamw", "muon"] = Field("muon", description="muon (matrices; AdamW for the rest) or adamw")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-3, description="AdamW's learning rate")
-    muon_learning_rate: Annotated[float, Field(gt=0)] = Field(0.02, description="Muon's learning rate, for matrices")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(6e-3, description="AdamW's learning rate")
+    muon_learning_rate: Annotated[float, Field(gt=0)] = Field(0.01, description="Muon's learning rate, for matrices")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="decoupled weight decay of matrices")
     adam_beta1: Fraction = Field(0.9, description="AdamW's first decay rate")
     adam_beta2: Fraction = Field(0.95, description="AdamW's second decay rate")

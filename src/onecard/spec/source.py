@@ -85,19 +85,17 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is None or key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
-            seen.add(key)
+            if isinstance(key_node, yaml.ScalarNode):
+                key = key_node.value
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
+                seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 def _read_text(path: Path) -> str:
     try:
-        # utf-8-sig: Windows editors like to start a file with a byte order mark.
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8")  # PyYAML skips the byte order mark of Windows editors
     except UnicodeDecodeError as error:
         raise RecipeError(str(path), [f"byte {error.start} is not UTF-8 text: save the file as UTF-8"]) from error
     except OSError as error:
@@ -112,12 +110,12 @@ def _no_such_recipe(name: str) -> str:
         hint = f": name {inner}" if inner.is_file() else " without recipe.yaml: name a file, or a shipped recipe"
         return f"this is a folder{hint}"
     if path.suffix.lower() in _SUFFIXES or len(path.parts) > 1:
-        similar = did_you_mean(nearest_recipes(path.stem))
+        similar = did_you_mean(_nearest_recipes(path.stem))
         return f"there is no such file{similar} (shipped recipes: {names})"
-    return f"no shipped recipe and no file has this name{did_you_mean(nearest_recipes(name))} (shipped: {names})"
+    return f"no shipped recipe and no file has this name{did_you_mean(_nearest_recipes(name))} (shipped: {names})"
 
 
-def nearest_recipes(name: str) -> list[str]:
+def _nearest_recipes(name: str) -> list[str]:
     """Names shipped recipes that look like `name`."""
     by_key = {known.replace("-", "_"): known for known in recipe_names()}
     return [by_key[key] for key in nearest(name, list(by_key))]

@@ -22,7 +22,7 @@ from onecard.training.muon import Muon
 class Optimizer:
     """Owns the fp32 masters of a model's trainable parameters, their gradients and moments.
 
-    All state exists from the start, so that memory is the same in the first step as in the last.
+    All moments exist from the start, so that an update needs no more memory in the first step than in the last.
     """
 
     def __init__(self, model: PreTrainedModel, plan: OptimizerPlan) -> None:
@@ -33,7 +33,6 @@ class Optimizer:
         if self._is_mixed:
             for name, parameter in self._parameters.items():
                 parameter.register_post_accumulate_grad_hook(_move_gradient_to(self.masters[name]))
-        self.zero_grad()
         matrices = _matrix_names(model) if plan.name == "muon" else {}
         self._muon = self._make_muon(matrices, next(iter(self._parameters.values())).dtype) if matrices else None
         self._muon_names = list(matrices)
@@ -91,12 +90,9 @@ class Optimizer:
             torch._foreach_copy_(list(self._parameters.values()), list(self.masters.values()))
 
     def zero_grad(self) -> None:
-        """Zeroes the masters' gradients in place; they keep their memory."""
-        with torch.no_grad():
-            for master in self.masters.values():
-                if master.grad is None:
-                    master.grad = torch.zeros_like(master)
-            torch._foreach_zero_(self._gradients())
+        """Drops all gradients: the next backward pass then hands over its own tensors instead of adding to zeros."""
+        for master in self.masters.values():
+            master.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All moments by name, sharing memory with the optimizer: loading copies into them."""
@@ -137,9 +133,11 @@ def _master_of(parameter: nn.Parameter) -> Tensor:
 def _move_gradient_to(master: Tensor) -> Callable[[Tensor], None]:
     def move(parameter: Tensor) -> None:
         # The 16-bit gradient is freed as soon as it is counted, so never more than one layer's is alive.
-        assert master.grad is not None
         assert parameter.grad is not None
-        master.grad.add_(parameter.grad)
+        if master.grad is None:
+            master.grad = parameter.grad.float()
+        else:
+            master.grad.add_(parameter.grad)
         parameter.grad = None
 
     return move

@@ -1,0 +1,172 @@
+"""What happens when a run cannot begin or cannot go on."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+
+import onecard
+from onecard.errors import CheckpointError, DivergedError, InputError
+from onecard.observe.events import Event
+
+if TYPE_CHECKING:
+    from run.conftest import Runner
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_existing_run_is_not_overwritten(runner: "Runner") -> None:
+    outcome = runner.start("run", max_steps=2)
+    before = contents(outcome.root)
+    with pytest.raises(InputError, match=r"already holds a run: continue it with `onecard resume"):
+        runner.start("run", max_steps=2)
+    assert contents(outcome.root) == before
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_other_files_are_not_overwritten(kind: str, runner: "Runner") -> None:
+    target = runner.folder / "notes"
+    (target if kind == "folder" else runner.folder).mkdir(parents=True)
+    path = target / "notes.txt" if kind == "folder" else target
+    path.write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="exists and is not empty"):
+        runner.start("notes", max_steps=2)
+    assert contents(runner.folder) == {path.relative_to(runner.folder).as_posix(): b"mine"}
+
+
+def test_a_recipe_that_cannot_work_leaves_no_folder(runner: "Runner") -> None:
+    for changes in ({"warmup_steps": 100}, {"max_seq_length": 10**6}, {"precision": "fp16"}, {"hidden_size": 34}):
+        with pytest.raises(InputError):
+            runner.start("run", **changes)
+    assert not runner.folder.exists()
+
+
+def test_a_diverged_run_says_so_and_stops(runner: "Runner") -> None:
+    with pytest.raises(DivergedError, match="25 updates in a row were refused") as caught:
+        runner.start("run", learning_rate=1e38, optim="adamw", max_steps=60, save_steps=10, sample_steps=0)
+    assert caught.value.exit_code == 4
+    outcome = runner.outcome("run")
+    finding = outcome.record[-1]
+    assert (finding["event"], finding["stops_run"]) == ("finding", True)
+    steps = [event for event in outcome.record if event["event"] == "step"]
+    refused = [event["is_finite"] for event in steps].count(False)
+    assert refused == 25
+    assert steps[-1]["step"] == finding["step"] == len(steps) < 60
+    with pytest.raises(DivergedError):
+        runner.resume("run")
+    assert runner.outcome("run").record == outcome.record
+
+
+def test_one_refused_update_is_no_divergence(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    from onecard.run import loop
+
+    def spoil_every_other(state: Any, *args: Any, **keywords: Any) -> Any:
+        if state.progress.step % 2:
+            state.loss_scale.value.fill_(float("inf"))
+        stats = train_step(state, *args, **keywords)
+        state.loss_scale.value.fill_(1.0)
+        return stats
+
+    train_step = loop.train_step
+    monkeypatch.setattr(loop, "train_step", spoil_every_other)
+    outcome = runner.start("run", max_steps=60, eval_steps=0, sample_steps=0, save_steps=0)
+    steps = [event["is_finite"] for event in outcome.record if event["event"] == "step"]
+    assert steps == [True, False] * 30
+
+
+def failing_compiler(fails_in: str) -> Callable[..., Callable[..., Any]]:
+    """`torch.compile` on a machine where it does not work: in the forward pass, or only when the backward begins."""
+
+    def broken(_: Tensor) -> None:
+        raise TorchDynamoException("no Triton\nfor you")
+
+    def compile_module(module: torch.nn.Module, **_: Any) -> Callable[..., Any]:
+        def run(**keywords: Any) -> Any:
+            if fails_in == "forward":
+                raise TorchDynamoException("no Triton\nfor you")
+            output = module(**keywords)
+            output.last_hidden_state.register_hook(broken)
+            return output
+
+        return run
+
+    return compile_module
+
+
+@pytest.mark.parametrize("fails_in", ["forward", "backward"])
+def test_a_compiler_that_fails_is_given_up(fails_in: str, runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = runner.start("plain", max_steps=4)
+    monkeypatch.setattr("onecard.planner.choose.find_compiler_problem", lambda device: None)
+    monkeypatch.setattr(torch, "compile", failing_compiler(fails_in))
+    compiled = runner.start("compiled", max_steps=4, torch_compile=True)
+    finding, *rest = compiled.record
+    assert finding["event"] == "finding"
+    assert finding["symptom"] == "torch.compile failed; the run goes on without it"
+    assert finding["evidence"] == "no Triton"
+    assert rest == plain.record
+    assert compiled.last_bytes("model.safetensors") == plain.last_bytes("model.safetensors")
+
+
+def test_a_full_disk_leaves_a_run_that_can_be_resumed(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    from onecard.run import milestones
+
+    whole = runner.start("whole")
+    write, saves = milestones.write_checkpoint, iter(range(100))
+
+    def fail(folder: Path, parts: Any) -> int:
+        if next(saves) == 2:
+            raise CheckpointError("no space left") from OSError(errno.ENOSPC, "full")
+        return write(folder, parts)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(milestones, "write_checkpoint", fail)
+        with pytest.raises(CheckpointError, match="no space left"):
+            runner.start("full")
+    runner.resume("full").assert_equals(whole)
+
+
+def test_a_second_interrupt_does_not_wait(runner: "Runner") -> None:
+    import signal
+
+    def press(_: Event) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        runner.start("run", on_event=press)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_termination_stops_as_an_interrupt_does(runner: "Runner") -> None:
+    import signal
+
+    def terminate(event: Event) -> None:
+        if event.event == "step" and event.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    outcome = runner.start("run", on_event=terminate)
+    assert outcome.record[-1]["reason"] == "interrupted"
+    assert outcome.checkpoints == ["step-000002"]
+
+
+def test_sources_are_mixed_and_all_targets_count(runner: "Runner") -> None:
+    outcome = runner.start("run", max_steps=3)
+    losses = [event["loss"] for event in outcome.record if event["event"] == "step"]
+    # Bytes at random cost log(257) nats each.
+    assert losses[0] == pytest.approx(5.55, abs=0.1)
+    assert losses[2] < losses[0]
+
+
+def test_an_unfinished_run_folder_is_explained(runner: "Runner") -> None:
+    outcome = runner.start("run", max_steps=2)
+    (outcome.root / "plan.json").write_text('{"device": "cpu"}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"plan\.json cannot be read as a plan"):
+        onecard.resume(outcome.root)
