@@ -8,6 +8,7 @@ saving, logging once at the end.
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -22,8 +23,8 @@ import onecard
 from onecard.training.assemble import assemble
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "gpt2 0.8M, 12 x 64, fp32": {"model_config": {"model_type": "gpt2", "n_layer": 4, "n_head": 4, "n_embd": 128}},
-    "qwen3 0.7M, 12 x 64, fp32": {
+    "gpt2 0.8M, 12 x 64": {"model_config": {"model_type": "gpt2", "n_layer": 4, "n_head": 4, "n_embd": 128}},
+    "qwen3 0.7M, 12 x 64": {
         "model_config": {"model_type": "qwen3", "head_dim": 32},
         "hidden_size": 128,
         "num_hidden_layers": 4,
@@ -41,10 +42,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     result = {}
-    for name, shape in SHAPES.items():
+    for (shape_name, shape), precision in itertools.product(SHAPES.items(), ("bf16", "fp32")):
+        name = f"{shape_name}, {precision}"
         pairs = []
         for _ in range(arguments.repeats):
-            ours, theirs = run_onecard(arguments.text, shape), run_trainer(arguments.text, shape)
+            recipe = make_recipe(arguments.text, {**shape, "precision": precision})
+            ours, theirs = run_onecard(recipe), run_trainer(recipe)
             pairs.append({"onecard": ours, "trainer": theirs, "ratio": ours / theirs})
         ratio = statistics.median(pair["ratio"] for pair in pairs)
         result[name] = {"pairs": pairs, "ratio": ratio}
@@ -62,7 +65,7 @@ def make_recipe(text: Path, shape: dict[str, Any]) -> onecard.spec.Recipe:
         "gradient_accumulation_steps": 1,
         "max_steps": WARMUP + COUNTED,
         "optim": "adamw",
-        "precision": "fp32",
+        "learning_rate": 1e-3,
         "torch_compile": False,
         "init": "transformers",
         "tie_word_embeddings": True,
@@ -73,12 +76,12 @@ def make_recipe(text: Path, shape: dict[str, Any]) -> onecard.spec.Recipe:
     return onecard.load_recipe({**settings, **shape, "dataset": str(text)})
 
 
-def run_onecard(text: Path, shape: dict[str, Any]) -> float:
+def run_onecard(recipe: onecard.spec.Recipe) -> float:
     """Tokens/s of a whole `onecard.train`, from its own record."""
     steps: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
         onecard.train(
-            make_recipe(text, shape),
+            recipe,
             output_dir=Path(folder) / "run",
             on_event=lambda event: steps.append((time.perf_counter(), event)) if event.event == "step" else None,
         )
@@ -86,14 +89,15 @@ def run_onecard(text: Path, shape: dict[str, Any]) -> float:
     return (last[1].tokens_seen - first[1].tokens_seen) / (last[0] - first[0])
 
 
-def run_trainer(text: Path, shape: dict[str, Any]) -> float:
+def run_trainer(recipe: onecard.spec.Recipe) -> float:
     """Tokens/s of Trainer over the same number of steps."""
     import transformers
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     transformers.logging.set_verbosity_error()
-    recipe = make_recipe(text, shape)
-    model = assemble(onecard.plan(recipe)).model
+    is_bf16 = recipe.precision == "bf16"
+    # Trainer keeps fp32 weights and casts by autocast.
+    model = assemble(onecard.plan(recipe.model_copy(update={"precision": "fp32"}))).model
     model.set_attn_implementation("sdpa")
     tokens = np.memmap(onecard.prepare(recipe).train[0].path, dtype=np.uint16, mode="r")
 
@@ -118,12 +122,13 @@ def run_trainer(text: Path, shape: dict[str, Any]) -> float:
             output_dir=folder,
             per_device_train_batch_size=12,
             max_steps=WARMUP + COUNTED,
-            learning_rate=3e-3,
+            learning_rate=1e-3,
             optim="adamw_torch_fused",
             logging_steps=10_000,
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
+            bf16=is_bf16,
             use_cpu=not torch.cuda.is_available(),
         )
         Trainer(model=model, args=arguments, train_dataset=Blocks(), callbacks=[clock]).train()

@@ -55,8 +55,8 @@ def train_over(file: Path, num_steps: int) -> dict[str, float]:
 
     from onecard.data import BatchStream, BlockSampler, StreamSettings
     from onecard.data.token_file import TokenFile
-    from onecard.planner import Measurements, make_plan
     from onecard.hardware import probe_machine
+    from onecard.planner import Measurements, make_plan
     from onecard.spec import CorpusFacts
     from onecard.spec.load import load_recipe
     from onecard.training.assemble import assemble

@@ -32,7 +32,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "GPT-2, AdamW 4e-3": {**GPT2, "learning_rate": 4e-3, "min_lr_ratio": 0.0},
     "default": {},
 }
-PLAIN = {"name": "shakespeare", "tokenizer": "char", "eval_fraction": 0.1, "eval_split": "tail", "tie_word_embeddings": True}
+PLAIN = {
+    "name": "shakespeare",
+    "tokenizer": "char",
+    "eval_fraction": 0.1,
+    "eval_split": "tail",
+    "tie_word_embeddings": True,
+}
 
 
 def main() -> None:

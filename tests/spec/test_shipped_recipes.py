@@ -22,7 +22,7 @@ PARAMETERS = {
     ("a6000-pretrain", "small"): 25_566_592,
     ("a6000-pretrain", "medium"): 124_280_320,
     ("a6000-pretrain", "large"): 345_034_752,
-    ("demo", "cpu"): 5_476_352,
+    ("demo", "cpu"): 3_262_592,
     ("demo", "cuda"): 25_699_840,
     ("large-gpu-pretrain", None): 23_076_096,
     ("rtx-5060-pretrain", None): 74_731_776,
