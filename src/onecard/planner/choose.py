@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from onecard.errors import InputError
 from onecard.hardware import Machine
@@ -92,7 +93,7 @@ def _fit_into_hours(draft: Plan, recipe: Recipe, num_steps: int | None, step_s: 
     return draft.model_copy(update={"schedule": make_schedule(recipe, chosen), **_intervals(recipe, chosen)})
 
 
-def _intervals(recipe: Recipe, num_steps: int) -> dict[str, int]:
+def _intervals(recipe: Recipe, num_steps: int) -> dict[str, Any]:
     return {
         key: resolve_interval(getattr(recipe, key), num_steps) for key in ("eval_steps", "save_steps", "sample_steps")
     }

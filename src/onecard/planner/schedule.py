@@ -41,8 +41,9 @@ def resolve_batch(recipe: Recipe, kind: str, reasons: dict[str, str]) -> BatchSi
         micro = min(most, int(total)) if accumulation == "auto" else -(-int(total) // accumulation)
         reasons["micro_batch_size"] = f"at most {format_count(_MICRO_BATCH_TOKENS[kind])} tokens at once"
     evaluation = recipe.per_device_eval_batch_size
-    num_evaluated = max(micro, most) if evaluation == "auto" else int(evaluation)
-    return BatchSizes(int(micro), int(total), num_evaluated)
+    if evaluation == "auto":
+        evaluation = max(micro, most)
+    return BatchSizes(int(micro), int(total), int(evaluation))
 
 
 def count_steps(recipe: Recipe, corpus: CorpusFacts, tokens_per_step: int, reasons: dict[str, str]) -> int | None:
