@@ -1,5 +1,6 @@
 """Short measurements on the device of a run."""
 
+import statistics
 import time
 
 import torch
@@ -11,7 +12,9 @@ from onecard.training.step import place, train_step
 
 _PEAK_SIZE = {"cpu": 2048, "cuda": 8192}
 _PEAK_REPEATS = 5
-_STEP_REPEATS = 3
+# The first steps of a process are slow, so only the second half of the measured ones counts.
+_STEP_REPEATS = 12
+_STEP_BUDGET_S = 4.0
 _STEP_TOKENS = 4096
 
 
@@ -41,13 +44,13 @@ def measure_step(plan: Plan) -> float:
     ids = torch.randint(plan.corpus.vocab_size, (rows, plan.max_seq_length + 1), generator=generator)
     batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), None, rows * plan.max_seq_length)
     micro_batch = place(batch, state.device, plan.attn_implementation)
-    times = []
-    for _ in range(1 + _STEP_REPEATS):
+    times: list[float] = []
+    while len(times) < 2 or (len(times) < _STEP_REPEATS and sum(times) < _STEP_BUDGET_S):
         started = time.perf_counter()
         train_step(state, [micro_batch], plan.optimizer.learning_rate, max_grad_norm=plan.optimizer.max_grad_norm)
         synchronize(plan.device)
         times.append(time.perf_counter() - started)
-    return sorted(times[1:])[_STEP_REPEATS // 2] * plan.total_batch_size / rows
+    return statistics.median(times[len(times) // 2 :]) * plan.total_batch_size / rows
 
 
 def synchronize(device: str) -> None:

@@ -25,6 +25,8 @@ from onecard.training.state import TrainState
 from onecard.training.step import MicroBatch, StepStats, place, train_step
 
 _MAX_REFUSED_IN_A_ROW = 25
+# Hours become steps by a short measurement; a machine that slows down afterwards may take so many times as long.
+_OVERTIME = 1.25
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Loop:
             yield from self._update(stream)
             yield from self._at_intervals(is_last=self._state.progress.step == self._plan.schedule.num_steps)
         yield from self._drain()
-        yield from self._milestones.save_at_end(reason)
+        yield from self._milestones.finish(reason)
         yield self._finished(reason, time.perf_counter() - begun)
 
     def _update(self, stream: BatchStream) -> Iterator[Event]:
@@ -164,6 +166,8 @@ class Loop:
             return "early stopping"
         if progress.step >= self._plan.schedule.num_steps:
             return "completed"
+        if self._plan.max_hours is not None and self._elapsed() > 3600 * self._plan.max_hours * _OVERTIME:
+            return "time limit"
         return "interrupted" if self._control.stop else None
 
     def _finished(self, reason: FinishReason, seconds: float) -> FinishedEvent:

@@ -65,10 +65,12 @@ class Milestones:
         if due.saves or is_best:
             yield self._save("final" if due.is_last else "interval" if due.saves else "best")
 
-    def save_at_end(self, reason: FinishReason) -> Iterator[Event]:
-        """Saves a run that ends between two checkpoints."""
-        is_saved = folder_of_step(self._folder.checkpoints, self._state.progress.step).exists()
-        if reason != "completed" and not is_saved:
+    def finish(self, reason: FinishReason) -> Iterator[Event]:
+        """Does what is left to do for a run that ends between two intervals."""
+        step = self._state.progress.step
+        if reason == "time limit":
+            yield from self.reach(self.due(step, is_last=True))
+        elif reason != "completed" and not folder_of_step(self._folder.checkpoints, step).exists():
             yield self._save("interrupted" if reason == "interrupted" else "final")
 
     def _evaluate(self) -> EvaluatedEvent:
