@@ -1,6 +1,6 @@
 """What nanoGPT's published CPU budget is worth: 2,000 steps of 12 x 64 characters of tiny Shakespeare.
 
-Two runs per seed over the same tokens: the GPT-2 shape with AdamW at a better rate than nanoGPT's, and onecard's default
+Two runs per seed over the same tokens: the GPT-2 shape with AdamW at a better rate than nanoGPT's, and the default
 architecture and optimizer (recipe shakespeare-char-cpu, which has no more parameters). The loss is exact, over all
 non-overlapping blocks of 64 of the last tenth of the text. nanoGPT's README gives 1.88 for its setting.
 

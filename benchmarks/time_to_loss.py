@@ -61,8 +61,9 @@ def time_to_target(source: Any, text: Path, overrides: dict[str, Any]) -> dict[s
 
     with tempfile.TemporaryDirectory() as folder:
         onecard.train(recipe, output_dir=Path(folder) / "run", on_event=watch)
-    assert reached is not None, f"never reached {TARGET}: {losses[-3:]}"
-    return {"step": reached[0], "seconds": reached[1], "seconds_of_schedule": seconds, "final_loss": losses[-1][1]}
+    # A run that ends above the target took at least its whole schedule.
+    step, needed = reached or (losses[-1][0], seconds)
+    return {"is_reached": reached is not None, "step": step, "seconds": needed, "final_loss": losses[-1][1]}
 
 
 if __name__ == "__main__":

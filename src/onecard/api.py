@@ -1,5 +1,6 @@
 """What the commands call, and other people's code too."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,6 +71,8 @@ def train(
     recipe = _on_its_device(recipe, machine)
     if wish := resume or recipe.resume_from_checkpoint:
         folder, checkpoint = _find_run("latest" if wish is True else wish)
+        if output_dir is not None and Path(output_dir).absolute() != folder.root.absolute():
+            raise InputError(f"output_dir {output_dir} is not the run that is resumed, {folder.root}: leave it out")
         _refuse_other_settings(recipe, folder)
         return _continue(folder, checkpoint, on_event, on_plan, on_progress)
     root = Path(output_dir or recipe.output_dir or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -132,7 +135,10 @@ def generate(
     if not prompts:
         raise InputError("no prompt is given")
     chosen, _ = choose_device(device, _machine())
-    dtype = torch.float32 if kind_of(chosen) == "cpu" else torch.float16
+    if kind_of(chosen) == "cpu":
+        dtype = torch.float32
+    else:
+        dtype = torch.bfloat16 if torch.cuda.get_device_capability(chosen) >= (8, 0) else torch.float16
     loaded, tokenizer = load_model_folder(_model_folder(Path(model), checkpoint), dtype)
     check_prompts(tokenizer, prompts)
     return complete(loaded.to(chosen), tokenizer, prompts, sampling)
@@ -144,7 +150,8 @@ def _find_run(run: str | Path) -> "tuple[RunFolder, Path | None]":
 
     path = newest_run(Path("runs")) if str(run) == "latest" else Path(run)
     if path.parent.name == "checkpoints":
-        return RunFolder.open(path.parent.parent), path
+        folder = RunFolder.open(path.parent.parent)
+        return folder, folder.find_checkpoint(path.name.removeprefix("step-"))
     return RunFolder.open(path), None
 
 
@@ -161,6 +168,8 @@ def _continue(
     with folder.lock():
         checkpoint = checkpoint or folder.find_resumable()
         decided = folder.plan()
+        if decided.deterministic:
+            _make_cublas_deterministic()
         choose_device(decided.device, _machine())  # refuses one that is not here
         corpus = _prepare(folder.recipe(), on_progress)
         if on_plan is not None:
@@ -203,10 +212,17 @@ def _machine() -> "Machine":
 
 def _on_its_device(recipe: Recipe, machine: "Machine") -> Recipe:
     """Applies the recipe's section for the device it will run on."""
+    if recipe.deterministic:
+        _make_cublas_deterministic()
     from onecard.planner import choose_device, kind_of
 
     device, _ = choose_device(recipe.device, machine)
     return apply_device(recipe, "cpu" if kind_of(device) == "cpu" else "cuda")
+
+
+def _make_cublas_deterministic() -> None:
+    # Read once, at the first matrix product of the process, which is the planner's.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _prepare(recipe: Recipe, progress: OnProgress | None) -> "Corpus":

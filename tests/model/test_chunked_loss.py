@@ -123,8 +123,8 @@ def test_scaled_heads_are_known(
     model_type: str, setting: dict[str, float], settings_of: Callable[..., dict[str, object]]
 ) -> None:
     from onecard.model.build import build_model
+    from onecard.model.checks import check_head
     from onecard.model.loss import find_head
-    from onecard.training.assemble import check_head
 
     settings = settings_of("llama", model_type=model_type, **setting)
     model = build_model(settings, dropout=0.0, init="transformers", seed=0)
@@ -135,7 +135,7 @@ def test_scaled_heads_are_known(
 def test_a_head_that_does_something_else_is_refused(settings_of: Callable[..., dict[str, object]]) -> None:
     from onecard.errors import InputError
     from onecard.model.build import build_model
-    from onecard.training.assemble import check_head
+    from onecard.model.checks import check_head
 
     model = build_model(settings_of("llama"), dropout=0.0, init="transformers", seed=0)
     model.lm_head.register_forward_hook(lambda module, inputs, output: output * 2)

@@ -53,7 +53,8 @@ def test_a_diverged_run_says_so_and_stops(runner: "Runner") -> None:
         runner.start("run", learning_rate=1e38, optim="adamw", max_steps=60, save_steps=10, sample_steps=0)
     assert caught.value.exit_code == 4
     outcome = runner.outcome("run")
-    finding = outcome.record[-1]
+    finding, finished = outcome.record[-2:]
+    assert (finished["event"], finished["reason"]) == ("finished", "diverged")
     assert (finding["event"], finding["stops_run"]) == ("finding", True)
     steps = [event for event in outcome.record if event["event"] == "step"]
     refused = [event["is_finite"] for event in steps].count(False)

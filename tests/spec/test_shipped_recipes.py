@@ -28,7 +28,7 @@ PARAMETERS = {
     ("rtx-5060-pretrain", None): 74_731_776,
     ("rtx-5060-pretrain", "medium"): 35_661_312,
     ("shakespeare-char", None): 10_771_200,
-    ("shakespeare-char-cpu", None): 722_560,
+    ("shakespeare-char-cpu", None): 796288,
     ("small-gpu-pretrain", None): 1_442_560,
     ("small-pretrain", "cpu"): 23_076_096,
     ("small-pretrain", "cuda"): 4_458_624,

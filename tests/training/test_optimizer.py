@@ -195,3 +195,11 @@ def test_the_rates_of_muon_and_adamw_keep_their_ratio(
     moved = (state.optimizer.masters[name] - before).detach()
     # Half of the peak: each singular value of the step is about 0.025.
     assert torch.linalg.svdvals(moved).median() == pytest.approx(0.025, rel=0.3)
+
+
+def test_masters_start_from_weights_that_were_never_rounded(tiny_state: StateFactory) -> None:
+    exact, mixed = (tiny_state(precision=precision) for precision in ("fp32", "bf16"))
+    for name, master in exact.optimizer.masters.items():
+        assert torch.equal(mixed.optimizer.masters[name], master), name
+    for parameter, master in zip(mixed.model.parameters(), exact.model.parameters(), strict=True):
+        assert torch.equal(parameter, master.bfloat16())

@@ -3,12 +3,13 @@
 Nothing heavy is imported before a verb runs, so that `onecard --help` answers at once.
 """
 
+import errno
 import sys
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
 from onecard.cli.app import app
-from onecard.errors import OnecardError
+from onecard.errors import InputError, OnecardError
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -20,6 +21,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except OnecardError as error:
         _print_error(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        _print_error(_describe_os_error(error))
+        sys.exit(InputError.exit_code)
     except Exception:
         _print_error(
             "This is a defect of onecard, not a mistake of yours. Please report it with the text below, "
@@ -27,6 +31,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         )
         raise
     sys.exit(0)
+
+
+def _describe_os_error(error: OSError) -> str:
+    what = error.strerror or str(error)
+    place = f"{error.filename}: " if error.filename else ""
+    remedy = "free some space on the disk" if error.errno == errno.ENOSPC else "check that it exists and may be used"
+    return f"{place}{what}. Nothing that was complete is lost; {remedy} and run the command again"
 
 
 def _accept_any_text(stream: TextIO) -> None:

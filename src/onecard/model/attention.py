@@ -100,6 +100,12 @@ def attend_sdpa(
     if q_BHTD.device.type == "cpu" and out_dtype != torch.float32:
         # The CPU's flash kernel is slower on 16-bit input than on fp32, 49 against 27 ms at 16 x 8 x 256 x 32 (LOG.md).
         q_BHTD, k_BKTD, v_BKTD = q_BHTD.float(), k_BKTD.float(), v_BKTD.float()
+    shares_heads = q_BHTD.shape[1] != k_BKTD.shape[1]
+    if shares_heads and mask_BTT is not None:
+        # With a mask only the memory-efficient kernel is left, and it takes no shared heads: the alternative is the
+        # plain one, which holds all T x T scores.
+        k_BKTD, v_BKTD = (x.repeat_interleave(q_BHTD.shape[1] // x.shape[1], dim=1) for x in (k_BKTD, v_BKTD))
+        shares_heads = False
     out_BHTD = F.scaled_dot_product_attention(
         q_BHTD,
         k_BKTD,
@@ -108,7 +114,7 @@ def attend_sdpa(
         dropout_p=dropout,
         is_causal=mask_BTT is None,
         scale=scaling,
-        enable_gqa=q_BHTD.shape[1] != k_BKTD.shape[1],
+        enable_gqa=shares_heads,
     )
     return out_BHTD.transpose(1, 2).to(out_dtype), None
 
@@ -131,7 +137,9 @@ def attend_varlen(
 
     assert cumulative_lengths is not None, "varlen attention needs the borders that find_borders gives"
     batch, heads, num_tokens, width = q_BHTD.shape
-    query, key, value = (x.transpose(1, 2).reshape(batch * num_tokens, -1, width) for x in (q_BHTD, k_BKTD, v_BKTD))
+    # Shared heads are repeated here: older versions of the kernel do not know them.
+    k_BHTD, v_BHTD = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k_BKTD, v_BKTD))
+    query, key, value = (x.transpose(1, 2).reshape(batch * num_tokens, -1, width) for x in (q_BHTD, k_BHTD, v_BHTD))
     out = varlen_attn(
         query,
         key,
@@ -142,7 +150,6 @@ def attend_varlen(
         num_tokens,
         scale=scaling,
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        enable_gqa=k_BKTD.shape[1] != heads,
     )
     assert isinstance(out, Tensor)
     return out.reshape(batch, num_tokens, heads, width), None
@@ -159,10 +166,10 @@ for _name, _function in _BACKENDS.items():
 
 
 @contextmanager
-def padded_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Switches to transformers' own attention, which honours a padding mask, for the length of the block."""
+def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Switches a model to another registered attention for the length of the block."""
     before = model.config._attn_implementation
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(name)
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from onecard.errors import InputError
 from onecard.model.attention import PREFIX
+from onecard.model.checks import check_architecture
 from onecard.model.dropout import add_missing_dropout, set_config_dropout
 
 # The last projection of attention and of the MLP, by the names the families use.
@@ -71,6 +72,7 @@ def build_model(
     config = make_config(settings, dropout)
     torch.manual_seed(seed)
     model = _from_config(config, backend)
+    check_architecture(model)
     if init == "zero-output":
         _zero_output_projections(model)
     add_missing_dropout(model, dropout)

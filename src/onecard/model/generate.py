@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from onecard.errors import InputError
-from onecard.model.attention import padded_attention
+from onecard.model.attention import attention_of
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,16 @@ def complete(
     """
     sampling.check()
     # Training text begins with the end-of-text token, so a prompt does too.
-    encoded = [[tokenizer.eos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)] for prompt in prompts]
+    stop = _end_of_text(model, tokenizer)
+    encoded = [[stop, *tokenizer.encode(prompt, add_special_tokens=False)] for prompt in prompts]
     device = model.get_input_embeddings().weight.device
     devices = [device] if device.type == "cuda" else []
     was_training = model.training
     model.eval()
-    with torch.random.fork_rng(devices=devices), padded_attention(model):
+    # transformers' own attention honours the padding mask.
+    with torch.random.fork_rng(devices=devices), attention_of(model, "sdpa"):
         torch.manual_seed(sampling.seed)
-        completions = _complete_ids(model, tokenizer, encoded, sampling)
+        completions = _complete_ids(model, encoded, stop, sampling)
     model.train(was_training)
     return [tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
 
@@ -98,9 +100,17 @@ def _has_unknown(tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:
     return any(place not in known and not character.isspace() for place, character in enumerate(prompt))
 
 
-def _complete_ids(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: list[list[int]], sampling: Sampling
-) -> list[list[int]]:
+def _end_of_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    # A tokenizer may have no such token by name; the config of a trained model knows which one stood for it.
+    found = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
+    if isinstance(found, list):
+        found = found[0]
+    if found is None:
+        raise InputError("neither the tokenizer nor the model's config names an end-of-text token (eos_token_id)")
+    return int(found)
+
+
+def _complete_ids(model: PreTrainedModel, encoded: list[list[int]], stop: int, sampling: Sampling) -> list[list[int]]:
     context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
     texts, done = [list(ids) for ids in encoded], [False] * len(encoded)
     remaining = sampling.max_new_tokens
@@ -110,23 +120,18 @@ def _complete_ids(
         if max(map(len, windows)) >= context - 1:
             windows = [window[-(context // 2) :] for window in windows]
         num_new = min(remaining, context - max(map(len, windows)))
-        for index, new in zip(active, _run(model, tokenizer, windows, num_new, sampling), strict=True):
+        for index, new in zip(active, _run(model, windows, stop, num_new, sampling), strict=True):
             texts[index].extend(new)
-            done[index] = new[-1:] == [tokenizer.eos_token_id]
+            done[index] = new[-1:] == [stop]
         remaining -= num_new
     return [text[len(ids) :] for text, ids in zip(texts, encoded, strict=True)]
 
 
 def _run(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    windows: list[list[int]],
-    num_new: int,
-    sampling: Sampling,
+    model: PreTrainedModel, windows: list[list[int]], stop: int, num_new: int, sampling: Sampling
 ) -> list[list[int]]:
     """Generates up to `num_new` tokens after each window; a stopped row ends with the end-of-text token."""
     longest = max(map(len, windows))
-    stop = tokenizer.eos_token_id
     ids = torch.tensor([[stop] * (longest - len(window)) + window for window in windows])
     mask = torch.tensor([[0] * (longest - len(window)) + [1] * len(window) for window in windows])
     device = model.get_input_embeddings().weight.device

@@ -4,11 +4,14 @@ import statistics
 import time
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from onecard.data import Batch
+from onecard.model.decoder import CompilerError
 from onecard.spec import Plan
 from onecard.training.assemble import DTYPES, assemble
-from onecard.training.step import place, train_step
+from onecard.training.state import TrainState
+from onecard.training.step import MicroBatch, place, train_step
 
 _PEAK_SIZE = {"cpu": 2048, "cuda": 8192}
 _PEAK_REPEATS = 5
@@ -47,10 +50,20 @@ def measure_step(plan: Plan) -> float:
     times: list[float] = []
     while len(times) < 2 or (len(times) < _STEP_REPEATS and sum(times) < _STEP_BUDGET_S):
         started = time.perf_counter()
-        train_step(state, [micro_batch], plan.optimizer.learning_rate, max_grad_norm=plan.optimizer.max_grad_norm)
+        _step(state, micro_batch)
         synchronize(plan.device)
         times.append(time.perf_counter() - started)
     return statistics.median(times[len(times) // 2 :]) * plan.total_batch_size / rows
+
+
+def _step(state: TrainState, micro_batch: MicroBatch) -> None:
+    settings = state.plan.optimizer
+    try:
+        train_step(state, [micro_batch], settings.learning_rate, max_grad_norm=settings.max_grad_norm)
+    except (CompilerError, TorchDynamoException):  # the run itself will say so and go on without it, too
+        state.decoder.to_eager()
+        state.optimizer.zero_grad()
+        train_step(state, [micro_batch], settings.learning_rate, max_grad_norm=settings.max_grad_norm)
 
 
 def synchronize(device: str) -> None:

@@ -116,7 +116,12 @@ class RunFolder:
         found = list_checkpoints(self.checkpoints)
         if not found:
             return None
-        progress = json.loads((found[-1] / "progress.json").read_text(encoding="utf-8"))
+        try:
+            progress = json.loads((found[-1] / "progress.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{found[-1]} is damaged: its progress.json cannot be read ({error}). Name another by its step"
+            ) from error
         best: int | None = progress["best_step"]
         return best
 

@@ -50,7 +50,7 @@ class Loop:
         self._milestones = milestones
         self._control = control
         self._elapsed = clock
-        self._last_read = time.perf_counter()
+        self._begun = self._last_read = time.perf_counter()
         self._tokens_before = state.progress.tokens_seen
         self._pending: _Pending | None = None
 
@@ -60,13 +60,12 @@ class Loop:
         Raises:
             DivergedError: update after update had to be refused.
         """
-        begun = time.perf_counter()
         while (reason := self._end()) is None:
             yield from self._update(stream)
             yield from self._at_intervals(is_last=self._state.progress.step == self._plan.schedule.num_steps)
         yield from self._drain()
         yield from self._milestones.finish(reason)
-        yield self._finished(reason, time.perf_counter() - begun)
+        yield self._finished(reason, time.perf_counter() - self._begun)
 
     def _update(self, stream: BatchStream) -> Iterator[Event]:
         state, progress = self._state, self._state.progress
@@ -149,6 +148,7 @@ class Loop:
             stops_run=True,
         )
         yield finding
+        yield self._finished("diverged", time.perf_counter() - self._begun)
         raise DivergedError(f"{finding.symptom}: {finding.evidence}. {finding.remedy}")
 
     def _at_intervals(self, *, is_last: bool) -> Iterator[Event]:

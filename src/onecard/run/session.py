@@ -1,6 +1,5 @@
 """A run from start to end: folder, lock, record, sinks, and the loop between them."""
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,14 +9,14 @@ import torch
 
 from onecard.checkpoint import Checkpoint, read_checkpoint, remove_leftovers
 from onecard.data import BatchStream, BlockSampler, Corpus, StreamSettings
-from onecard.errors import CheckpointError
+from onecard.errors import CheckpointError, DoesNotFitError
 from onecard.observe.events import Event, SavedEvent
 from onecard.observe.jsonl import JsonlSink
-from onecard.observe.sinks import make_sinks
+from onecard.observe.sinks import Sink, make_sinks
 from onecard.run.control import Control, stopping_on_signals
 from onecard.run.folder import RunFolder
 from onecard.run.loop import Loop
-from onecard.run.milestones import Milestones
+from onecard.run.milestones import Clock, Milestones
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
 from onecard.training.snapshot import restore
@@ -38,23 +37,14 @@ def run_session(folder: RunFolder, corpus: Corpus, checkpoint: Path | None, on_e
     plan = folder.plan()
     _check_corpus(plan, corpus)
     remove_leftovers(folder.checkpoints)
-    _set_determinism(plan)
+    _set_up_device(plan)
     state = assemble(plan)
     restored = _restore(state, folder, checkpoint) if checkpoint is not None else None
-    recipe = folder.recipe()
     with ExitStack() as stack:
         # A run that died before its first checkpoint begins its record anew.
         record = JsonlSink(folder.events, truncate_at=restored.document("record")["events_bytes"] if restored else 0)
         stack.callback(record.close)
-        sinks = make_sinks(
-            recipe.report_to,
-            folder.root,
-            run_name=recipe.run_name,
-            config=plan.model_dump(mode="json"),
-            resumed_at=state.progress.step if restored else None,
-        )
-        for sink in sinks:
-            stack.callback(sink.close)
+        sinks = _open_sinks(stack, folder, plan, state.progress.step)
         control = Control()
         stack.enter_context(stopping_on_signals(control))
         stream = stack.enter_context(_open_stream(plan, corpus, state.progress.position))
@@ -67,14 +57,32 @@ def run_session(folder: RunFolder, corpus: Corpus, checkpoint: Path | None, on_e
 
         if restored is not None and (saved := _saved_event(state, restored)) is not None:
             tell(saved)
-        started = time.perf_counter() - state.progress.elapsed_s
-
-        def clock() -> float:
-            return time.perf_counter() - started
-
+        clock = _start_clock(state.progress.elapsed_s)
         milestones = Milestones(state, corpus, folder, clock, lambda: record.num_bytes)
-        for event in Loop(state, milestones, control, clock).run(stream):
-            tell(event)
+        try:
+            for event in Loop(state, milestones, control, clock).run(stream):
+                tell(event)
+        except torch.OutOfMemoryError as error:
+            raise _does_not_fit(plan, state.progress.step) from error
+
+
+def _open_sinks(stack: ExitStack, folder: RunFolder, plan: Plan, first_step: int) -> list[Sink]:
+    recipe = folder.recipe()
+    sinks = make_sinks(
+        recipe.report_to,
+        folder.root,
+        run_name=recipe.run_name,
+        config=plan.model_dump(mode="json"),
+        resumed_at=first_step or None,
+    )
+    for sink in sinks:
+        stack.callback(sink.close)
+    return sinks
+
+
+def _start_clock(elapsed_s: float) -> Clock:
+    started = time.perf_counter() - elapsed_s
+    return lambda: time.perf_counter() - started
 
 
 def _restore(state: TrainState, folder: RunFolder, path: Path) -> Checkpoint:
@@ -119,8 +127,15 @@ def _check_corpus(plan: Plan, corpus: Corpus) -> None:
         )
 
 
-def _set_determinism(plan: Plan) -> None:
-    if plan.deterministic:
-        # cuBLAS reads it when its first handle is made.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+def _does_not_fit(plan: Plan, step: int) -> DoesNotFitError:
+    return DoesNotFitError(
+        f"the GPU ran out of memory after step {step} with per_device_train_batch_size {plan.micro_batch_size}: start "
+        "again with half of it and twice the gradient_accumulation_steps, or with gradient_checkpointing true"
+    )
+
+
+def _set_up_device(plan: Plan) -> None:
+    if plan.device.startswith("cuda"):
+        # Events and streams belong to the current device.
+        torch.cuda.set_device(plan.device)
     torch.use_deterministic_algorithms(plan.deterministic)

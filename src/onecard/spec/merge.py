@@ -86,6 +86,8 @@ def _displaced(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> set[str]:
     for group in EXCLUSIVE:
         if given & set(group):
             dropped |= set(group)
+    if given & set(DURATION_KEYS):
+        dropped.add("max_hours")
     if "precision" in upper or any(upper.get(name) is True for name in PRECISIONS):
         dropped |= {"precision", *PRECISIONS}
     if "report_to" in upper:

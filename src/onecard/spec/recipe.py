@@ -173,7 +173,7 @@ class Recipe(BaseModel):
     run_name: str | None = Field(None, description="name of the run in W&B")
     output_dir: str | None = Field(None, description="run folder; default runs/<recipe>-<time>")
     resume_from_checkpoint: str | bool | None = Field(
-        None, description="run folder or checkpoint to continue; latest or true: the newest run of this recipe"
+        None, description="run folder or checkpoint to continue; latest or true: the newest run under runs/"
     )
 
     # Variants

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import sys
 from collections.abc import Callable
 
 from onecard.errors import InputError
@@ -33,6 +34,8 @@ def find_shape(name: str, decay_share: float = 1.0) -> Shape:
     if name in _SHAPES:
         return _SHAPES[name]
     module_name, _, function_name = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # an installed command does not look into the current folder by itself
     try:
         shape: Shape = getattr(importlib.import_module(module_name), function_name)
         if not all(isinstance(shape(progress), int | float) for progress in (0.0, 0.5, 1.0)):

@@ -1,0 +1,67 @@
+"""What onecard takes for granted of an architecture, checked on a few tokens of the model itself."""
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from transformers import PreTrainedModel
+
+from onecard.errors import InputError
+from onecard.model.attention import PREFIX, attention_of, find_borders
+from onecard.model.loss import find_head
+
+
+def check_architecture(model: PreTrainedModel) -> None:
+    """Checks head and document borders, before any weight is zeroed.
+
+    Raises:
+        InputError: training would not do what it says with this architecture.
+    """
+    if isinstance(model.get_output_embeddings().weight, FakeTensor):
+        return  # without values there is nothing to compare
+    was_training = model.training
+    model.eval()
+    with attention_of(model, PREFIX + "sdpa"):
+        check_head(model)
+        check_borders(model)
+    model.train(was_training)
+
+
+@torch.no_grad()
+def check_borders(model: PreTrainedModel) -> None:
+    """Checks on a few tokens that nothing before a document's border and nothing after a token reaches it.
+
+    Raises:
+        InputError: the architecture mixes tokens elsewhere than in the attention that onecard provides (recurrent or
+            convolution layers), so that packed documents would leak into each other.
+    """
+    documents = torch.tensor([[0, 0, 0, 1, 1, 1]], dtype=torch.int32)
+    borders = find_borders(documents, (1, 6), torch.device("cpu"), "sdpa")
+    assert borders is not None
+    ids = torch.tensor([[0, 1, 0, 0, 1, 0]])
+    changed = torch.tensor([[1, 0, 1, 0, 1, 1]])
+    hidden, other = (
+        model.base_model(input_ids=rows, use_cache=False, **borders.as_keywords()).last_hidden_state[0, 3:5]
+        for rows in (ids, changed)
+    )
+    if not torch.allclose(hidden, other, rtol=1e-4, atol=1e-5):
+        raise InputError(
+            f"{model.config.model_type} mixes tokens outside its attention, so packed documents would leak into each "
+            "other: choose an architecture with attention alone, such as qwen3, llama or gpt2"
+        )
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Compares the head of `model/loss.py` with the architecture's own logits on a few tokens.
+
+    Raises:
+        InputError: they differ, so that training would optimise another function than the model computes.
+    """
+    head = find_head(model)
+    ids = torch.arange(4)[None] % model.config.get_text_config().vocab_size
+    own = model(input_ids=ids, use_cache=False).logits[0].float()
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    if not torch.allclose(head.finish(head.logits(hidden)), own, rtol=1e-4, atol=1e-4):
+        raise InputError(
+            f"{model.config.model_type} changes its logits in a way onecard does not know, so its loss cannot be "
+            "computed in chunks: choose another model_type"
+        )
