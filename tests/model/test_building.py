@@ -99,6 +99,7 @@ def test_dropout_is_applied_everywhere_once(name: str, settings_of: Settings, mo
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     model = build(settings_of(name), dropout=0.3).train()
+    attention_dropout.clear()  # building looks at the model, too
     shares = zero_shares(model)
     # 16 x 32 x 32 values: five standard deviations are 0.018. Applied twice it would be 0.51.
     assert shares == pytest.approx({"embedding": 0.3, "attention": 0.3, "mlp": 0.3}, abs=0.02)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from onecard.errors import InputError
 from onecard.model.attention import DocumentBorders, find_borders
 from onecard.model.build import build_model, make_config
 from onecard.model.decoder import Decoder
@@ -130,3 +131,18 @@ def test_a_document_in_a_sliding_window_sees_neither_beyond_the_window_nor_its_n
     after = decoder(ids, borders).detach().view(3, 16, -1)
     changed = (before != after).any(-1)[0].nonzero().flatten().tolist()
     assert changed == [4, 8, 9, 10, 11]
+
+
+def test_an_architecture_that_leaks_across_documents_is_refused() -> None:
+    leaky = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 32, "state_size": 4}
+    with pytest.raises(InputError):
+        build_model(leaky, dropout=0.0, init="transformers", seed=0)
+
+
+def test_borders_are_checked_before_output_projections_are_zeroed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A mask that is ignored must be noticed although zeroed projections would hide it.
+    monkeypatch.setattr("onecard.model.checks.find_borders", lambda *_: DocumentBorders(torch.arange(6)[None]))
+    settings = {"model_type": "qwen3", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small = {"num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 32, "vocab_size": 32}
+    with pytest.raises(InputError, match="leak into each other"):
+        build_model({**settings, **small}, dropout=0.0, init="zero-output", seed=0)

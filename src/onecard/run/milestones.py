@@ -68,9 +68,11 @@ class Milestones:
     def finish(self, reason: FinishReason) -> Iterator[Event]:
         """Does what is left to do for a run that ends between two intervals."""
         step = self._state.progress.step
+        if reason == "completed" or folder_of_step(self._folder.checkpoints, step).exists():
+            return
         if reason == "time limit":
             yield from self.reach(self.due(step, is_last=True))
-        elif reason != "completed" and not folder_of_step(self._folder.checkpoints, step).exists():
+        else:
             yield self._save("interrupted" if reason == "interrupted" else "final")
 
     def _evaluate(self) -> EvaluatedEvent:
