@@ -53,7 +53,7 @@ def main() -> None:
             losses = [run["loss"] for run in runs]
             result[name] = {"runs": runs, "mean": statistics.mean(losses), "spread": max(losses) - min(losses)}
             print(f"{name:40} {statistics.mean(losses):.4f}  spread {result[name]['spread']:.4f}")
-    write_result("shakespeare", result)
+    write_result("shakespeare" if arguments.only is None else f"shakespeare-{arguments.only}", result)
 
 
 def train(text: Path, setting: dict[str, Any], seed: int) -> dict[str, float]:

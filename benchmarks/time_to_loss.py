@@ -30,7 +30,7 @@ def main() -> None:
     rounds = []
     for seed in range(1337, 1337 + arguments.repeats):
         fp32, auto = (
-            time_to_target(BASELINE, arguments.text, {"seed": seed, "eval_steps": 50, "precision": precision})
+            time_to_target(BASELINE, arguments.text, {"seed": seed, "eval_steps": 250, "precision": precision})
             for precision in ("fp32", "auto")
         )
         quick = time_to_target(
