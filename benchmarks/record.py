@@ -16,7 +16,9 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     """Writes a result beside machine, versions, date, commit and command; returns the file."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    document = {"command": " ".join(["python", *sys.argv]), **describe_machine(), "result": result}
+    # File names only: where things lie on this machine helps nobody.
+    command = " ".join(["python", *(Path(word).name if "/" in word else word for word in sys.argv)])
+    document = {"command": command, **describe_machine(), "result": result}
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written to {path}")
     return path

@@ -7,25 +7,8 @@ from typing import Any
 from onecard.errors import InputError
 from onecard.model.build import count_parameters, make_config
 from onecard.spec import CorpusFacts, ModelPlan, Recipe
+from onecard.spec.merge import SHAPE_KEYS
 
-_SHAPE_KEYS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "tie_word_embeddings",
-)
-# Qwen3's own defaults are those of a 7B model.
-_DEFAULT_MODEL = {
-    "model_type": "qwen3",
-    "hidden_size": 384,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 6,
-    "head_dim": 64,
-    "intermediate_size": 1024,
-    "tie_word_embeddings": True,
-}
 _DROPOUT_WORDS = ("dropout", "pdrop")
 # Padding 50,257 to 50,304 gave 112K -> 127K tokens/s on an A100 (rasbt/LLMs-from-scratch, ch05/10).
 _VOCAB_MULTIPLE = 64
@@ -40,7 +23,7 @@ def plan_model(recipe: Recipe, corpus: CorpusFacts, reasons: dict[str, str]) -> 
     """
     settings = _given_settings(recipe)
     dropout = _take_dropout(settings, recipe)
-    settings |= {key: value for key in _SHAPE_KEYS if (value := getattr(recipe, key)) is not None}
+    settings |= {key: value for key in SHAPE_KEYS if (value := getattr(recipe, key)) is not None}
     settings["vocab_size"] = _vocabulary(settings.get("vocab_size"), corpus, reasons)
     settings["max_position_embeddings"] = _positions(settings, recipe)
     settings |= {"bos_token_id": corpus.separator_id, "eos_token_id": corpus.separator_id, "pad_token_id": None}
