@@ -9,6 +9,16 @@ from onecard.model.build import count_parameters, make_config
 from onecard.spec import CorpusFacts, ModelPlan, Recipe
 from onecard.spec.merge import SHAPE_KEYS
 
+# Qwen3's own defaults are those of a 7B model.
+_DEFAULT_MODEL = {
+    "model_type": "qwen3",
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "head_dim": 64,
+    "intermediate_size": 1024,
+    "tie_word_embeddings": True,
+}
 _DROPOUT_WORDS = ("dropout", "pdrop")
 # Padding 50,257 to 50,304 gave 112K -> 127K tokens/s on an A100 (rasbt/LLMs-from-scratch, ch05/10).
 _VOCAB_MULTIPLE = 64
