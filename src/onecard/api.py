@@ -76,6 +76,7 @@ def train(
         _refuse_other_settings(recipe, folder)
         return _continue(folder, checkpoint, on_event, on_plan, on_progress)
     root = Path(output_dir or recipe.output_dir or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    root = root.expanduser()
     corpus = _prepare(recipe, on_progress)
     decided = _plan(recipe, machine, corpus)
     folder = RunFolder.create(root, recipe, decided)

@@ -72,9 +72,13 @@ def list_checkpoints(root: Path) -> list[Path]:
     found = [
         path
         for path in root.glob(f"{_STEP}*")
-        if path.name.removeprefix(_STEP).isdigit() and (path / MANIFEST).is_file()
+        if _is_number(path.name.removeprefix(_STEP)) and (path / MANIFEST).is_file()
     ]
     return sorted(found, key=step_of_folder)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
 
 
 def remove_leftovers(root: Path) -> None:

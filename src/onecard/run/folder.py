@@ -105,7 +105,9 @@ class RunFolder:
         if which == "best":
             best = self.best_step()
             return next((path for path in found if step_of_folder(path) == best), found[-1])
-        matches = [path for path in found if which.isdigit() and step_of_folder(path) == int(which)]
+        matches = [
+            path for path in found if which.isascii() and which.isdecimal() and step_of_folder(path) == int(which)
+        ]
         if not matches:
             steps = ", ".join(str(step_of_folder(path)) for path in found)
             raise CheckpointError(f"{self.root} has no checkpoint {which!r}: use best, last, or one of {steps}")

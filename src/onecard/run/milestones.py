@@ -1,5 +1,6 @@
 """What happens at intervals: evaluation, samples, checkpoints."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Milestones:
             self._state.model, self._state.head, self._heldout_batches(), plan.attn_implementation
         )
         progress.heldout_loss = result.loss
-        is_best = progress.best_loss is None or result.loss < progress.best_loss
+        is_best = math.isfinite(result.loss) and (progress.best_loss is None or result.loss < progress.best_loss)
         if is_best:
             progress.best_loss, progress.best_step, progress.num_evaluations_without_gain = (
                 result.loss,
