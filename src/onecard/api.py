@@ -198,11 +198,13 @@ def _refuse_other_settings(recipe: Recipe, folder: "RunFolder") -> None:
 
 
 def _model_folder(path: Path, checkpoint: str) -> Path:
+    from onecard.checkpoint import is_checkpoint, read_checkpoint
     from onecard.run.folder import RunFolder
 
-    if (path / "config.json").is_file():
-        return path
-    return RunFolder.open(path).find_checkpoint(checkpoint)
+    folder = path if (path / "config.json").is_file() else RunFolder.open(path).find_checkpoint(checkpoint)
+    if is_checkpoint(folder):
+        read_checkpoint(folder)  # refuses damaged weights; any other model folder has no hashes to compare
+    return folder
 
 
 def _machine() -> "Machine":

@@ -67,6 +67,11 @@ def step_of_folder(folder: Path) -> int:
     return int(folder.name.removeprefix(_STEP))
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder claims to be a checkpoint; says nothing about damage."""
+    return (folder / MANIFEST).is_file()
+
+
 def list_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints, oldest step first; says nothing about damage."""
     found = [
