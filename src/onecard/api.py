@@ -56,7 +56,7 @@ def train(
 ) -> Path:
     """Trains a recipe in a new run folder and returns that folder.
 
-    `resume` names a run folder, a checkpoint folder or `latest`; the run then goes on under its own recipe and$
+    `resume` names a run folder, a checkpoint folder or `latest`; the run then goes on under its own recipe and
     plan, and a recipe that asks for something else is refused.
     `on_plan(plan, run_folder)` is called once before the first step, `on_event(event)` at everything that happens.
 
