@@ -35,7 +35,6 @@ class Optimizer:
                 parameter.register_post_accumulate_grad_hook(_move_gradient_to(self.masters[name]))
         matrices = _matrix_names(model) if plan.name == "muon" else {}
         self._muon = self._make_muon(matrices, next(iter(self._parameters.values())).dtype) if matrices else None
-        self._muon_names = list(matrices)
         self._adamw = self._make_adamw([name for name in self.masters if name not in matrices])
 
     def _make_muon(self, matrices: dict[str, bool], dtype: torch.dtype) -> Muon:
