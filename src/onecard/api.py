@@ -64,6 +64,7 @@ def train(
         InputError: input that cannot work, nothing is overwritten.
         DivergedError: training cannot go on.
     """
+    from onecard.observe.sinks import check_targets
     from onecard.run.folder import RunFolder
     from onecard.run.session import run_session
 
@@ -77,10 +78,11 @@ def train(
         return _continue(folder, checkpoint, on_event, on_plan, on_progress)
     root = Path(output_dir or recipe.output_dir or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     root = root.expanduser()
+    check_targets(recipe.report_to)
     corpus = _prepare(recipe, on_progress)
     decided = _plan(recipe, machine, corpus)
     folder = RunFolder.create(root, recipe, decided)
-    with folder.lock():
+    with folder.lock(), folder.discarded_unless_begun():
         if on_plan is not None:
             on_plan(decided, root)
         run_session(folder, corpus, None, on_event)
@@ -168,7 +170,7 @@ def _continue(
 
     with folder.lock():
         checkpoint = checkpoint or folder.find_resumable()
-        decided = folder.plan()
+        decided = folder.plan(checkpoint)
         if decided.deterministic:
             _make_cublas_deterministic()
         choose_device(decided.device, _machine())  # refuses one that is not here

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onecard.data.batches import NO_TARGET, Batch, gather_batch, heldout_batches
+from onecard.data.batches import NO_TARGET, Batch, gather_batch, heldout_batches, share_batches
 from onecard.data.sampler import BlockSampler
 from onecard.data.stream import BatchStream, StreamSettings
 from onecard.data.token_file import TokenFile
@@ -234,3 +234,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         for _ in range(200):
             next(steps)
     assert anonymous_kib() - before < 40 * 1024
+
+
+def test_a_limit_of_batches_holds_over_all_heldout_parts() -> None:
+    assert share_batches([900, 90, 10], 10) == [9, 1, 1]
+    assert share_batches([5, 5], 1) == [1, 1]
+    assert share_batches([5, 5], None) == [None, None]

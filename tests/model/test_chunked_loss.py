@@ -141,3 +141,21 @@ def test_a_head_that_does_something_else_is_refused(settings_of: Callable[..., d
     model.lm_head.register_forward_hook(lambda module, inputs, output: output * 2)
     with pytest.raises(InputError, match="llama changes its logits"):
         check_head(model)
+
+
+def test_the_factor_is_applied_before_gradients_are_rounded() -> None:
+    # A word of probability 3e-8 has a gradient below fp16's smallest number unless it is scaled first.
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(64, D, generator=generator).half().requires_grad_()
+    weight = torch.zeros(V, D, dtype=torch.float16, requires_grad=True)
+    bias = torch.zeros(V, dtype=torch.float16)
+    bias[0] = 17.0
+    bias.requires_grad_()
+    targets = torch.zeros(64, dtype=torch.long)
+    factor = torch.tensor(2.0**15)
+    expected = torch.autograd.grad(
+        plain_loss(hidden.float(), Head(weight.float(), bias.float()), targets) * factor, (bias,)
+    )[0]
+    (found,) = torch.autograd.grad(sum_loss(hidden, Head(weight, bias), targets, factor), (bias,))
+    assert found[1:].min() > 0
+    torch.testing.assert_close(found.float(), expected.float(), rtol=2e-2, atol=0)

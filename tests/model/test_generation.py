@@ -133,18 +133,32 @@ def test_characters_that_would_be_dropped_are_refused(kind: str) -> None:
     check_prompts(own, ["hello there.", " a  b ", ""])
     if kind == "char":
         with pytest.raises(InputError) as caught:
-            check_prompts(own, ["hello", "ROMEO:", "你好", "a!"])
-        assert [line.split("'")[1] for line in str(caught.value).splitlines()] == ["ROMEO:", "你好", "a!"]
+            check_prompts(own, ["hello", "ROMEO:", "你好", "a!", "a\tb"])
+        assert [line.split("'")[1] for line in str(caught.value).splitlines()] == [
+            *("ROMEO:", "你好", "a!", r"a\tb"),
+        ]
     else:
         check_prompts(own, ["ROMEO:", "你好", "\t\n", "e\u0301"])
 
 
+def test_a_prompt_that_was_no_utf8_is_refused() -> None:
+    with pytest.raises(InputError, match="is not UTF-8 text"):
+        check_prompts(train_tokenizer("bytes", ()), ["caf\udce9"])
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), float("inf"), 1e-300])
+def test_a_temperature_that_leaves_no_numbers_is_refused(temperature: float) -> None:
+    with pytest.raises(InputError, match=r"temperature is .*: give 0"):
+        Sampling(temperature=temperature).check()
+
+
 def test_values_without_a_meaning_are_refused_together() -> None:
     with pytest.raises(InputError) as caught:
-        Sampling(max_new_tokens=0, temperature=-1, top_k=0, top_p=1.5).check()
+        Sampling(max_new_tokens=0, temperature=-1, top_k=0, top_p=1.5, seed=2**64).check()
     assert [line.split()[0] for line in str(caught.value).splitlines()] == [
         "max_new_tokens",
         "temperature",
+        "seed",
         "top_k",
         "top_p",
     ]

@@ -50,3 +50,60 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path, settings_of: Callab
     save_model_folder(model, {}, tmp_path)
     with pytest.raises(CheckpointError, match="holds no tokenizer that transformers can read"):
         load_model_folder(tmp_path, torch.float32)
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path, settings_of: Callable[..., dict[str, Any]]) -> Path:
+    from onecard.data import train_tokenizer
+
+    save_model_folder(build_model(settings_of("llama"), dropout=0.0, init="transformers", seed=0), {}, tmp_path)
+    train_tokenizer("bytes", ()).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def edit(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | changes), encoding="utf-8")
+
+
+def damage_config(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "llama"', encoding="utf-8")
+
+
+def make_list(folder: Path) -> None:
+    (folder / "config.json").write_text("[1, 2]", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_config, "holds no model that transformers can read"),
+        (make_list, "holds no model that transformers can read"),
+        (lambda folder: edit(folder / "config.json", hidden_size="wide"), "holds no model"),
+        (lambda folder: edit(folder / "config.json", model_type="qwen3"), "are not those of the qwen3"),
+        (lambda folder: edit(folder / "config.json", model_type="gpt2"), "are not those of the gpt2"),
+        (lambda folder: edit(folder / "config.json", num_hidden_layers=9), "are not those of the llama"),
+        (
+            lambda folder: edit(folder / "config.json", intermediate_size=96),
+            "are not those of the llama|holds no model",
+        ),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"{}"), "holds no model"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "holds no tokenizer"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "holds no tokenizer"),
+    ],
+)
+def test_a_damaged_folder_is_explained(damage: Callable[[Path], object], message: str, model_folder: Path) -> None:
+    load_model_folder(model_folder, torch.float32)
+    damage(model_folder)
+    with pytest.raises(CheckpointError, match=message):
+        load_model_folder(model_folder, torch.float32)
+
+
+def test_weights_that_are_no_numbers_are_refused(model_folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model_folder / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, model_folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"weights model\.norm\.weight are not finite"):
+        load_model_folder(model_folder, torch.float32)

@@ -1,6 +1,8 @@
 """What happens when a run cannot begin or cannot go on."""
 
 import errno
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from torch._dynamo.exc import TorchDynamoException
 import onecard
 from onecard.errors import CheckpointError, DivergedError, InputError
 from onecard.observe.events import Event
+from onecard.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from run.conftest import Runner
@@ -169,5 +172,59 @@ def test_sources_are_mixed_and_all_targets_count(runner: "Runner") -> None:
 def test_an_unfinished_run_folder_is_explained(runner: "Runner") -> None:
     outcome = runner.start("run", max_steps=2)
     (outcome.root / "plan.json").write_text('{"device": "cpu"}', encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"plan\.json cannot be read as a plan"):
+
+    onecard.resume(outcome.root)  # goes on under the plan of its checkpoint
+    shutil.rmtree(outcome.root / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"plan\.json cannot be read as a plan .*: start a new run"):
         onecard.resume(outcome.root)
+
+
+def test_a_start_that_fails_leaves_no_folder_in_the_way(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    from onecard.run import session
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise InputError("there is no such curve")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session, "make_sinks", refuse)
+        with pytest.raises(InputError, match="no such curve"):
+            runner.start("run", max_steps=2)
+    assert not (runner.folder / "run").exists()
+    runner.start("run", max_steps=2)
+
+
+def test_a_run_that_fails_later_keeps_its_folder(runner: "Runner") -> None:
+    def fail(_: Event) -> None:
+        raise InputError("no more")
+
+    with pytest.raises(InputError, match="no more"):
+        runner.start("run", on_event=fail)
+    assert (runner.folder / "run" / "events.jsonl").stat().st_size
+
+
+def test_a_folder_that_cannot_be_written_is_named(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, *_: Any, **__: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    plan, recipe = onecard.plan(runner.recipe(max_steps=2)), runner.recipe(max_steps=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(InputError, match=r"run folder .*run cannot be made: .*No space left"):
+            RunFolder.create(runner.folder / "run", recipe, plan)
+    assert not (runner.folder / "run").exists()
+
+
+def test_a_run_too_short_for_the_limit_diverges_too(runner: "Runner") -> None:
+    with pytest.raises(DivergedError, match=r"3 updates in a row were refused.*start a new run with half"):
+        runner.start("run", learning_rate=1e38, optim="adamw", max_steps=6, sample_steps=1)
+
+
+def test_a_compiler_once_given_up_stays_given_up(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onecard.planner.choose.find_compiler_problem", lambda device: None)
+    monkeypatch.setattr(torch, "compile", failing_compiler("forward"))
+    outcome = runner.start("run", max_steps=4, torch_compile=True)
+    for name, is_compiled in (("", True), (f"checkpoints/{outcome.checkpoints[-1]}", False)):
+        plan = json.loads((outcome.root / name / "plan.json").read_text(encoding="utf-8"))
+        assert plan["torch_compile"] is is_compiled
+    onecard.resume(outcome.root / "checkpoints" / outcome.checkpoints[0])
+    assert [event["event"] for event in runner.outcome("run").record].count("finding") == 1

@@ -1,6 +1,7 @@
 """A run that was stopped or killed ends as if nothing had happened, bit for bit."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -147,10 +148,14 @@ onecard.train(onecard.load_recipe({str(recipe)!r}), output_dir={str(runner.folde
 def test_from_an_older_checkpoint(uninterrupted: "Outcome", runner: "Runner") -> None:
     runner.start("again", save_total_limit=10)
     folder = runner.folder / "again" / "checkpoints"
-    onecard.resume(folder / "step-000006")
+    aside = list[set[str]]()
+    onecard.resume(
+        folder / "step-000006", on_event=lambda event: aside.append({path.name for path in folder.glob("superseded-*")})
+    )
     runner.outcome("again").assert_equals(uninterrupted)
-    assert (folder / "superseded-step-000009").is_dir()
-    assert "superseded-step-000006" not in {path.name for path in folder.iterdir()}
+    # Kept until the run has been there again.
+    assert aside[0] >= {"superseded-step-000009", "superseded-step-000012"}
+    assert not list(folder.glob("superseded-*"))
 
 
 def flip_last_byte(path: Path) -> None:
@@ -163,9 +168,13 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(uninterrupted: "Ou
     checkpoints = runner.folder / "damaged" / "checkpoints"
     flip_last_byte(checkpoints / "step-000012" / "model.safetensors")
     (checkpoints / "step-000009" / "optimizer.safetensors").unlink()
-    resumed = runner.resume("damaged")
-    resumed.assert_equals(uninterrupted)
-    assert {path.name for path in checkpoints.glob("damaged-*")} == {"damaged-step-000009", "damaged-step-000012"}
+    aside = list[set[str]]()
+    onecard.resume(
+        runner.folder / "damaged", on_event=lambda event: aside.append({p.name for p in checkpoints.glob("damaged-*")})
+    )
+    runner.outcome("damaged").assert_equals(uninterrupted)
+    assert aside[0] == {"damaged-step-000009", "damaged-step-000012"}
+    assert not list(checkpoints.glob("damaged-*"))
 
 
 def test_when_every_checkpoint_is_damaged_nothing_is_begun_anew(runner: "Runner") -> None:
@@ -225,6 +234,7 @@ input()
 
 def test_a_run_for_a_device_that_is_gone_is_refused(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = runner.start("moved", max_steps=3)
+    shutil.rmtree(outcome.root / "checkpoints")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     plan = json.loads((outcome.root / "plan.json").read_text(encoding="utf-8"))
     (outcome.root / "plan.json").write_text(json.dumps(plan | {"device": "cuda:0"}), encoding="utf-8")

@@ -25,7 +25,6 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Lets a trained model write. Without a prompt, each line of standard input is one."""
-    _check_ranges(max_new_tokens, temperature, top_k, top_p)
     prompts = _prompts(prompt or [], prompt_file)
     from onecard import api
 
@@ -42,42 +41,37 @@ def generate(
     )
     texts = list(zip(prompts, completions, strict=True))
     if as_json:
-        print(json.dumps([{"prompt": prompt, "completion": completion} for prompt, completion in texts]))
+        rows = [{"prompt": prompt, "completion": completion} for prompt, completion in texts]
+        print(json.dumps(rows, ensure_ascii=False))
     else:
         _print_texts(texts)
-
-
-def _check_ranges(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    checks = (
-        (max_new_tokens >= 1, f"--max-new-tokens {max_new_tokens}: must be 1 or more"),
-        (temperature >= 0, f"--temperature {temperature:g}: must be 0 (the likeliest token) or more"),
-        (top_k is None or top_k >= 1, f"--top-k {top_k}: must be 1 or more; leave it out to choose among all tokens"),
-        (top_p is None or 0 < top_p <= 1, f"--top-p {top_p}: must be above 0 and at most 1"),
-    )
-    if problems := [problem for is_valid, problem in checks if not is_valid]:
-        raise InputError("\n".join(problems))
 
 
 def _prompts(given: list[str], file: Path | None) -> list[str]:
     prompts = list(given)
     if file is not None:
-        prompts += _read_lines(file)
+        prompts += _lines(_read(file), str(file))
     elif not prompts and not sys.stdin.isatty():
-        prompts += sys.stdin.read().splitlines()
+        prompts += _lines(sys.stdin.buffer.read(), "standard input")
     prompts = [prompt for prompt in prompts if prompt]
     if not prompts:
         raise InputError('there is no prompt: give --prompt "text", --prompt-file FILE, or lines on standard input')
     return prompts
 
 
-def _read_lines(file: Path) -> list[str]:
+def _read(file: Path) -> bytes:
     try:
-        # utf-8-sig: Windows editors like to start a file with a byte order mark.
-        return file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: byte {error.start} is not UTF-8 text: save the file as UTF-8") from error
+        return file.read_bytes()
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error}): check the path") from error
+
+
+def _lines(content: bytes, origin: str) -> list[str]:
+    try:
+        # utf-8-sig: Windows editors like to start a file with a byte order mark.
+        return content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{origin}: byte {error.start} is not UTF-8 text: save it as UTF-8") from error
 
 
 def _print_texts(texts: list[tuple[str, str]]) -> None:

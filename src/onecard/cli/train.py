@@ -8,6 +8,7 @@ import typer
 
 from onecard.cli.recipe_words import ConfigOption, JsonOption, RecipeWords, recipe_from_words
 from onecard.cli.watching import watch
+from onecard.errors import InputError
 
 
 def train(
@@ -27,8 +28,10 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Trains a model. Every key of a recipe is a flag: `onecard recipes --keys` lists them."""
-    # `--resume_from_checkpoint True` is how transformers' scripts say it.
-    run = "latest" if resume is not None and resume.lower() == "true" else resume
+    # `--resume_from_checkpoint True` and `False` are how transformers' scripts say it.
+    run = {"true": "latest", "false": None}.get(resume.lower(), resume) if resume is not None else None
+    if run == "":
+        raise InputError("--resume needs a run folder, one of its checkpoints, or latest")
     if run is not None and not words and config is None:
         # A run knows its own recipe.
         from onecard import api

@@ -1,6 +1,6 @@
 """Text in, batches out: sources, tokenizers, token files, sampling, batches."""
 
-from onecard.data.batches import NO_TARGET, Batch, gather_batch, heldout_batches
+from onecard.data.batches import NO_TARGET, Batch, gather_batch, heldout_batches, share_batches
 from onecard.data.cache import cache_folder
 from onecard.data.corpus import Corpus, CorpusRequest, prepare, training_pieces
 from onecard.data.sampler import BlockSampler, heldout_blocks
@@ -30,6 +30,7 @@ __all__ = [
     "open_documents",
     "prepare",
     "separator_id",
+    "share_batches",
     "train_tokenizer",
     "training_pieces",
     "vocabulary_size",

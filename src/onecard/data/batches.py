@@ -95,6 +95,14 @@ def heldout_batches(
         yield _build(ids, targets, separator_id, int(lengths[picked].sum()))
 
 
+def share_batches(num_tokens: Sequence[int], limit: int | None) -> list[int | None]:
+    """Divides a number of batches among held-out parts by their size, at least one each; None leaves all whole."""
+    if limit is None:
+        return [None] * len(num_tokens)
+    total = sum(num_tokens)
+    return [max(1, round(limit * tokens / total)) for tokens in num_tokens]
+
+
 def _build(ids: np.ndarray, targets: np.ndarray, separator_id: int, num_targets: int) -> Batch:
     import torch
 

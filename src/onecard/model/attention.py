@@ -58,17 +58,22 @@ def find_borders(
     is_start_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
     index_T = torch.arange(documents_BT.shape[1])
     start_BT = torch.where(is_start_BT, index_T, 0).cummax(dim=1).values
-    positions = (index_T - start_BT).to(device, non_blocking=True)
+    positions = _send(index_T - start_BT, device)
     if backend == "varlen":
         starts = is_start_BT.flatten().nonzero().flatten().to(torch.int32)
         padded = max(64, 1 << len(starts).bit_length())
         lengths = torch.full((padded + 1,), documents_BT.numel(), dtype=torch.int32)
         lengths[: len(starts)] = starts
-        return DocumentBorders(positions, cumulative_lengths=lengths.to(device, non_blocking=True))
-    documents_BT = documents_BT.to(device, non_blocking=True)
+        return DocumentBorders(positions, cumulative_lengths=_send(lengths, device))
+    documents_BT = _send(documents_BT, device)
     causal_TT = torch.ones(len(index_T), len(index_T), dtype=torch.bool, device=device).tril()
     mask_BTT = (documents_BT[:, :, None] == documents_BT[:, None, :]) & causal_TT
     return DocumentBorders(positions, mask_BTT=mask_BTT)
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    # A copy from pageable memory would wait for the device.
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _windowed(mask_BTT: Tensor | None, num_tokens: int, window: int, device: torch.device) -> Tensor:

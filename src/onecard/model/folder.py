@@ -4,9 +4,9 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -40,22 +40,40 @@ def load_model_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel
     """Loads a model for use, in `dtype`, with its tokenizer.
 
     Raises:
-        CheckpointError: the folder holds no model that transformers can read.
+        CheckpointError: the folder holds no model that transformers can read, or one whose weights are not numbers.
     """
     model = _load(folder, dtype)
-    try:
+    if broken := next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None):
+        raise CheckpointError(
+            f"{folder}: the weights {broken} are not finite, so the model can write nothing: use an earlier checkpoint"
+        )
+    with _explained(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} holds no tokenizer that transformers can read: {error}") from error
     return model.eval(), tokenizer
 
 
 def _load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    with _explained(folder, "model"), _without_progress_bars():
+        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    # transformers would go on with random numbers in their place.
+    if missing := sorted([*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]):
+        raise CheckpointError(
+            f"{folder}: its weights are not those of the {model.config.model_type} that config.json describes; "
+            f"{len(missing)} are missing or of another shape, the first is {missing[0]}. Use files that belong together"
+        )
+    return cast(PreTrainedModel, model)
+
+
+@contextmanager
+def _explained(folder: Path, what: str) -> Iterator[None]:
     try:
-        with _without_progress_bars():
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} holds no model that transformers can read: {error}") from error
+        yield
+    except (KeyboardInterrupt, torch.OutOfMemoryError):
+        raise
+    # A damaged file makes transformers raise whatever its reading code stumbles over.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(f"{folder} holds no {what} that transformers can read: {reason}") from error
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Text from prompts: transformers' own generation with a cache, for many prompts at once."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from onecard.errors import InputError
 from onecard.model.attention import attention_of
+
+# Logits divided by less than this leave the range of fp32.
+_LEAST_TEMPERATURE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,12 @@ class Sampling:
         problems = []
         if self.max_new_tokens < 1:
             problems.append(f"max_new_tokens is {self.max_new_tokens}: give 1 or more")
-        if self.temperature < 0:
-            problems.append(f"temperature is {self.temperature}: give 0 (greedy) or more")
+        if not (self.temperature == 0 or _LEAST_TEMPERATURE <= self.temperature < math.inf):
+            problems.append(
+                f"temperature is {self.temperature}: give 0 (the likeliest token) or at least {_LEAST_TEMPERATURE}"
+            )
+        if not 0 <= self.seed < 2**63:
+            problems.append(f"seed is {self.seed}: give a number from 0 to 2^63 - 1")
         if self.top_k is not None and self.top_k < 1:
             problems.append(f"top_k is {self.top_k}: give 1 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -82,13 +90,17 @@ def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) ->
     Raises:
         InputError: every such prompt, together.
     """
-    problems = [
-        f"prompt {prompt!r} has characters that the tokenizer of this text does not know: leave them out"
-        for prompt in prompts
-        if _has_unknown(tokenizer, prompt)
-    ]
+    problems = [problem for prompt in prompts if (problem := _problem_of(tokenizer, prompt))]
     if problems:
         raise InputError("\n".join(problems))
+
+
+def _problem_of(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str | None:
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        return f"prompt {prompt!r} is not UTF-8 text: set the terminal to UTF-8, or give it by --prompt-file"
+    if _has_unknown(tokenizer, prompt):
+        return f"prompt {prompt!r} has characters that the tokenizer of this text does not know: leave them out"
+    return None
 
 
 def _has_unknown(tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:
@@ -97,7 +109,8 @@ def _has_unknown(tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:
         return True
     # A character tokenizer has no token for the unknown: it skips what it does not know.
     known = {place for span in encoding.get("offset_mapping", [(0, len(prompt))]) for place in range(*span)}
-    return any(place not in known and not character.isspace() for place, character in enumerate(prompt))
+    # Some tokenizers join a space to the word after it and leave it out of the word's span.
+    return any(place not in known and character != " " for place, character in enumerate(prompt))
 
 
 def _end_of_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -142,6 +155,7 @@ def _run(
         eos_token_id=stop,
         pad_token_id=stop,
         use_cache=True,
+        remove_invalid_values=True,  # a model that is about to diverge must not end its run by a sample
         **sampling.keywords(),
     )
     rows = out[:, longest:].tolist()

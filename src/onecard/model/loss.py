@@ -58,15 +58,19 @@ def find_head(model: PreTrainedModel) -> Head:
     return Head(projection.weight, projection.bias, scale, getattr(config, "final_logit_softcapping", None))
 
 
-def sum_loss(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:
+def sum_loss(hidden_ND: Tensor, head: Head, targets_N: Tensor, factor: Tensor | None = None) -> Tensor:
     """Sums the cross entropy over all targets that are not `IGNORE`, as a 0-d fp32 tensor.
+
+    Its gradient is that of the sum times `factor` (0-d), which is applied before the gradients of the logits are
+    rounded to 16 bits: in fp16 those of unlikely words would otherwise vanish before any loss scale reached them.
 
     With gradients enabled, the gradients of hidden states and head are computed chunk by chunk in the forward pass,
     so that memory holds one chunk of logits and nothing is computed twice (the idea of Liger's fused linear loss,
     arXiv 2410.10989).
     """
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or head.weight_VD.requires_grad):
-        loss: Tensor = _SumLoss.apply(hidden_ND, head.weight_VD, head.bias_V, targets_N, head.scale, head.softcap)
+        factor = torch.ones((), device=hidden_ND.device) if factor is None else factor
+        loss: Tensor = _SumLoss.apply(hidden_ND, head.weight_VD, head.bias_V, targets_N, factor, head)
         return loss
     return token_losses(hidden_ND, head, targets_N).sum()
 
@@ -87,8 +91,8 @@ def _chunks(num_tokens: int, weight_VD: Tensor) -> list[slice]:
     return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
 
 
-def _loss_and_gradient(logits_NV: Tensor, targets_N: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    """Sums the loss of one chunk and gives its gradient by the raw logits, in their dtype."""
+def _loss_and_gradient(logits_NV: Tensor, targets_N: Tensor, head: Head, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums the loss of one chunk and gives `factor` times its gradient by the raw logits, in their dtype."""
     dtype = logits_NV.dtype
     finished_NV = head.finish(logits_NV)
     log_sum_N = torch.logsumexp(finished_NV, dim=-1)
@@ -99,7 +103,7 @@ def _loss_and_gradient(logits_NV: Tensor, targets_N: Tensor, head: Head) -> tupl
     slope_NV.scatter_add_(1, index_N1, torch.full_like(index_N1, -1, dtype=slope_NV.dtype))
     if head.softcap is not None:
         slope_NV *= 1 - (finished_NV / head.softcap) ** 2
-    slope_NV *= is_target_N[:, None] * head.scale
+    slope_NV *= is_target_N[:, None] * (head.scale * factor)
     return loss, slope_NV.to(dtype)
 
 
@@ -114,8 +118,7 @@ class _SumLoss(torch.autograd.Function):
     """Cross entropy of a linear head whose backward pass only multiplies."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, targets_N, scale, softcap):  # type: ignore[no-untyped-def]
-        head = Head(weight_VD, bias_V, scale, softcap)
+    def forward(ctx, hidden_ND, weight_VD, bias_V, targets_N, factor, head):  # type: ignore[no-untyped-def]
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         loss = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
@@ -124,7 +127,7 @@ class _SumLoss(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias else None
         for rows in _chunks(len(targets_N), weight_VD):
             hidden = hidden_ND[rows]
-            chunk_loss, slope_NV = _loss_and_gradient(head.logits(hidden), targets_N[rows], head)
+            chunk_loss, slope_NV = _loss_and_gradient(head.logits(hidden), targets_N[rows], head, factor)
             loss += chunk_loss
             if grad_hidden is not None:
                 torch.mm(slope_NV, weight_VD, out=grad_hidden[rows])

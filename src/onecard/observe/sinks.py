@@ -1,9 +1,11 @@
 """Who hears about events."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from onecard.errors import InputError
 from onecard.observe.events import Event
 
 
@@ -13,6 +15,19 @@ class Sink(Protocol):
     def receive(self, event: Event) -> None: ...
 
     def close(self) -> None: ...
+
+
+def check_targets(report_to: Sequence[Literal["tensorboard", "wandb"]]) -> None:
+    """Refuses a sink whose package is missing, before any work is done.
+
+    Raises:
+        InputError: wandb is asked for and not installed.
+    """
+    if "wandb" in report_to and importlib.util.find_spec("wandb") is None:
+        raise InputError(
+            "report_to asks for wandb, which is not installed: "
+            'pip install "onecard[wandb]", or set report_to: [tensorboard]'
+        )
 
 
 def make_sinks(
@@ -26,8 +41,9 @@ def make_sinks(
     """Makes the sinks that a recipe's `report_to` asks for; the record and the console are made by their owners.
 
     `resumed_at` is the step of the checkpoint that a run continues from; `config` is what W&B shows beside the curves.
-    Raises `InputError` where wandb is asked for and not installed.
+    Raises `InputError` where wandb cannot start.
     """
+    check_targets(report_to)
     sinks: list[Sink] = []
     if "tensorboard" in report_to:
         # Imported here, for it takes longer than all of `onecard --help`.

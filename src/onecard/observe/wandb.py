@@ -15,17 +15,12 @@ class WandbSink:
 
     Curves are drawn over a `step` of their own: W&B drops points whose built-in step goes back, as it does when a
     resumed run repeats what a killed one had done; those steps hold two points, equal where the run is deterministic.
-    Raises `InputError` where wandb is not installed or cannot start (`WANDB_MODE=offline` needs no account).
+    Raises `InputError` where wandb cannot start (`WANDB_MODE=offline` needs no account).
     """
 
     def __init__(self, folder: Path, *, name: str, project: str = "onecard", config: dict[str, Any] | None = None):
-        try:
-            import wandb
-        except ImportError as error:
-            raise InputError(
-                "report_to asks for wandb, which is not installed: "
-                'pip install "onecard[wandb]", or set report_to: [tensorboard]'
-            ) from error
+        import wandb
+
         self._wandb = wandb
         try:
             self._run = wandb.init(

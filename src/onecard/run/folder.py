@@ -5,7 +5,10 @@ runs/<name>/
 """
 
 import json
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -19,6 +22,7 @@ from onecard.spec.load import load_recipe
 _RECIPE = "recipe.yaml"
 _PLAN = "plan.json"
 _SUPERSEDED = "superseded-"
+_DAMAGED = "damaged-"
 
 
 class RunFolder:
@@ -42,13 +46,17 @@ class RunFolder:
             )
         if root.exists() and (not root.is_dir() or any(path.name != ".lock" for path in root.iterdir())):
             raise InputError(f"{root} exists and is not empty: give another --output_dir; nothing was changed")
+        folder = cls(root)
         try:
-            (root / "checkpoints").mkdir(parents=True, exist_ok=True)
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+            (root / _RECIPE).write_text(recipe_to_yaml(recipe), encoding="utf-8")
+            # Last and in one motion: a folder with a plan is a whole one.
+            (root / f".{_PLAN}").write_text(plan.model_dump_json(indent=1), encoding="utf-8")
+            (root / f".{_PLAN}").replace(root / _PLAN)
         except OSError as error:
+            folder._remove()
             raise InputError(f"run folder {root} cannot be made: {error}. Give another --output_dir") from error
-        (root / _RECIPE).write_text(recipe_to_yaml(recipe), encoding="utf-8")
-        (root / _PLAN).write_text(plan.model_dump_json(indent=1), encoding="utf-8")
-        return cls(root)
+        return folder
 
     @classmethod
     def open(cls, root: Path) -> "RunFolder":
@@ -66,13 +74,16 @@ class RunFolder:
         """The recipe of the run."""
         return load_recipe(self.root / _RECIPE)
 
-    def plan(self) -> Plan:
-        """The plan the run was started with."""
+    def plan(self, checkpoint: Path | None = None) -> Plan:
+        """The plan the run was started with, or the one of a checkpoint, with what had to be changed until then."""
+        path = (checkpoint or self.root) / _PLAN
         try:
-            return Plan.model_validate_json((self.root / _PLAN).read_text(encoding="utf-8"))
-        except ValueError as error:
+            return Plan.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            copies = [folder / _PLAN for folder in list_checkpoints(self.checkpoints)]
+            remedy = f"copy {copies[-1]} over it" if copies else "start a new run"
             raise CheckpointError(
-                f"{self.root / _PLAN} cannot be read as a plan: {str(error).splitlines()[0]}"
+                f"{path} cannot be read as a plan ({str(error).splitlines()[0]}): {remedy}"
             ) from error
 
     def lock(self) -> FileLock:
@@ -90,6 +101,27 @@ class RunFolder:
                 f"{self.root} is in use by another onecard process: wait for it, or stop it first"
             ) from error
         return lock
+
+    @contextmanager
+    def discarded_unless_begun(self) -> Iterator[None]:
+        """Removes a new run folder if what is done in the block fails before anything happened in the run.
+
+        The corrected command may then use the same folder again.
+        """
+        try:
+            yield
+        except Exception:
+            if not (self.has_record() or list_checkpoints(self.checkpoints)):
+                self._remove()
+            raise
+
+    def has_record(self) -> bool:
+        """Whether anything has happened in the run."""
+        return self.events.exists() and self.events.stat().st_size > 0
+
+    def _remove(self) -> None:
+        # On Windows the lock, which is open, stays behind; `create` does not mind it.
+        shutil.rmtree(self.root, ignore_errors=True)
 
     def find_checkpoint(self, which: str) -> Path:
         """Finds the checkpoint `best`, `last` or of a step number.
@@ -120,11 +152,11 @@ class RunFolder:
             return None
         try:
             progress = json.loads((found[-1] / "progress.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            best: int | None = progress["best_step"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{found[-1]} is damaged: its progress.json cannot be read ({error}). Name another by its step"
             ) from error
-        best: int | None = progress["best_step"]
         return best
 
     def find_resumable(self) -> Path | None:
@@ -142,7 +174,7 @@ class RunFolder:
                 continue
             # Not before a whole one is found: a run without any must not look like one that has yet to begin.
             for other in damaged:
-                other.rename(_unused_name(other.with_name(f"damaged-{other.name}")))
+                other.rename(_unused_name(other.with_name(_DAMAGED + other.name)))
             return folder
         if damaged:
             raise CheckpointError("\n".join(damaged.values()))
@@ -156,13 +188,18 @@ class RunFolder:
                 folder.rename(_unused_name(folder.with_name(_SUPERSEDED + folder.name)))
 
     def remove_surplus(self, limit: int | None, best_step: int | None) -> None:
-        """Removes the oldest checkpoints beyond `limit`, never the best or the newest one."""
+        """Removes the oldest checkpoints beyond `limit`, never the best or the newest, and what has been overtaken."""
         if limit is None:
             return
         found = list_checkpoints(self.checkpoints)
         removable = [folder for folder in found[:-1] if step_of_folder(folder) != best_step]
-        for folder in removable[: max(0, len(found) - limit)]:
+        for folder in [*removable[: max(0, len(found) - limit)], *self._overtaken(step_of_folder(found[-1]))]:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _overtaken(self, step: int) -> list[Path]:
+        """Folders once set aside whose step the run has reached again."""
+        aside = [*self.checkpoints.glob(f"{_SUPERSEDED}*"), *self.checkpoints.glob(f"{_DAMAGED}*")]
+        return [path for path in aside if (match := re.search(r"step-(\d+)", path.name)) and int(match[1]) <= step]
 
 
 def newest_run(root: Path) -> Path:

@@ -20,6 +20,7 @@ from onecard.model.decoder import CompilerError
 from onecard.observe.events import Event, FindingEvent, FinishedEvent, FinishReason, StepEvent
 from onecard.run.control import Control
 from onecard.run.milestones import Clock, Milestones
+from onecard.spec import Plan
 from onecard.training.schedule import rate_at
 from onecard.training.state import TrainState
 from onecard.training.step import MicroBatch, StepStats, place, train_step
@@ -46,7 +47,6 @@ class Loop:
 
     def __init__(self, state: TrainState, milestones: Milestones, control: Control, clock: Clock) -> None:
         self._state = state
-        self._plan = state.plan
         self._milestones = milestones
         self._control = control
         self._elapsed = clock
@@ -66,6 +66,10 @@ class Loop:
         yield from self._drain()
         yield from self._milestones.finish(reason)
         yield self._finished(reason, time.perf_counter() - self._begun)
+
+    @property
+    def _plan(self) -> Plan:
+        return self._state.plan
 
     def _update(self, stream: BatchStream) -> Iterator[Event]:
         state, progress = self._state, self._state.progress
@@ -96,6 +100,7 @@ class Loop:
     def _give_up_compiling(self, error: Exception) -> FindingEvent:
         self._state.decoder.to_eager()
         self._state.optimizer.zero_grad()
+        self._state.plan = self._plan.model_copy(update={"torch_compile": False})
         return FindingEvent(
             step=self._state.progress.step,
             elapsed_s=self._elapsed(),
@@ -136,15 +141,17 @@ class Loop:
     def _watch_refusals(self, step: int, is_finite: bool) -> Iterator[Event]:
         progress = self._state.progress
         progress.num_refused_in_a_row = 0 if is_finite else progress.num_refused_in_a_row + 1
-        if progress.num_refused_in_a_row < _MAX_REFUSED_IN_A_ROW:
+        # Of a short run, half.
+        limit = min(_MAX_REFUSED_IN_A_ROW, max(2, self._plan.schedule.num_steps // 2))
+        if progress.num_refused_in_a_row < limit:
             return
         finding = FindingEvent(
             step=step,
             elapsed_s=self._elapsed(),
             symptom="loss or gradient is not finite",
-            evidence=f"{_MAX_REFUSED_IN_A_ROW} updates in a row were refused, the last at step {step}",
+            evidence=f"{limit} updates in a row were refused, the last at step {step}",
             likely_cause="the learning rate is too high, or precision fp16 overflows",
-            remedy="resume from an earlier checkpoint with half the learning_rate, or with precision bf16 or fp32",
+            remedy="start a new run with half the learning_rate, or with precision bf16 or fp32",
             stops_run=True,
         )
         yield finding

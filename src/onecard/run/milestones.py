@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from onecard.checkpoint import folder_of_step, write_checkpoint
-from onecard.data import Batch, Corpus, heldout_batches
+from onecard.data import Batch, Corpus, heldout_batches, share_batches
 from onecard.evaluation import measure_heldout_loss
 from onecard.model.generate import Sampling, complete
 from onecard.observe.events import EvaluatedEvent, Event, FinishReason, Sample, SampledEvent, SavedEvent, SaveReason
 from onecard.run.folder import RunFolder
+from onecard.spec import Plan
 from onecard.training.snapshot import snapshot
 from onecard.training.state import TrainState
 
@@ -39,11 +40,14 @@ class Milestones:
         self, state: TrainState, corpus: Corpus, folder: RunFolder, clock: Clock, record_bytes: Callable[[], int]
     ) -> None:
         self._state = state
-        self._plan = state.plan
         self._corpus = corpus
         self._folder = folder
         self._elapsed = clock
         self._record_bytes = record_bytes
+
+    @property
+    def _plan(self) -> Plan:
+        return self._state.plan
 
     def due(self, step: int, *, is_last: bool) -> Due:
         """What is to be done after `step` updates; all of it after the last."""
@@ -103,9 +107,10 @@ class Milestones:
         )
 
     def _heldout_batches(self) -> Iterator[Batch]:
-        plan, separator_id = self._plan, self._corpus.separator_id
-        for file in self._corpus.heldout:
-            yield from heldout_batches(file, plan.max_seq_length, plan.eval_batch_size, separator_id, plan.eval_batches)
+        plan, corpus = self._plan, self._corpus
+        shares = share_batches([file.num_tokens for file in corpus.heldout], plan.eval_batches)
+        for file, limit in zip(corpus.heldout, shares, strict=True):
+            yield from heldout_batches(file, plan.max_seq_length, plan.eval_batch_size, corpus.separator_id, limit)
 
     def _sample(self) -> SampledEvent:
         started, prompts = time.perf_counter(), self._plan.sample_prompts

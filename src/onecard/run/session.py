@@ -34,7 +34,7 @@ def run_session(folder: RunFolder, corpus: Corpus, checkpoint: Path | None, on_e
         CheckpointError: the checkpoint is damaged, or the text has changed since.
         DivergedError: training cannot go on.
     """
-    plan = folder.plan()
+    plan = folder.plan(checkpoint)
     _check_corpus(plan, corpus)
     remove_leftovers(folder.checkpoints)
     _set_up_device(plan)
@@ -42,9 +42,10 @@ def run_session(folder: RunFolder, corpus: Corpus, checkpoint: Path | None, on_e
     restored = _restore(state, folder, checkpoint) if checkpoint is not None else None
     with ExitStack() as stack:
         # A run that died before its first checkpoint begins its record anew.
+        was_begun = folder.has_record()
         record = JsonlSink(folder.events, truncate_at=restored.document("record")["events_bytes"] if restored else 0)
         stack.callback(record.close)
-        sinks = _open_sinks(stack, folder, plan, state.progress.step)
+        sinks = _open_sinks(stack, folder, plan, state.progress.step if was_begun else None)
         control = Control()
         stack.enter_context(stopping_on_signals(control))
         stream = stack.enter_context(_open_stream(plan, corpus, state.progress.position))
@@ -66,14 +67,14 @@ def run_session(folder: RunFolder, corpus: Corpus, checkpoint: Path | None, on_e
             raise _does_not_fit(plan, state.progress.step) from error
 
 
-def _open_sinks(stack: ExitStack, folder: RunFolder, plan: Plan, first_step: int) -> list[Sink]:
+def _open_sinks(stack: ExitStack, folder: RunFolder, plan: Plan, resumed_at: int | None) -> list[Sink]:
     recipe = folder.recipe()
     sinks = make_sinks(
         recipe.report_to,
         folder.root,
         run_name=recipe.run_name,
         config=plan.model_dump(mode="json"),
-        resumed_at=first_step or None,
+        resumed_at=resumed_at,
     )
     for sink in sinks:
         stack.callback(sink.close)

@@ -50,8 +50,8 @@ def train_step(
     loss_sum = torch.zeros((), device=state.device)
     for batch in micro_batches:
         hidden = state.decoder(batch.ids, batch.borders)
-        loss = sum_loss(hidden, state.head, batch.targets.flatten())
-        (loss * factor).backward()
+        loss = sum_loss(hidden, state.head, batch.targets.flatten(), factor)
+        loss.backward()
         loss_sum += loss.detach()
     gradient_norm = state.optimizer.gradient_norm() / state.loss_scale.value
     is_finite = torch.isfinite(loss_sum) & torch.isfinite(gradient_norm)
