@@ -203,15 +203,6 @@ def test_settings_that_cannot_be_are_told_together() -> None:
         StreamSettings(samples_per_step=8, micro_batch_size=0, num_workers=-1)
 
 
-def test_batch_moves_as_a_whole(tokens: TokenFile) -> None:
-    sampler = BlockSampler([len(tokens)], [1.0], 500, seed=5)
-    batch = gather_batch([tokens], sampler, np.arange(2), SEP)
-    moved = batch.to("meta", non_blocking=True)
-    assert moved.documents is not None
-    assert {moved.ids.device.type, moved.targets.device.type, moved.documents.device.type} == {"meta"}
-    assert moved.num_targets == batch.num_targets
-
-
 def test_token_file_is_read_only(tokens: TokenFile) -> None:
     with pytest.raises(ValueError, match="read-only"):
         tokens[:10][0] = 1

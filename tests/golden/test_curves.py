@@ -77,7 +77,7 @@ def curve_of(name: str, folder: Path) -> Iterator[float]:
     sampler = BlockSampler([file.num_tokens for file in corpus.train], corpus.weights, plan.max_seq_length, plan.seed)
     stream = BatchStream(corpus.train, sampler, corpus.separator_id, StreamSettings(5, plan.micro_batch_size))
     for step in range(NUM_STEPS):
-        batches = [place(batch, state.device, plan.attn_implementation) for batch in next(stream)]
+        batches = [place(batch, state) for batch in next(stream)]
         seed_step(plan.seed, step)
         rate = plan.optimizer.learning_rate * rate_at(plan.schedule, step)
         yield float(train_step(state, batches, rate, max_grad_norm=plan.optimizer.max_grad_norm).loss)

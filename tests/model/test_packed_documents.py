@@ -46,7 +46,7 @@ def test_packed_documents_equal_separate_ones(name: str, settings_of: Callable[.
     decoder, head = Decoder(model, compiled=False), find_head(model)
     ids, targets, documents = packed_rows()
 
-    packed = decoder(ids, find_borders(documents, (3, 16), CPU, "sdpa"))
+    packed = decoder(ids, find_borders(documents, (3, 16), torch.empty(0), "sdpa"))
     packed_loss = sum_loss(packed, head, targets.flatten())
     packed_loss.backward()
     packed_gradients = gradients_of(model)
@@ -69,25 +69,25 @@ def test_packed_documents_equal_separate_ones(name: str, settings_of: Callable[.
 
 
 def test_positions_restart_with_every_document() -> None:
-    borders = find_borders(packed_rows()[2], (3, 16), CPU, "sdpa")
+    borders = find_borders(packed_rows()[2], (3, 16), torch.empty(0), "sdpa")
     assert borders is not None
     assert borders.position_ids_BT[0].tolist() == [*range(5), *range(3), *range(8)]
     assert borders.position_ids_BT[1].tolist() == [*range(16)]
 
 
 def test_rows_without_inner_borders_need_no_mask() -> None:
-    assert find_borders(None, (2, 16), CPU, "sdpa") is None
+    assert find_borders(None, (2, 16), torch.empty(0), "sdpa") is None
 
 
 def test_varlen_borders_are_document_starts_padded_with_the_end() -> None:
-    borders = find_borders(packed_rows()[2], (3, 16), CPU, "varlen")
+    borders = find_borders(packed_rows()[2], (3, 16), torch.empty(0), "varlen")
     assert borders is not None
     assert borders.cumulative_lengths is not None
     lengths = borders.cumulative_lengths.tolist()
     assert lengths[:7] == [0, 5, 8, 16, 32, 33, 48]
     assert set(lengths[6:]) == {48}
     # The number of documents changes with every batch; the length must not, or a compiled decoder starts over.
-    one = find_borders(None, (3, 16), CPU, "varlen")
+    one = find_borders(None, (3, 16), torch.empty(0), "varlen")
     assert one is not None
     assert one.cumulative_lengths is not None
     assert len(one.cumulative_lengths) == len(lengths)
@@ -125,7 +125,7 @@ def test_a_document_in_a_sliding_window_sees_neither_beyond_the_window_nor_its_n
     model = sharp_model(settings_of("llama", model_type="mistral", sliding_window=4, num_hidden_layers=1))
     decoder = Decoder(model, compiled=False)
     ids, _, documents = packed_rows()
-    borders = find_borders(documents, (3, 16), CPU, "sdpa")
+    borders = find_borders(documents, (3, 16), torch.empty(0), "sdpa")
     before = decoder(ids, borders).detach().view(3, 16, -1)
     ids[0, [4, 8]] = (ids[0, [4, 8]] + 40) % 97
     after = decoder(ids, borders).detach().view(3, 16, -1)

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from onecard.data import Batch
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
 from onecard.training.optimizer import Optimizer
 from onecard.training.state import LossScale, TrainState
-from onecard.training.step import MicroBatch, StepStats, train_step
+from onecard.training.step import MicroBatch, StepStats, place, train_step
 
 StateFactory = Callable[..., TrainState]
 BatchFactory = Callable[..., MicroBatch]
@@ -88,6 +91,28 @@ def test_the_step_runs_on_tensors_without_values(
         stats = step(state, *cut(batch, (3, 1)))
     assert stats.loss.shape == stats.is_finite.shape == ()
     assert {type(tensor).__name__ for tensor in state.optimizer.masters.values()} <= {"FakeTensor", "Parameter"}
+
+
+class NoLook(TorchDispatchMode):
+    """Refuses to hand a tensor's value to Python, which on a GPU would wait for the device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a value was read"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("has_borders", [True, False], ids=["borders", "plain"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
+def test_the_step_reads_no_value(name: str, has_borders: bool, tiny_state: StateFactory) -> None:
+    # Not seen on tensors without values: transformers takes other ways there.
+    state = tiny_state(name, optimizer="muon", dropout=0.1)
+    documents = torch.tensor([[0] * 9 + [1] * 7], dtype=torch.int32) if has_borders else None
+    ids = torch.arange(16)[None]
+    batch = place(Batch(ids, ids, documents, 16), state)
+    with NoLook():
+        step(state, batch)
+    with NoLook(), pytest.raises(AssertionError, match="a value was read"):
+        torch.zeros(()).item()
 
 
 def test_a_look_at_a_value_would_be_noticed() -> None:

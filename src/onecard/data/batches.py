@@ -29,16 +29,6 @@ class Batch:
     documents: "torch.Tensor | None"
     num_targets: int
 
-    def to(self, device: "torch.device | str", non_blocking: bool = False) -> "Batch":
-        """Copies the tensors to a device."""
-        moved = None if self.documents is None else self.documents.to(device, non_blocking=non_blocking)
-        return replace(
-            self,
-            ids=self.ids.to(device, non_blocking=non_blocking),
-            targets=self.targets.to(device, non_blocking=non_blocking),
-            documents=moved,
-        )
-
     def pin(self) -> "Batch":
         """Copies the tensors to page-locked memory, from where a copy to the GPU does not block."""
         pinned = None if self.documents is None else self.documents.pin_memory()

@@ -33,7 +33,6 @@ def measure_heldout_loss(model: PreTrainedModel, head: Head, batches: Iterable[B
 
     Sums run in float64 on the host, so that neither order nor batch size shows in the result beyond kernel rounding.
     """
-    device = head.weight_VD.device
     # Not compiled: another mode and another batch size would each cost a compilation, for a short pass.
     decoder = Decoder(model, compiled=False)
     was_training = model.training
@@ -41,14 +40,21 @@ def measure_heldout_loss(model: PreTrainedModel, head: Head, batches: Iterable[B
     sums: list[Tensor] = []
     counts: list[Tensor] = []
     for batch in batches:
-        shape = (batch.ids.shape[0], batch.ids.shape[1])
-        targets = batch.targets.to(device, non_blocking=True)
-        hidden = decoder(batch.ids.to(device, non_blocking=True), find_borders(batch.documents, shape, device, backend))
-        losses = token_losses(hidden, head, targets.flatten()).view(shape)
-        sums.append(losses.double().sum(1))
-        counts.append((targets != IGNORE).sum(1))
+        sum_B, count_B = sum_rows(decoder, head, batch, backend)
+        sums.append(sum_B)
+        counts.append(count_B)
     model.train(was_training)
     return _summarize(torch.cat(sums).cpu(), torch.cat(counts).cpu())
+
+
+@torch.no_grad()
+def sum_rows(decoder: Decoder, head: Head, batch: Batch, backend: str) -> tuple[Tensor, Tensor]:
+    """Sums the loss of each row in float64 and counts its targets, both [B] on the device."""
+    like, (rows, tokens) = head.weight_VD, batch.ids.shape
+    ids, targets = (tensor.to(like.device, non_blocking=True) for tensor in (batch.ids, batch.targets))
+    hidden = decoder(ids, find_borders(batch.documents, (rows, tokens), like, backend))
+    losses = token_losses(hidden, head, targets.flatten()).view(rows, tokens)
+    return losses.double().sum(1), (targets != IGNORE).sum(1)
 
 
 def _summarize(sum_B: Tensor, count_B: Tensor) -> HeldoutLoss:

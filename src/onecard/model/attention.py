@@ -5,8 +5,7 @@
     mask       causal AND same document       rows without an inner border need causality alone
 
 The functions are registered with transformers' attention interface, so that every decoder that follows it calls them.
-Borders reach them as keyword arguments of the decoder's forward (`document_mask`, `cumulative_lengths`), and
-transformers builds no mask of its own.
+Borders reach them as keyword arguments of the decoder's forward (`document_mask`, `cumulative_lengths`).
 Shapes: B batch, H query heads, K key-value heads, T tokens, D head width.
 """
 
@@ -18,7 +17,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
+
+from onecard.model.target import device_kind
 
 PREFIX = "onecard_"
 
@@ -27,7 +28,8 @@ PREFIX = "onecard_"
 class DocumentBorders:
     """Where documents end inside the rows of one micro-batch, in the form its backend reads.
 
-    `mask_BTT`: True where a query may see a key, causality included (sdpa).
+    `mask_BTT`: where a query may see a key, causality included (sdpa). True or False on a CPU; on a GPU zero or minus
+    infinity in the type of the model, because its kernels would otherwise make and keep such a copy in every layer.
     `cumulative_lengths`: first token of each document over the flattened rows, closed by B * T and padded with it
     to a length that changes seldom, so that a compiled decoder is not compiled anew (varlen).
     """
@@ -47,9 +49,13 @@ class DocumentBorders:
 
 
 def find_borders(
-    documents_BT: Tensor | None, shape: tuple[int, int], device: torch.device, backend: str
+    documents_BT: Tensor | None, shape: tuple[int, int], like: Tensor, backend: str
 ) -> DocumentBorders | None:
-    """Turns document indices (on the CPU) into what `backend` reads; None where causality alone is right."""
+    """Turns document indices (on the CPU) into what `backend` reads; None where causality alone is right.
+
+    `like` is a parameter of the model: it tells device and type.
+    """
+    device = like.device
     if documents_BT is None and backend != "varlen":
         return None
     if documents_BT is None:
@@ -65,10 +71,16 @@ def find_borders(
         lengths = torch.full((padded + 1,), documents_BT.numel(), dtype=torch.int32)
         lengths[: len(starts)] = starts
         return DocumentBorders(positions, cumulative_lengths=_send(lengths, device))
-    documents_BT = _send(documents_BT, device)
-    causal_TT = torch.ones(len(index_T), len(index_T), dtype=torch.bool, device=device).tril()
+    return DocumentBorders(positions, mask_BTT=_mask(_send(documents_BT, device), like))
+
+
+def _mask(documents_BT: Tensor, like: Tensor) -> Tensor:
+    num_tokens = documents_BT.shape[1]
+    causal_TT = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=like.device).tril()
     mask_BTT = (documents_BT[:, :, None] == documents_BT[:, None, :]) & causal_TT
-    return DocumentBorders(positions, mask_BTT=mask_BTT)
+    if device_kind(like.device) == "cpu":
+        return mask_BTT
+    return torch.zeros(mask_BTT.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask_BTT, float("-inf"))
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -80,7 +92,9 @@ def _windowed(mask_BTT: Tensor | None, num_tokens: int, window: int, device: tor
     index_T = torch.arange(num_tokens, device=device)
     distance_TT = index_T[:, None] - index_T[None, :]
     near_TT = (distance_TT >= 0) & (distance_TT < window)
-    return near_TT[None] if mask_BTT is None else mask_BTT & near_TT
+    if mask_BTT is None:
+        return near_TT[None]
+    return mask_BTT & near_TT if mask_BTT.dtype == torch.bool else mask_BTT.masked_fill(~near_TT, float("-inf"))
 
 
 def attend_sdpa(
@@ -102,7 +116,7 @@ def attend_sdpa(
     if sliding_window is not None and sliding_window < num_tokens:
         mask_BTT = _windowed(mask_BTT, num_tokens, sliding_window, q_BHTD.device)
     out_dtype = q_BHTD.dtype
-    if q_BHTD.device.type == "cpu" and out_dtype != torch.float32:
+    if device_kind(q_BHTD.device) == "cpu" and out_dtype != torch.float32:
         # The CPU's flash kernel is slower on 16-bit input than on fp32, 49 against 27 ms at 16 x 8 x 256 x 32 (LOG.md).
         q_BHTD, k_BKTD, v_BKTD = q_BHTD.float(), k_BKTD.float(), v_BKTD.float()
     shares_heads = q_BHTD.shape[1] != k_BKTD.shape[1]
@@ -160,14 +174,10 @@ def attend_varlen(
     return out.reshape(batch, num_tokens, heads, width), None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """Keeps transformers from building a mask: the functions above own it."""
-
-
-_BACKENDS = {"sdpa": attend_sdpa, "varlen": attend_varlen}
-for _name, _function in _BACKENDS.items():
-    AttentionInterface.register(PREFIX + _name, _function)
-    AttentionMaskInterface.register(PREFIX + _name, _no_mask)
+# No mask function is registered with them: transformers then builds none, and does not look into the position ids for
+# packed documents, which would wait for the device in every micro-batch.
+AttentionInterface.register(PREFIX + "sdpa", attend_sdpa)
+AttentionInterface.register(PREFIX + "varlen", attend_varlen)
 
 
 @contextmanager

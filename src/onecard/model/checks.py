@@ -34,7 +34,7 @@ def check_borders(model: PreTrainedModel) -> None:
             convolution layers), so that packed documents would leak into each other.
     """
     documents = torch.tensor([[0, 0, 0, 1, 1, 1]], dtype=torch.int32)
-    borders = find_borders(documents, (1, 6), torch.device("cpu"), "sdpa")
+    borders = find_borders(documents, (1, 6), next(model.parameters()), "sdpa")
     assert borders is not None
     ids = torch.tensor([[0, 1, 0, 0, 1, 0]])
     changed = torch.tensor([[1, 0, 1, 0, 1, 1]])

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from onecard.errors import InputError
+from onecard.model.target import device_kind
 
 IGNORE = -100  # target of a token that is not in the loss, as in torch.nn.functional.cross_entropy
 
 # Logits of one chunk in fp32: on a CPU near the last-level cache, on a GPU enough to fill the card.
-_CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+_CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 128 * 2**20}
 
 
 @dataclass(frozen=True)
@@ -86,25 +87,31 @@ def token_losses(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:
 
 
 def _chunks(num_tokens: int, weight_VD: Tensor) -> list[slice]:
-    budget = _CHUNK_BYTES.get(weight_VD.device.type, _CHUNK_BYTES["cuda"])
+    budget = _CHUNK_BYTES[device_kind(weight_VD.device)]
     size = max(64, budget // (4 * weight_VD.shape[0]))
     return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
 
 
 def _loss_and_gradient(logits_NV: Tensor, targets_N: Tensor, head: Head, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums the loss of one chunk and gives `factor` times its gradient by the raw logits, in their dtype."""
-    dtype = logits_NV.dtype
-    finished_NV = head.finish(logits_NV)
-    log_sum_N = torch.logsumexp(finished_NV, dim=-1)
-    is_target_N = targets_N != IGNORE
+    """Sums the loss of one chunk and gives `factor` times its gradient by the raw logits, in the memory of `logits_NV`.
+
+    One fp32 copy of the logits becomes scores, exponentials and gradient in turn: the chunk decides the peak of a step
+    with a large vocabulary.
+    """
+    scores_NV = head.finish(logits_NV)
+    is_target_N1 = (targets_N != IGNORE)[:, None]
     index_N1 = targets_N.clamp(min=0)[:, None]
-    loss = torch.where(is_target_N, log_sum_N - finished_NV.gather(1, index_N1)[:, 0], 0.0).sum()
-    slope_NV = torch.exp(finished_NV - log_sum_N[:, None])
-    slope_NV.scatter_add_(1, index_N1, torch.full_like(index_N1, -1, dtype=slope_NV.dtype))
-    if head.softcap is not None:
-        slope_NV *= 1 - (finished_NV / head.softcap) ** 2
-    slope_NV *= is_target_N[:, None] * (head.scale * factor)
-    return loss, slope_NV.to(dtype)
+    target_score_N1 = scores_NV.gather(1, index_N1)
+    highest_N1 = scores_NV.amax(1, keepdim=True)
+    slack_NV = None if head.softcap is None else 1 - (scores_NV / head.softcap) ** 2
+    slope_NV = scores_NV.sub_(highest_N1).exp_()
+    total_N1 = slope_NV.sum(1, keepdim=True)
+    loss = torch.where(is_target_N1, highest_N1 + total_N1.log() - target_score_N1, 0.0).sum()
+    weight_N1 = is_target_N1 * (head.scale * factor)
+    slope_NV.mul_(weight_N1 / total_N1).scatter_add_(1, index_N1, -weight_N1)
+    if slack_NV is not None:
+        slope_NV *= slack_NV
+    return loss, logits_NV.copy_(slope_NV)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

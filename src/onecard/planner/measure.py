@@ -46,7 +46,7 @@ def measure_step(plan: Plan) -> float:
     generator = torch.Generator().manual_seed(plan.seed)
     ids = torch.randint(plan.corpus.vocab_size, (rows, plan.max_seq_length + 1), generator=generator)
     batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), None, rows * plan.max_seq_length)
-    micro_batch = place(batch, state.device, plan.attn_implementation)
+    micro_batch = place(batch, state)
     times: list[float] = []
     while len(times) < 2 or (len(times) < _STEP_REPEATS and sum(times) < _STEP_BUDGET_S):
         started = time.perf_counter()

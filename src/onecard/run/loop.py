@@ -73,7 +73,7 @@ class Loop:
 
     def _update(self, stream: BatchStream) -> Iterator[Event]:
         state, progress = self._state, self._state.progress
-        micro_batches = [place(batch, state.device, self._plan.attn_implementation) for batch in next(stream)]
+        micro_batches = [place(batch, state) for batch in next(stream)]
         learning_rate = self._plan.optimizer.learning_rate * rate_at(self._plan.schedule, progress.step)
         try:
             stats = self._train_step(micro_batches, learning_rate)

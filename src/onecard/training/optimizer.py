@@ -65,7 +65,7 @@ class Optimizer:
 
     def gradient_norm(self) -> Tensor:
         """The 2-norm of all gradients together, 0-d fp32."""
-        return nn.utils.get_total_norm(self._gradients())
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients())))
 
     def scale_gradients(self, factor: Tensor) -> None:
         """Multiplies all gradients by a 0-d tensor."""

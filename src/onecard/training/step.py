@@ -31,10 +31,12 @@ class StepStats:
     is_finite: Tensor
 
 
-def place(batch: Batch, device: torch.device, backend: str) -> MicroBatch:
-    """Moves a batch to the device without waiting for the copy."""
-    borders = find_borders(batch.documents, (batch.ids.shape[0], batch.ids.shape[1]), device, backend)
-    return MicroBatch(batch.ids.to(device, non_blocking=True), batch.targets.to(device, non_blocking=True), borders)
+def place(batch: Batch, state: TrainState) -> MicroBatch:
+    """Moves a batch to the device of the state without waiting for the copy."""
+    rows, tokens = batch.ids.shape
+    borders = find_borders(batch.documents, (rows, tokens), state.head.weight_VD, state.plan.attn_implementation)
+    ids, targets = (tensor.to(state.device, non_blocking=True) for tensor in (batch.ids, batch.targets))
+    return MicroBatch(ids, targets, borders)
 
 
 def train_step(

@@ -1,0 +1,151 @@
+"""What a program allocates and computes, operator by operator.
+
+                 every operator                       when a storage dies
+    program ──────────────────────► Recorder ◄──────────────────────── weak reference
+                                       │
+                                       ▼
+    order   +0 +1 +2 -1 +3 -2 ...      allocations and releases of storages, by number
+    work    (operator, phase) -> calls, FLOPs, bytes
+
+Works on real tensors and, under FakeTensorMode, on tensors without storage; both give the same record. Storages are
+what is counted, so views cost nothing.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+# Extra device memory that a kernel takes while it runs: operator -> bytes, from its arguments.
+Scratch = Callable[..., int]
+
+
+@dataclass
+class Work:
+    """Arithmetic and memory traffic of the calls of one operator in one phase with one shape."""
+
+    name: str
+    phase: str
+    shape: tuple[int, ...]
+    dtype: str
+    num_calls: int = 0
+    flops: int = 0
+    num_bytes: int = 0
+
+
+@dataclass
+class Record:
+    """Storages in the order in which they came and went.
+
+    `sizes[i]` bytes and `phases[i]` of storage i; `order` holds i where it is allocated and ~i where it is released.
+    `labels` names what some storages are (weights, gradients ...).
+    """
+
+    sizes: list[int] = field(default_factory=list)
+    phases: list[str] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
+    labels: dict[int, str] = field(default_factory=dict)
+    work: list[Work] = field(default_factory=list)
+
+
+class Recorder(TorchDispatchMode):
+    """Records while it is entered.
+
+    `phase` names what is going on. Whoever runs the program sets it, but a backward pass is noticed, and what follows
+    it is the update.
+    """
+
+    def __init__(self, scratch: dict[str, Scratch] | None = None) -> None:
+        super().__init__()
+        self.record = Record()
+        self.phase = "start"
+        self._scratch = scratch or {}
+        self._ids: dict[int, int] = {}
+        self._references: dict[int, Any] = {}
+        self._work: dict[tuple[Any, ...], Work] = {}
+
+    def adopt(self, tensor: Tensor, label: str) -> None:
+        """Counts a tensor that exists already as allocated now."""
+        self.record.labels[self._number(tensor)] = label
+
+    def label(self, tensor: Tensor, label: str) -> None:
+        """Says what a recorded tensor is."""
+        if (number := self._ids.get(tensor.untyped_storage()._cdata)) is not None:
+            self.record.labels[number] = label
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if is_backward := torch._C._current_autograd_node() is not None:
+            self.phase = "update"
+        phase = "backward" if is_backward else self.phase
+        name = func.overloadpacket.__name__
+        fresh = [
+            tensor
+            for tensor in tree_leaves(out)
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._ids
+        ]
+        for tensor in fresh:
+            self._number(tensor, phase)
+        if name in self._scratch and (num_bytes := self._scratch[name](args, out)):
+            number = self._add(num_bytes, phase)
+            self.record.order.append(~number)
+        self._count(func, name, phase, (args, kwargs or {}, out))
+        return out
+
+    def _number(self, tensor: Tensor, phase: str | None = None) -> int:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._ids:
+            return self._ids[key]
+        number = self._ids[key] = self._add(storage.nbytes(), phase or self.phase)
+
+        def release(_: Any) -> None:
+            # Pointers are used again, so the number goes with the storage.
+            del self._ids[key], self._references[key]
+            self.record.order.append(~number)
+
+        self._references[key] = weakref.ref(storage, release)
+        return number
+
+    def _add(self, num_bytes: int, phase: str) -> int:
+        number = len(self.record.sizes)
+        self.record.sizes.append(num_bytes)
+        self.record.phases.append(phase)
+        self.record.order.append(number)
+        return number
+
+    def _count(self, func: Any, name: str, phase: str, call: tuple[Any, dict[str, Any], Any]) -> None:
+        args, kwargs, out = call
+        inputs = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
+        outputs = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
+        if func.is_view or not outputs:
+            return
+        first = max(outputs, key=Tensor.numel)
+        shape = _matrix_shape(name, inputs) or tuple(first.shape)
+        key = (name, phase, shape, first.dtype)
+        if (work := self._work.get(key)) is None:
+            work = self._work[key] = Work(name, phase, shape, str(first.dtype).removeprefix("torch."))
+            self.record.work.append(work)
+        work.num_calls += 1
+        formula = flop_registry.get(func.overloadpacket)
+        work.flops += int(formula(*args, **kwargs, out_val=out)) if formula is not None else 0
+        work.num_bytes += sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
+
+
+def _matrix_shape(name: str, inputs: list[Tensor]) -> tuple[int, ...] | None:
+    """Sizes M, N, K of a matrix product (with the batch before them), which decide how fast it runs."""
+    if name in ("mm", "addmm"):
+        left, right = inputs[-2], inputs[-1]
+        return (left.shape[0], right.shape[1], left.shape[1])
+    if name in ("bmm", "baddbmm"):
+        left, right = inputs[-2], inputs[-1]
+        return (left.shape[0], left.shape[1], right.shape[2], left.shape[2])
+    return None

@@ -1,0 +1,110 @@
+"""The trainer's own step on tensors without storage, recorded: what a plan would allocate and compute on a card."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from onecard.data import Batch
+from onecard.evaluation.heldout import sum_rows
+from onecard.model.decoder import Decoder
+from onecard.model.target import traced_as
+from onecard.planner.as_cuda import SCRATCH, as_cuda
+from onecard.planner.recorder import Record, Recorder, Scratch
+from onecard.spec import Plan
+from onecard.training.assemble import assemble
+from onecard.training.state import TrainState
+from onecard.training.step import place, train_step
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A record in three parts: `order[:resident_end]` stays for the whole run, then a step, then an evaluation batch.
+
+    The step has at most two micro-batches: the first, and one that adds to gradients that are there.
+    """
+
+    record: Record
+    resident_end: int
+    step_end: int
+    num_micro_batches: int
+
+
+def trace_plan(plan: Plan, compute_capability: tuple[int, int], *, has_borders: bool = True) -> Trace:
+    """Traces one update and one evaluation batch of an eager plan as a card of this capability would run them.
+
+    `has_borders`: whether documents end inside the rows of a batch, which asks for other attention kernels.
+    Takes seconds and no memory to speak of.
+    """
+    with FakeTensorMode(), traced_as("cuda"), as_cuda(compute_capability):
+        return record_plan(plan, has_borders=has_borders, scratch=SCRATCH)
+
+
+def record_plan(plan: Plan, *, has_borders: bool = True, scratch: dict[str, Scratch] | None = None) -> Trace:
+    """Records one update and one evaluation batch on the CPU, with real tensors or under a mode that fakes them."""
+    recorder = Recorder(scratch)
+    num_micro_batches = min(2, plan.num_micro_batches)
+    state = assemble(plan.model_copy(update={"device": "cpu", "torch_compile": False}))
+    _adopt_resident(recorder, state)
+    resident_end = len(recorder.record.order)
+    _announce_phases(recorder, state)
+    with recorder:
+        _step(recorder, state, num_micro_batches, has_borders)
+        step_end = len(recorder.record.order)
+        _evaluate(recorder, state, has_borders)
+    return Trace(recorder.record, resident_end, step_end, num_micro_batches)
+
+
+def _adopt_resident(recorder: Recorder, state: TrainState) -> None:
+    """Counts what lies on the card before the first step, in the order in which `assemble` puts it there."""
+    groups: dict[str, list[Tensor]] = {
+        "weights": [*state.model.parameters(), *state.model.buffers(), *state.optimizer.masters.values()],
+        "optimizer": [*state.optimizer.state_tensors().values(), state.loss_scale.value],
+    }
+    for label, tensors in groups.items():
+        for tensor in tensors:
+            recorder.adopt(tensor, label)
+
+
+def _announce_phases(recorder: Recorder, state: TrainState) -> None:
+    def enter(*_: object) -> None:
+        recorder.phase = "forward"
+
+    def leave(*_: object) -> None:
+        recorder.phase = "loss"
+
+    state.model.base_model.register_forward_pre_hook(enter)
+    state.model.base_model.register_forward_hook(leave)
+    for name, master in state.optimizer.masters.items():
+        parameter = state.model.get_parameter(name)
+
+        def label(_: Tensor, master: Tensor = master) -> None:
+            if master.grad is not None:
+                recorder.label(master.grad, "gradients")
+
+        # Runs after the optimizer's own hook, which moves the gradient to the master.
+        parameter.register_post_accumulate_grad_hook(label)
+
+
+def _step(recorder: Recorder, state: TrainState, num_micro_batches: int, has_borders: bool) -> None:
+    plan = state.plan
+    recorder.phase = "batch"
+    batches = [place(_batch(plan, plan.micro_batch_size, has_borders), state) for _ in range(num_micro_batches)]
+    train_step(state, batches, plan.optimizer.learning_rate, max_grad_norm=plan.optimizer.max_grad_norm)
+
+
+def _evaluate(recorder: Recorder, state: TrainState, has_borders: bool) -> None:
+    plan = state.plan
+    recorder.phase = "evaluation"
+    state.model.eval()
+    batch = _batch(plan, plan.eval_batch_size, has_borders)
+    sum_rows(Decoder(state.model, compiled=False), state.head, batch, plan.attn_implementation)
+    state.model.train()
+
+
+def _batch(plan: Plan, rows: int, has_borders: bool) -> Batch:
+    shape = (rows, plan.max_seq_length)
+    ids, targets = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
+    documents = torch.zeros(shape, dtype=torch.int32) if has_borders else None
+    return Batch(ids, targets, documents, rows * plan.max_seq_length)
