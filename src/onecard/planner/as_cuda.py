@@ -65,15 +65,15 @@ class _Attention:
             padded = [F.pad(x, (0, -width % 8)) if width % 8 else x for x in (query, key, value)]
             scale = scale if scale is not None else 1 / math.sqrt(width)
             out = _aten._scaled_dot_product_flash_attention(*padded, dropout_p, is_causal, scale=scale)[0]
-            return out[..., :width] if width % 8 else out  # type: ignore[no-any-return]
+            return out[..., :width] if width % 8 else out
         if not enable_gqa and self._capability >= (5, 0):
             bias = _as_bias(attn_mask, query, key)
-            return _aten._scaled_dot_product_efficient_attention(  # type: ignore[no-any-return]
+            return _aten._scaled_dot_product_efficient_attention(
                 query, key, value, bias, True, dropout_p, is_causal, scale=scale
             )[0]
         if enable_gqa:
             key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
-        return _aten._scaled_dot_product_attention_math(  # type: ignore[no-any-return]
+        return _aten._scaled_dot_product_attention_math(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale
         )[0]
 
@@ -89,13 +89,49 @@ def _as_bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     if p == 0.0 or not training:
         return input
-    return _aten.native_dropout(input, p, True)[0]  # type: ignore[no-any-return]
+    return _aten.native_dropout(input, p, True)[0]
 
 
 def _rms_norm(
     input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
-    return _aten._fused_rms_norm(input, list(normalized_shape), weight, eps)[0]  # type: ignore[no-any-return]
+    weight = torch.ones(normalized_shape, dtype=input.dtype) if weight is None else weight
+    return _rms_norm_forward(input, weight)[0]
+
+
+# On CUDA an RMSNorm is one kernel that keeps its input and one fp32 number per row. The CPU's is written out and keeps
+# fp32 copies, on fake tensors too, so these operators stand for it; they have shapes and no values.
+@torch.library.custom_op("onecard::rms_norm", mutates_args=())
+def _rms_norm_forward(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    raise NotImplementedError
+
+
+@torch.library.custom_op("onecard::rms_norm_backward", mutates_args=())
+def _rms_norm_backward(gradient: Tensor, input: Tensor, row: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    raise NotImplementedError
+
+
+@_rms_norm_forward.register_fake
+def _(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(input), input.new_empty((*input.shape[:-1], 1), dtype=torch.float32)
+
+
+@_rms_norm_backward.register_fake
+def _(gradient: Tensor, input: Tensor, row: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(input), torch.empty_like(weight)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
+    input, weight, row = ctx.saved_tensors
+    return _rms_norm_backward(gradient, input, row, weight)
+
+
+_rms_norm_forward.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
 def _flash_backward(args: tuple[Any, ...], _: Any) -> int:
@@ -125,7 +161,7 @@ def _embedding_backward(args: tuple[Any, ...], out: Tensor) -> int:
 
 
 def _log_sum_exp(args: tuple[Any, ...], _: Any) -> int:
-    return args[0].numel() * args[0].element_size()  # type: ignore[no-any-return]
+    return args[0].numel() * args[0].element_size()
 
 
 SCRATCH: dict[str, Scratch] = {

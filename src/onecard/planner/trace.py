@@ -69,10 +69,12 @@ def _adopt_resident(recorder: Recorder, state: TrainState) -> None:
 
 def _announce_phases(recorder: Recorder, state: TrainState) -> None:
     def enter(*_: object) -> None:
-        recorder.phase = "forward"
+        if state.model.training:
+            recorder.phase = "forward"
 
     def leave(*_: object) -> None:
-        recorder.phase = "loss"
+        if state.model.training:
+            recorder.phase = "loss"
 
     state.model.base_model.register_forward_pre_hook(enter)
     state.model.base_model.register_forward_hook(leave)
