@@ -84,7 +84,7 @@ def test_divisions_fill_the_table_as_pytorch_does(text: str, table: list[int]) -
         "roundup_power2_divisions:[3:2]",
         "roundup_power2_divisions:[256:1;512:2]",
         "roundup_power2_divisions:[256:3]",
-        "roundup_power2_divisions:[256:1,512:2",
+        "roundup_power2_divisions:[256:16",
         "backend:other",
         "nonsense:4",
         "roundup_power2_divisions=4",
