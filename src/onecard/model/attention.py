@@ -5,8 +5,9 @@
     mask       causal AND same document       rows without an inner border need causality alone
 
 The functions are registered with transformers' attention interface, so that every decoder that follows it calls them.
-Borders reach them as keyword arguments of the decoder's forward (`document_mask`, `cumulative_lengths`), and
-transformers builds no mask of its own.
+Borders reach them as keyword arguments of the decoder's forward (`document_mask`, `cumulative_lengths`).
+For an attention without a mask function transformers builds no mask of its own, so none is registered: one that gives
+nothing would still let it read position ids back from the device, in every forward pass.
 Shapes: B batch, H query heads, K key-value heads, T tokens, D head width.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 PREFIX = "onecard_"
 
@@ -155,14 +156,9 @@ def attend_varlen(
     return out.reshape(batch, num_tokens, heads, width), None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """Keeps transformers from building a mask: the functions above own it."""
-
-
 _BACKENDS = {"sdpa": attend_sdpa, "varlen": attend_varlen}
 for _name, _function in _BACKENDS.items():
     AttentionInterface.register(PREFIX + _name, _function)
-    AttentionMaskInterface.register(PREFIX + _name, _no_mask)
 
 
 @contextmanager
