@@ -30,7 +30,7 @@ BACKENDS = [
     pytest.param(("cuda:0", "varlen", torch.float16), marks=ON_GPU),
 ]
 # Share of the norm by which results may differ.
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 3e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 Backend = tuple[str, str, torch.dtype]
 
 

@@ -113,7 +113,7 @@ def test_an_fp16_overflow_halves_the_scale_until_it_fits(
     state, batches = tiny_state(precision="fp16", device=device), on(device, random_micro_batch(8))
     state.loss_scale.value.fill_(2.0**40)
     before, refusals = all_tensors(state), 0
-    while not step(state, batches).is_finite.item():
+    while refusals < 30 and not step(state, batches).is_finite.item():
         refusals += 1
         assert differing(before, all_tensors(state)) == []
     assert 5 < refusals < 30
@@ -152,8 +152,8 @@ def test_a_non_finite_update_changes_nothing_on_the_device(
     assert differing(before, all_tensors(state))
 
 
-# fp32 products stay fp32, which the compiler would have otherwise.
-@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
+# What the compiler advises for this card (TF32, more SMs) is not at stake.
+@pytest.mark.filterwarnings("ignore")
 def test_compiled_steps_are_those_of_eager_mode(
     device: str, tiny_state: StateFactory, random_micro_batch: BatchFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +190,10 @@ def without_waiting(device: str) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
+SAYS_IT_IS_A_PROTOTYPE = pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+
+
+@SAYS_IT_IS_A_PROTOTYPE
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
 def test_a_step_over_packed_documents_never_waits(
@@ -206,6 +210,7 @@ def test_a_step_over_packed_documents_never_waits(
         assert stats.is_finite.item()
 
 
+@SAYS_IT_IS_A_PROTOTYPE
 def test_waiting_would_be_noticed(device: str) -> None:
     value = torch.ones((), device=device)
     with pytest.raises((AssertionError, RuntimeError)), without_waiting(device):
