@@ -2,8 +2,8 @@
 
 Tokens per second are the median of the steps after the first ones; the ratio is against the first row of the same run.
 
-    python benchmarks/a6000.py path/to/text                          # a GPU: the recipe's own shape, size small
-    python benchmarks/a6000.py path/to/text --length 64 --steps 6    # a CPU: shorter blocks, everything else the same
+    python benchmarks/a6000.py path/to/text                                     # a GPU: the recipe's own shape
+    python benchmarks/a6000.py path/to/text --length 64 --steps 5 --warmup 1    # a CPU: shorter blocks
 """
 
 import argparse

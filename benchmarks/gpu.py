@@ -6,7 +6,7 @@ measured again, so the same command goes on where it was cut short. The first te
     python benchmarks/gpu.py tinyshakespeare.txt more/text              # everything, half an hour on a large card
     python benchmarks/gpu.py tinyshakespeare.txt --minutes 9            # begins no row after so many minutes
     python benchmarks/gpu.py tinyshakespeare.txt --only "a6000 small"   # rows whose name holds this
-    python benchmarks/gpu.py tinyshakespeare.txt --tiny                 # a dry run, on a CPU too; the result is not kept
+    python benchmarks/gpu.py tinyshakespeare.txt --tiny                 # a dry run, on a CPU too; nothing is kept
 """
 
 import argparse
