@@ -80,7 +80,7 @@ def train_over(file: Path, num_steps: int) -> dict[str, float]:
     waiting, started = 0.0, time.perf_counter()
     with BatchStream([tokens], sampler, 0, settings) as stream:
         for _ in range(num_steps):
-            micro_batches = [place(batch, state.device, plan.attn_implementation) for batch in next(stream)]
+            micro_batches = [place(batch, state) for batch in next(stream)]
             waiting += stream.wait_s
             train_step(state, micro_batches, 1e-3, max_grad_norm=1.0)
     seconds = time.perf_counter() - started

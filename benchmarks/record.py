@@ -15,12 +15,19 @@ RESULTS = Path(__file__).parent / "results"
 def write_result(name: str, result: dict[str, Any]) -> Path:
     """Writes a result beside machine, versions, date, commit and command; returns the file."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = save_result(RESULTS / f"{name}.json", result)
+    print(f"written to {path}")
+    return path
+
+
+def save_result(path: Path, result: dict[str, Any]) -> Path:
+    """Writes what `write_result` writes to a file of any place, in silence, replacing it whole."""
     # File names only: where things lie on this machine helps nobody.
     command = " ".join(["python", *(Path(word).name if "/" in word else word for word in sys.argv)])
     document = {"command": command, **describe_machine(), "result": result}
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"written to {path}")
+    unfinished = path.with_suffix(".partial")
+    unfinished.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.replace(path)
     return path
 
 

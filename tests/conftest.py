@@ -138,3 +138,12 @@ def corpus_text(tmp_path: Path) -> Path:
     text = " ".join(word + ("\n" if index % 9 == 8 else "") for index, word in enumerate(chosen))
     path.write_text(text, encoding="utf-8", newline="\n")
     return path
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")

@@ -122,7 +122,7 @@ def _fuse_kernels(model: PreTrainedModel) -> None:
 
 
 def _is_plain_rms_norm(module: nn.Module) -> bool:
-    """Tells Llama's formula, which most families share and store so, from those that add one to the weight or a gate."""
+    """Tells Llama's formula, which most families share and store so, from those with a gate or 1 + weight."""
     return (
         type(module).__name__.endswith("RMSNorm")
         and {*vars(module), *module._parameters} >= {"weight", "variance_epsilon"}

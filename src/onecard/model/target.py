@@ -6,23 +6,23 @@ backward pass on a machine without one. What decides by device therefore asks he
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 
-_traced_as: ContextVar[str | None] = ContextVar("_traced_as", default=None)
+_traced_as: str | None = None  # no context variable: the compiler would break its graph at one
 
 
 def device_kind(device: torch.device) -> str:
     """`cpu` or `cuda`: what a device is, or stands for while a plan is traced."""
-    return _traced_as.get() or device.type
+    return _traced_as or device.type
 
 
 @contextmanager
 def traced_as(kind: str) -> Iterator[None]:
     """Lets every device stand for one of `kind` inside the block."""
-    token = _traced_as.set(kind)
+    global _traced_as
+    before, _traced_as = _traced_as, kind
     try:
         yield
     finally:
-        _traced_as.reset(token)
+        _traced_as = before

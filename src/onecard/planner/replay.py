@@ -37,7 +37,7 @@ class Peak:
 def replay(
     trace: Trace, workspace_bytes: int, settings: AllocatorSettings | None = None, cap_bytes: int | None = None
 ) -> Peak:
-    """Runs a trace through the allocator, with `workspace_bytes` per cuBLAS handle, on a card that offers `cap_bytes`."""
+    """Runs a trace through the allocator of a card that offers `cap_bytes`; `workspace_bytes` are per cuBLAS handle."""
     allocator = Allocator(settings, cap_bytes)
     phase_bytes, phase, parts = _fullest_moment(trace)
     parts["workspaces"] = _NUM_WORKSPACES * workspace_bytes
