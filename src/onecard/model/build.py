@@ -6,11 +6,11 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 from onecard.errors import InputError
+from onecard.model.activation import fuse_activations
 from onecard.model.attention import PREFIX
 from onecard.model.checks import check_architecture
 from onecard.model.dropout import add_missing_dropout, set_config_dropout
@@ -76,7 +76,7 @@ def build_model(
     if init == "zero-output":
         _zero_output_projections(model)
     add_missing_dropout(model, dropout)
-    _fuse_activations(model)
+    fuse_activations(model)
     model.config.use_cache = False
     return model
 
@@ -103,14 +103,6 @@ def _zero_output_projections(model: PreTrainedModel) -> None:
         )
     for projection in projections:
         nn.init.zeros_(projection.weight)
-
-
-def _fuse_activations(model: PreTrainedModel) -> None:
-    """Replaces GPT-2's GELU, written as eight operations, by the kernel of the same formula; the config stays."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, GELUTanh())
 
 
 def count_parameters(settings: dict[str, Any]) -> tuple[int, int]:
