@@ -1,8 +1,9 @@
 """Steady-state tokens/s on this device against Hugging Face's Trainer: same model, batch, data type and optimizer.
 
-Each side trains the same transformers model on the same tokens; the first steps are not counted. The two run in turn,
-several times, and the ratio is taken pair by pair. Trainer runs at its best: fused AdamW, no padding, no evaluation, no
-saving, logging once at the end.
+Each side trains the same architecture from the same weights; the first steps, and with them any compiling, are not
+counted. The sides run in turn, several times, and the ratio is taken round by round. Trainer runs the model as
+transformers builds it, with fused AdamW, no padding, no evaluation, no saving, logging once at the end. In fp32 both
+are also compiled: `onecard` compiles a long run by itself, Trainer where it is told to.
 
     python benchmarks/against_trainer.py path/to/tinyshakespeare.txt
 """
@@ -44,15 +45,29 @@ def main() -> None:
     result = {}
     for (shape_name, shape), precision in itertools.product(SHAPES.items(), ("bf16", "fp32")):
         name = f"{shape_name}, {precision}"
-        pairs = []
-        for _ in range(arguments.repeats):
-            recipe = make_recipe(arguments.text, {**shape, "precision": precision})
-            ours, theirs = run_onecard(recipe), run_trainer(recipe)
-            pairs.append({"onecard": ours, "trainer": theirs, "ratio": ours / theirs})
-        ratio = statistics.median(pair["ratio"] for pair in pairs)
-        result[name] = {"pairs": pairs, "ratio": ratio}
-        print(f"{name}: {ratio:.2f} x Trainer ({[round(pair['ratio'], 2) for pair in pairs]})")
+        recipe = make_recipe(arguments.text, {**shape, "precision": precision})
+        rounds = [measure_round(recipe, with_compiled=precision == "fp32") for _ in range(arguments.repeats)]
+        ratios = {
+            f"{ours} / {theirs}": [speeds[ours] / speeds[theirs] for speeds in rounds]
+            for ours, theirs in itertools.product(("onecard", "onecard compiled"), ("Trainer", "Trainer compiled"))
+            if ours in rounds[0] and theirs in rounds[0]
+        }
+        result[name] = {"rounds": rounds, "ratios": {k: statistics.median(v) for k, v in ratios.items()}}
+        for label, values in ratios.items():
+            print(f"{name}: {label} {statistics.median(values):.2f} x ({[round(value, 2) for value in values]})")
     write_result("against_trainer", result)
+
+
+def measure_round(recipe: onecard.spec.Recipe, *, with_compiled: bool) -> dict[str, float]:
+    """Tokens/s of every side, one after the other."""
+    speeds = {}
+    for is_compiled in (False, True) if with_compiled else (False,):
+        suffix = " compiled" if is_compiled else ""
+        recipe = recipe.model_copy(update={"torch_compile": is_compiled})
+        for side, run in (("onecard", run_onecard), ("Trainer", run_trainer)):
+            torch._dynamo.reset()  # each run compiles for itself, as it would in a process of its own
+            speeds[side + suffix] = run(recipe)
+    return speeds
 
 
 def make_recipe(text: Path, shape: dict[str, Any]) -> onecard.spec.Recipe:
@@ -97,8 +112,9 @@ def run_trainer(recipe: onecard.spec.Recipe) -> float:
     transformers.logging.set_verbosity_error()
     is_bf16 = recipe.precision == "bf16"
     # Trainer keeps fp32 weights and casts by autocast.
-    model = assemble(onecard.plan(recipe.model_copy(update={"precision": "fp32"}))).model
-    model.set_attn_implementation("sdpa")
+    ours = assemble(onecard.plan(recipe.model_copy(update={"precision": "fp32"}))).model
+    model = transformers.AutoModelForCausalLM.from_config(ours.config, attn_implementation="sdpa", dtype=torch.float32)
+    model.load_state_dict(ours.state_dict())
     tokens = np.memmap(onecard.prepare(recipe).train[0].path, dtype=np.uint16, mode="r")
 
     class Blocks(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -129,6 +145,7 @@ def run_trainer(recipe: onecard.spec.Recipe) -> float:
             report_to=[],
             disable_tqdm=True,
             bf16=is_bf16,
+            torch_compile=recipe.torch_compile is True,
             use_cpu=not torch.cuda.is_available(),
         )
         Trainer(model=model, args=arguments, train_dataset=Blocks(), callbacks=[clock]).train()

@@ -1,14 +1,11 @@
 """Models from scratch, from any causal-LM config of transformers."""
 
-import inspect
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
@@ -16,6 +13,7 @@ from onecard.errors import InputError
 from onecard.model.attention import PREFIX
 from onecard.model.checks import check_architecture
 from onecard.model.dropout import add_missing_dropout, set_config_dropout
+from onecard.model.kernels import fuse_kernels
 
 # The last projection of attention and of the MLP, by the names the families use.
 _OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "down_proj", "dense_4h_to_h", "fc2", "w2", "wo")
@@ -78,7 +76,7 @@ def build_model(
     if init == "zero-output":
         _zero_output_projections(model)
     add_missing_dropout(model, dropout)
-    _fuse_kernels(model)
+    fuse_kernels(model)
     model.config.use_cache = False
     return model
 
@@ -105,40 +103,6 @@ def _zero_output_projections(model: PreTrainedModel) -> None:
         )
     for projection in projections:
         nn.init.zeros_(projection.weight)
-
-
-def _fuse_kernels(model: PreTrainedModel) -> None:
-    """Replaces what transformers writes out, operation by operation, by the kernel of the same formula.
-
-    GPT-2's GELU is eight operations, an RMSNorm six with two fp32 copies of its input. Names, parameters and config
-    stay as they are.
-    """
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, GELUTanh())
-            elif _is_plain_rms_norm(child):
-                setattr(module, name, _RMSNorm(child))
-
-
-def _is_plain_rms_norm(module: nn.Module) -> bool:
-    """Tells Llama's formula, which most families share and store so, from those with a gate or 1 + weight."""
-    return (
-        type(module).__name__.endswith("RMSNorm")
-        and {*vars(module), *module._parameters} >= {"weight", "variance_epsilon"}
-        and len(module._parameters) == 1
-        and len(inspect.signature(module.forward).parameters) == 1
-    )
-
-
-class _RMSNorm(nn.Module):
-    def __init__(self, written_out: nn.Module) -> None:
-        super().__init__()
-        self.weight = cast(nn.Parameter, written_out.weight)
-        self.variance_epsilon = cast(float, written_out.variance_epsilon)
-
-    def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(hidden_BTD, self.weight.shape, self.weight, self.variance_epsilon)
 
 
 def count_parameters(settings: dict[str, Any]) -> tuple[int, int]:
