@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from onecard.spec.accepts import MODEL_CONFIG, accepts, adapter, coerce, show
+from onecard.spec.accepts import MODEL_CONFIG, TOLD_BOUND, accepts, adapter, coerce, find_undecodable, show
 from onecard.spec.merge import EXCLUSIVE, PRECISIONS, SHAPE_KEYS, is_given
 from onecard.spec.paths import anchor
 from onecard.spec.recipe import DatasetSource
@@ -116,8 +116,11 @@ class LayerReader:
             valid = self._valid(spelling, value)
         except ValidationError as error:
             layer.refused.add(spelling.key)
-            for sentence in dict.fromkeys(_sentence(spelling.key, shown, value, entry) for entry in error.errors()):
+            for sentence in _sentences(spelling.key, shown, value, error):
                 self._problem(sentence)
+        except RecursionError:
+            layer.refused.add(spelling.key)
+            self._problem(f"{shown} is nested too deeply, or refers to itself: write it out flat")
         except ValueError as error:
             layer.refused.add(spelling.key)
             self._problem(f"{shown} is {show(value)}, but {error}")
@@ -131,6 +134,8 @@ class LayerReader:
             written.setdefault(key, shown)
 
     def _valid(self, spelling: Spelling, value: Any) -> Any:
+        if find_undecodable(value):
+            raise ValueError("has bytes that are not UTF-8: write it as UTF-8 text")
         if spelling.translate:
             value = spelling.translate(value)
         if spelling.deferred or value is NO_EFFECT:
@@ -186,11 +191,22 @@ class LayerReader:
 _SOURCE_KEYS = tuple(DatasetSource.model_fields)
 
 
+def _sentences(key: str, name: str, value: Any, error: ValidationError) -> list[str]:
+    entries = error.errors()
+    if key not in ("dataset", "eval_dataset"):
+        # Of several alternatives, `at most` says more than that the value is no `auto` either.
+        entries = [entry for entry in entries if entry["type"] == "less_than_equal"] or entries
+    return list(dict.fromkeys(_sentence(key, name, value, entry) for entry in entries))
+
+
 def _sentence(key: str, name: str, value: Any, error: Any) -> str:
     """Says what a validator refused in the words of a recipe."""
     is_list = isinstance(value, list | tuple)
     inner = [part for part in error["loc"] if (is_list if isinstance(part, int) else part in _SOURCE_KEYS)]
+    most = error.get("ctx", {}).get("le", 0)
     if key not in ("dataset", "eval_dataset") or not error["loc"]:
+        if most > TOLD_BOUND:
+            return f"{name} is {show(value)}, but takes at most {int(most):,}"
         return f"{name} is {show(value)}, but takes {accepts(key).text}"
     place = name + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner)
     if error["type"] == "missing":
@@ -199,4 +215,5 @@ def _sentence(key: str, name: str, value: Any, error: Any) -> str:
         unknown = str(error["loc"][-1])
         return f"{place}.{unknown} is not a setting of a source{did_you_mean(nearest(unknown, list(_SOURCE_KEYS)))}"
     takes = "a number above 0" if inner and inner[-1] == "weight" else "text"
+    takes = f"at most {int(most):,}" if most else takes
     return f"{place} is {show(error['input'])}, but takes {takes}"

@@ -53,6 +53,12 @@ def _strategy(value: Any) -> Any:
     raise ValueError("takes steps or no, because onecard counts in steps: set eval_steps or save_steps")
 
 
+def _column(value: Any) -> str:
+    if isinstance(value, str) and value:
+        return value
+    raise ValueError("takes the name of a column")
+
+
 def _rows(key: str, *names: str) -> list[Spelling]:
     return [Spelling(name, key) for name in names]
 
@@ -60,6 +66,7 @@ def _rows(key: str, *names: str) -> list[Spelling]:
 SPELLINGS: tuple[Spelling, ...] = (
     # Text
     *_rows("dataset", "data", "data_path", "train_file", "dataset_name", "train_data", "data_dir", "train_dataset"),
+    Spelling("text_column", "dataset", _column, deferred=True),
     *_rows("eval_dataset", "eval_data", "validation_file", "val_data", "eval_file"),
     *_rows("eval_fraction", "validation_split", "val_fraction", "val_split"),
     *_rows("tokenizer", "tokenizer_name", "tokenizer_name_or_path", "tokenizer_path"),
