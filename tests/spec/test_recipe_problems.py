@@ -134,7 +134,7 @@ NOT_UTF8 = "sample_prompts is ['a\\udcff'], but has bytes that are not UTF-8: wr
         ({"vocab_size": "4e9"}, "vocab_size is '4e9', but takes at most 10,000,000"),
         ({"d_model": "1e21"}, "d_model is '1e21', but takes at most 10,000,000"),
         ({"seed": 2**63}, "seed is 9223372036854775808, but takes at most 9,223,372,036,854,775,807"),
-        ({"max_steps": 10**5000}, "max_steps is a int too large to show, but takes at most 1,000,000,000"),
+        ({"max_steps": 10**5000}, "max_steps is too large to show, but takes at most 1,000,000,000"),
         ({"dataset": {"path": "a", "weight": "inf"}}, "dataset.weight is 'inf', but takes at most 1,000,000"),
         ({"decay_ratio": 1.5}, "decay_ratio is 1.5, but takes a number above 0 and up to 1"),
         ({"name": "n" * 300}, "name has 300 characters, too many for a folder: use up to 56"),

@@ -47,10 +47,10 @@ def recipe_from_words(words: Sequence[str], config: Path | None) -> "Recipe":
 
 def _refuse_resume(overrides: Mapping[str, Any]) -> None:
     """`train` takes `--resume` out of the words itself, so what is left was given to another verb."""
-    from onecard.spec.spelling import find_spelling
+    from onecard.spec.spelling import find_key
 
     for key in overrides:
-        if (spelling := find_spelling(key)) and spelling.key == "resume_from_checkpoint":
+        if find_key(key) == "resume_from_checkpoint":
             raise InputError(f"--{key} is for train alone: a run keeps the plan and the text it was started with")
 
 

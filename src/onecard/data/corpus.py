@@ -49,7 +49,7 @@ class Corpus:
     """Prepared text: one token file per source for training, and those held out.
 
     `train_bytes` and `heldout_bytes` are UTF-8 text without separators (for bits per byte); `fingerprint` changes when
-    any text, the tokenizer, the split or a weight does.
+    any text, the tokenizer, the split or a weight does; `names` are the sources of `train` as the user wrote them.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -62,10 +62,16 @@ class Corpus:
     fingerprint: str
     train_bytes: int
     heldout_bytes: int
+    names: tuple[str, ...]
 
     @property
     def num_train_tokens(self) -> int:
         return sum(file.num_tokens for file in self.train)
+
+    @property
+    def tokens_of_sources(self) -> tuple[tuple[str, int], ...]:
+        """Name and training tokens of each source."""
+        return tuple((name, file.num_tokens) for name, file in zip(self.names, self.train, strict=True))
 
     @property
     def num_heldout_tokens(self) -> int:
@@ -218,4 +224,5 @@ def _corpus(request: CorpusRequest, prepared: list[PreparedCorpus], tokenizer: "
         fingerprint=hashlib.sha256(json.dumps([parts, weights], sort_keys=True).encode("utf-8")).hexdigest(),
         train_bytes=sum(entry.manifest.train.text_bytes for entry in train),
         heldout_bytes=heldout_bytes,
+        names=tuple(source.path for source in request.sources),
     )

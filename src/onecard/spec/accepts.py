@@ -68,7 +68,7 @@ def show(value: Any) -> str:
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply, or too many digits
-        return f"a {type(value).__name__} too large to show"
+        return "too large to show"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -11,7 +11,7 @@ from onecard.spec.accepts import MODEL_CONFIG, TOLD_BOUND, accepts, adapter, coe
 from onecard.spec.merge import EXCLUSIVE, PRECISIONS, SHAPE_KEYS, is_given
 from onecard.spec.paths import anchor
 from onecard.spec.recipe import DatasetSource
-from onecard.spec.spelling import NO_EFFECT, VALUES, Spelling, did_you_mean, find_spelling, nearest
+from onecard.spec.spelling import NO_EFFECT, VALUES, Spelling, did_you_mean, find_key, find_spelling, nearest
 
 DEVICES = ("cpu", "cuda")
 # Keys that decide which section holds, or name the whole, make no sense inside a section.
@@ -157,9 +157,10 @@ class LayerReader:
         self._check_batch(values, written)
         self._check_precision(values, written)
         settings = values.get(MODEL_CONFIG)
+        for sentence in find_config_problems(settings) if isinstance(settings, dict) else ():
+            self._problem(sentence)
         for name, value in settings.items() if isinstance(settings, dict) else ():
-            spelling = find_spelling(str(name))
-            key = spelling.key if spelling else ""
+            key = find_key(name)
             if key in SHAPE_KEYS and is_given(values.get(key)) and values[key] != value:
                 other = f"model_config has {name} {show(value)}"
                 self._problem(f"{written[key]} is {show(values[key])}, but {other}: keep one of them")
@@ -188,6 +189,23 @@ class LayerReader:
         self.problems.append(self._place + sentence)
 
 
+def find_config_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Lists the sizes of a transformers config that are none, by the rules of the recipe keys that say the same."""
+    problems = []
+    for name, value in settings.items():
+        key = _LIKE.get(name) or find_key(name)
+        # A list gives a size per layer; null leaves it to the architecture.
+        if key not in (*SHAPE_KEYS, "vocab_size", "max_seq_length") or value is None or isinstance(value, list):
+            continue
+        try:
+            adapter(key).validate_python(value, strict=True)
+        except ValidationError as error:
+            problems += _sentences(key, f"model_config.{name}", value, error)
+    return problems
+
+
+# Entries without a recipe key of their own, and the key that takes the same numbers.
+_LIKE = {"head_dim": "hidden_size", "max_position_embeddings": "max_seq_length"}
 _SOURCE_KEYS = tuple(DatasetSource.model_fields)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from onecard.spec.accepts import FIELDS, MODEL_CONFIG, default_of, show
 from onecard.spec.agreement import DEPENDENCES, DURATION_KEYS, TOTAL_BATCH_KEYS, WARMUP_KEYS
-from onecard.spec.spelling import find_spelling
+from onecard.spec.spelling import find_key
 
 # Of each group a layer may give one; it replaces the others of earlier layers.
 EXCLUSIVE: tuple[tuple[str, ...], ...] = (
@@ -146,7 +146,7 @@ def _displaced_shape(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> set[
         return set()
     if _is_another_model(lower.get(MODEL_CONFIG), settings):
         return set(SHAPE_KEYS)
-    return {spelling.key for name in settings if (spelling := find_spelling(str(name)))} & set(SHAPE_KEYS)
+    return {find_key(name) for name in settings} & set(SHAPE_KEYS)
 
 
 def _merge_model_config(lower: Mapping[str, Any], upper: Mapping[str, Any], problems: list[str]) -> Any:
@@ -158,7 +158,7 @@ def _merge_model_config(lower: Mapping[str, Any], upper: Mapping[str, Any], prob
             problems.append(f"model_config {show(above)} cannot change single settings of {below}: give model_type too")
         return below
     shapes = {key for key in SHAPE_KEYS if is_given(upper.get(key))}
-    kept = {name: value for name, value in (below or {}).items() if not _names_one_of(name, shapes)}
+    kept = {name: value for name, value in (below or {}).items() if find_key(name) not in shapes}
     return kept | (above or {})
 
 
@@ -169,11 +169,6 @@ def _is_another_model(below: Any, above: Any) -> bool:
     if isinstance(below, str):
         return "model_type" in above
     return "model_type" in above and above["model_type"] != (below or {}).get("model_type")
-
-
-def _names_one_of(name: str, keys: set[str]) -> bool:
-    spelling = find_spelling(str(name))
-    return spelling is not None and spelling.key in keys
 
 
 def _settle_min_lr(settled: dict[str, Any], problems: list[str]) -> None:

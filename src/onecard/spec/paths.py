@@ -1,6 +1,7 @@
 """Paths in a recipe: relative to where the user stands, else to the recipe's file; absolute once a run has them."""
 
 import glob
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from onecard.spec.accepts import MODEL_CONFIG
 from onecard.spec.recipe import Recipe
 
 STDLIB = "python-stdlib"
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _TRAINED_TOKENIZERS = ("bpe", "char", "bytes")
 
 
@@ -34,6 +36,11 @@ def expand(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def is_hub_name(text: str) -> bool:
+    """Says whether a text can name a data set or a model on the Hugging Face Hub: `name` or `owner/name`."""
+    return _HUB_NAME.fullmatch(text) is not None
 
 
 def anchor(key: str, value: Any, folder: Path | None) -> Any:

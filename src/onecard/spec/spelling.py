@@ -194,6 +194,12 @@ def find_spelling(name: str) -> Spelling | None:
     return None
 
 
+def find_key(name: Any) -> str:
+    """Names the recipe key that a name stands for, an entry of a transformers config included; empty if none does."""
+    spelling = find_spelling(str(name))
+    return spelling.key if spelling else ""
+
+
 def nearest(name: str, known: list[str] | None = None) -> list[str]:
     """Names up to three known ones that look like `name`, the likeliest first and one for each key.
 
