@@ -21,7 +21,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class DatasetSource(BaseModel):
     """Where text comes from: a file, a glob, a folder, a Hub data set, or `python-stdlib`.
 
-    `weight` is the share among several sources; `name` is the configuration of a Hub data set.
+    `weight` is the share among several sources; `name` is the configuration of a Hub data set; `url` says
+    where people can fetch a file that may be missing (nothing is downloaded).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,6 +32,7 @@ class DatasetSource(BaseModel):
     text_column: str = "text"
     split: str = "train"
     name: str | None = None
+    url: str | None = None
 
 
 def _as_sources(value: Any) -> Any:
