@@ -7,10 +7,6 @@ from typing import Any
 
 from onecard.spec.accepts import FIELDS, MODEL_CONFIG, accepts, default_of, join_or, parse_bool, parse_number
 
-# Keys of a command rather than of a training setting: commands take them out of the flags first.
-RUN_KEYS = frozenset({"resume", "resume_from_checkpoint", "config"})
-
-
 # What `translate` returns for a value that asks for what happens anyway.
 NO_EFFECT = object()
 
