@@ -317,6 +317,10 @@ def test_a_config_can_be_a_file_of_a_trained_model(tmp_path: Path) -> None:
         assert (settings["hidden_size"], settings["vocab_size"]) == (64, 97)
         assert settings["max_position_embeddings"] == 64
     assert "cannot be read as a config" in refusal(model_config=str(tmp_path / "none.json"))
+    rope = {"rope_theta": 500000.0, "rope_scaling": None}
+    (tmp_path / "config.json").write_text(json.dumps(config | rope), encoding="utf-8")
+    settings = plan_of(model_config=str(tmp_path), hidden_size=None).model.settings
+    assert settings["rope_parameters"]["rope_theta"] == 500000.0
     (tmp_path / "config.json").write_text("[1]", encoding="utf-8")
     assert "holds a list" in refusal(model_config=str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 0}), encoding="utf-8")

@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
 from onecard.errors import InputError, RecipeError
 from onecard.model.build import count_parameters, make_config
 from onecard.spec import CorpusFacts, ModelPlan, Recipe
@@ -43,6 +46,7 @@ def plan_model(recipe: Recipe, corpus: CorpusFacts, reasons: dict[str, str]) -> 
     settings["vocab_size"] = _vocabulary(settings.get("vocab_size"), corpus, reasons)
     settings |= {"bos_token_id": corpus.separator_id, "eos_token_id": corpus.separator_id, "pad_token_id": None}
     with _explained(settings):
+        settings = _with_rope_parameters(settings)
         settings |= _positions(settings, recipe)
         config = make_config(settings, dropout)
         _check_heads(config, settings)
@@ -86,8 +90,6 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _fetch_config(name: str) -> dict[str, Any]:
     """Reads the config of a model on the Hugging Face Hub, or in its cache."""
-    from transformers import PreTrainedConfig
-
     try:
         settings: dict[str, Any] = PreTrainedConfig.get_config_dict(name)[0]
     except (OSError, ValueError) as error:
@@ -134,6 +136,17 @@ def _take_dropout(settings: dict[str, Any], recipe: Recipe) -> float:
             "onecard applies one everywhere: set `dropout` instead"
         )
     return values.pop() if values else 0.0
+
+
+def _with_rope_parameters(settings: dict[str, Any]) -> dict[str, Any]:
+    """Says what published configs call rope_theta and rope_scaling as transformers 5 does, by its own conversion."""
+    older = {key: settings[key] for key in ("rope_theta", "rope_scaling") if key in settings}
+    if not older or settings.get("model_type") not in CONFIG_MAPPING_NAMES:
+        return settings
+    parameters = getattr(AutoConfig.for_model(settings["model_type"], **older), "rope_parameters", None)
+    if parameters is None:
+        return settings
+    return {key: value for key, value in settings.items() if key not in older} | {"rope_parameters": parameters}
 
 
 def _is_share(value: Any) -> bool:
