@@ -1,7 +1,9 @@
 import os
+import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +70,34 @@ def test_a_reader_who_leaves_early_is_no_error() -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     process.wait()
+
+
+def run_with(redirection: str, *words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    line = f"{shlex.join([sys.executable, '-m', 'onecard', *words])} {redirection}"
+    return subprocess.run(["sh", "-c", line], capture_output=True, env={**os.environ, **environment})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="redirections of a POSIX shell")
+def test_output_that_leads_nowhere() -> None:
+    closed = run_with(">&-", "recipes")
+    assert (closed.returncode, closed.stdout, closed.stderr) == (0, b"", b"")
+    assert run_with("2>&-", "recipes").returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [["recipes"], ["recipes", "--keys"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_named(words: list[str], unbuffered: str) -> None:
+    full = run_with(">/dev/full", *words, PYTHONUNBUFFERED=unbuffered)
+    assert full.returncode == 2
+    assert full.stderr.startswith(b"stdout cannot be written to: No space left on device")
+    assert full.stderr.count(b"\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="asks for a locale by the environment")
+def test_redirected_output_is_utf8_whatever_the_locale() -> None:
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+    assert "从前" in run_with("", "recipes", "rtx-5060-pretrain", **plain).stdout.decode("utf-8")
 
 
 def test_a_console_with_a_code_page_does_not_end_the_program() -> None:

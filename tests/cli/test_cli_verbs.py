@@ -77,6 +77,19 @@ def test_resume_needs_no_recipe(run, api, word: str) -> None:
     assert api.calls == [("resume", {"run": "runs/demo-1"})]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "demo", "--fp16", "maybe"], "--fp16 maybe: takes true or false, and there is no recipe named maybe"),
+        (["plan", "--torch-compile", "maybe"], "--torch-compile maybe: takes true, false or auto"),
+        (["plan", "--resume", "x"], "--resume is for train alone"),
+    ],
+)
+def test_a_word_after_a_switch_is_understood(run, api, words: list[str], message: str) -> None:
+    done = run(*words)
+    assert (done.code, message in done.stderr) == (2, True), done.stderr
+
+
 def test_resume_with_a_recipe_is_passed_on(run, api) -> None:
     run("train", "demo", "--resume", "True")
     assert api.calls[0][1]["resume"] == "latest"

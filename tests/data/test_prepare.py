@@ -262,6 +262,32 @@ def test_a_second_process_waits_and_says_so(tmp_path: Path, caplog: pytest.LogCa
     assert order == ["first", "second"]
 
 
+@pytest.mark.parametrize("place", ["tokenizers/*/tokenizer.json", "corpora/*/tokenizer/tokenizer.json"])
+def test_a_damaged_tokenizer_is_made_again(
+    one_file: Path, cache: Path, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    first = prepare(request(cache, one_file))
+    (file,) = cache.glob(place)
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b""):
+        file.write_bytes(damaged)
+        caplog.clear()
+        again = prepare(request(cache, one_file))
+        assert "is damaged" in caplog.text
+        assert (again.fingerprint, file.read_bytes()) == (first.fingerprint, whole)
+
+
+def test_a_file_that_changes_while_it_is_prepared_is_refused(one_file: Path, cache: Path) -> None:
+    def change_now(stage: str, *_: object) -> None:
+        if stage == "tokenizing":
+            change(one_file)
+
+    with pytest.raises(DataError, match=r"novel\.txt: it has changed while it was prepared"):
+        prepare(request(cache, one_file), change_now)
+    assert built_folders(cache) == []
+    assert prepare(request(cache, one_file)).num_train_tokens > 0
+
+
 @pytest.mark.parametrize("name", ["tokens.bin", "heldout.bin"])
 def test_a_damaged_file_is_named_with_the_remedy(one_file: Path, cache: Path, name: str) -> None:
     folder = prepare(request(cache, one_file)).train[0].path.parent
@@ -319,11 +345,14 @@ def test_impossible_requests_are_refused(
 
 def test_an_empty_side_is_refused(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "a.txt").write_text("abc", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("b", encoding="utf-8")
     (tmp_path / "rows.jsonl").write_text('{"text": ""}\n', encoding="utf-8")
     with pytest.raises(DataError, match="the held-out part of its 1 documents is empty"):
         prepare(request(cache, tmp_path / "a.txt", eval_split="documents", eval_fraction=1e-9))
     with pytest.raises(DataError, match="the training part of its 1 documents is empty"):
         prepare(request(cache, tmp_path / "a.txt", eval_split="documents", eval_fraction=1 - 1e-9))
+    with pytest.raises(DataError, match=r"part of its 1 documents is empty\. Give more text"):
+        prepare(request(cache, tmp_path / "b.txt", eval_split="tail", eval_fraction=0.9))
     with pytest.raises(DataError, match="there is no text in it"):
         prepare(request(cache, tmp_path / "rows.jsonl", tokenizer="bytes"))
 

@@ -128,6 +128,22 @@ def test_hub_reader_uses_the_datasets_library(tmp_path: Path) -> None:
         list(read_hub(str(tmp_path), None, "nope", "text"))
 
 
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/a.txt", "x" * 300 + ".txt", "a\0.txt"])
+def test_a_path_that_cannot_be_is_not_there(path: str) -> None:
+    with pytest.raises(DataError, match="there is no such file or folder"):
+        texts(Source(path))
+
+
+def test_a_missing_file_says_where_it_can_be_fetched() -> None:
+    with pytest.raises(DataError, match=r"Fetch it from https://example\.org/novel\.txt and save it there"):
+        texts(Source("data/novel.txt", url="https://example.org/novel.txt"))
+
+
+def test_a_pattern_without_a_meaning_is_refused() -> None:
+    with pytest.raises(DataError, match="this is no pattern"):
+        texts(Source("folder/**a/*.txt"))
+
+
 def test_an_unknown_name_tells_what_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets.config
     import huggingface_hub.constants

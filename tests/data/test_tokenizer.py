@@ -138,6 +138,12 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         load_tokenizer(tmp_path)
 
 
+def test_a_folder_with_a_models_config_alone_is_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+    with pytest.raises(DataError, match="there are no tokens in it"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_tokenizer_without_any_end_is_refused(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models
 

@@ -1,16 +1,19 @@
 """From a recipe to a plan without open questions."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from onecard.errors import InputError
+from onecard.cli.plan_text import reason_rows
+from onecard.errors import DoesNotFitError, InputError, RecipeError
 from onecard.hardware import Machine
-from onecard.planner import Measurements, choose_device, make_plan
-from onecard.spec import CorpusFacts, Plan, apply_device, load_recipe, recipe_names
+from onecard.planner import Measurements, check_recipe, choose_device, make_plan
+from onecard.planner.schedule import resolve_batch
+from onecard.spec import CorpusFacts, Plan, Recipe, apply_device, load_recipe, recipe_names
 
 MACHINE = Machine(
     gpus=(),
@@ -77,6 +80,7 @@ def test_every_shipped_recipe_becomes_a_plan_without_auto(name: str) -> None:
         assert plan.schedule.num_warmup_steps <= plan.schedule.num_steps
         assert plan.model.num_parameters > 10_000
         assert all(plan.reasons.values())
+        assert all(value for _, value, _ in reason_rows(plan))
 
 
 def test_the_published_shapes_have_their_published_sizes() -> None:
@@ -116,6 +120,18 @@ def test_the_effective_batch_is_what_was_asked_for(given: dict[str, int], expect
     assert plan.tokens_per_step == expected[1] * 64
 
 
+def test_a_number_of_micro_batches_is_kept_or_refused() -> None:
+    message = refusal(**{ACCUMULATION: 4, TOTAL: 9})
+    assert "set gradient_accumulation_steps to 3, or the total to 12" in message
+    for total in range(1, 40):
+        for accumulation in range(1, total + 1):
+            try:
+                batch = resolve_batch(Recipe(**{ACCUMULATION: accumulation, TOTAL: total}), "cpu", {})
+            except InputError:
+                continue
+            assert -(-batch.total // batch.micro) == accumulation
+
+
 def test_long_sequences_go_one_by_one() -> None:
     plan = plan_of(max_seq_length=100_000, corpus=facts(num_train_tokens=10**7))
     assert (plan.micro_batch_size, plan.total_batch_size, plan.eval_batch_size) == (1, 1, 1)
@@ -131,21 +147,21 @@ def test_durations() -> None:
     assert plan_of(**batch | {"max_steps": 33}).schedule.num_steps == 33
     epochs = plan_of(**batch, num_train_epochs=1.5)
     assert epochs.schedule.num_steps == 2344
-    assert epochs.reasons["num_steps"] == "1.5 x 1.00M tokens"
+    assert epochs.reasons["schedule.num_steps"] == "1.5 x 1.00M tokens"
     assert plan_of(**batch, max_tokens=641).schedule.num_steps == 2
     hours = plan_of(**batch, max_hours=0.1)
     assert hours.schedule.num_steps == 720
-    assert hours.reasons["num_steps"] == "6:00 at 0.5 s per step, measured"
+    assert hours.reasons["schedule.num_steps"] == "6:00 at 0.5 s per step, measured"
     assert "no duration is given" in refusal(max_steps=None)
 
 
 def test_hours_cut_a_longer_run_and_leave_a_shorter_one() -> None:
     cut = plan_of(max_steps=1000, max_hours=0.1)
     assert cut.schedule.num_steps == 720
-    assert "measured" in cut.reasons["num_steps"]
+    assert "measured" in cut.reasons["schedule.num_steps"]
     left = plan_of(max_steps=100, max_hours=0.1)
     assert left.schedule.num_steps == 100
-    assert "num_steps" not in left.reasons
+    assert "schedule.num_steps" not in left.reasons
     assert plan_of(max_steps=None, max_hours=1e-9).schedule.num_steps == 1
 
 
@@ -165,6 +181,41 @@ def test_the_schedule() -> None:
     assert plan_of(warmup_steps=100).schedule.num_warmup_steps == 100
     assert "warmup_steps 101 is more than the 100 steps of the run" in refusal(warmup_steps=101)
     assert "lr_scheduler_type 'no_such:shape' cannot be used" in refusal(lr_scheduler_type="no_such:shape")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise SystemExit('bye') if 0.6 < p < 0.7 else None", "raises SystemExit: bye after "),
+        ("return {}[p] if 0.6 < p < 0.7 else 1.0", "raises KeyError: "),
+        ("return -1.0 if 0.6 < p < 0.7 else 1.0", "it gives -1.0 after "),
+    ],
+)
+def test_a_schedule_of_the_users_own_is_run_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
+) -> None:
+    (tmp_path / "own_curve.py").write_text(f"def shape(p):\n    if not 0.6 < p < 0.7: return 1.0\n    {body}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_curve", raising=False)
+    assert message in refusal(lr_scheduler_type="own_curve:shape")
+
+
+def test_what_needs_no_text_is_refused_together_before_it_is_prepared() -> None:
+    changes = {"precision": "fp16", "warmup_steps": 200, "model_config": {"model_type": "qwen-99"}, "name": "mine"}
+    with pytest.raises(RecipeError, match="recipe mine: 3 problems") as caught:
+        check_recipe(apply_device(load_recipe(SMALL | changes), "cpu"), MACHINE)
+    for part in ("fp16 is for GPUs", "'qwen-99' is unknown", "warmup_steps 200 is more than the 100 steps"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_passes_the_check_without_its_text(name: str) -> None:
+    check_recipe(apply_device(load_recipe(name), "cpu"), MACHINE)
+
+
+def test_a_model_larger_than_the_memory_is_refused() -> None:
+    with pytest.raises(DoesNotFitError, match=r"a model of .*B parameters needs .* GiB .* 4\.0 GiB of memory are free"):
+        plan_of(hidden_size=65536, num_hidden_layers=10)
 
 
 def test_precision_follows_the_device() -> None:
@@ -208,7 +259,7 @@ def test_varlen_is_refused_where_it_cannot_run() -> None:
 def test_large_vocabularies_are_padded(size: int, padded: int) -> None:
     plan = plan_of(corpus=facts(vocab_size=size))
     assert plan.model.settings["vocab_size"] == padded
-    assert ("vocab_size" in plan.reasons) == (padded != size)
+    assert ("model.settings.vocab_size" in plan.reasons) == (padded != size)
 
 
 def test_a_vocabulary_given_must_hold_the_tokenizer() -> None:
@@ -234,6 +285,14 @@ HEADS: list[tuple[dict[str, Any], str]] = [
     ({"model_config": {"model_type": "gpt2"}, "hidden_size": 33}, "multiple|divisible"),
     ({"model_config": {"model_type": "qwen3", "hiden": 3}}, "no setting named hiden"),
     ({"model_config": {"model_type": "qwen-99"}}, "unknown to transformers"),
+    ({"model_config": {"model_type": "xlnet", "d_head": 8}}, "'xlnet' and these settings cannot be built"),
+    ({"model_config": {"model_type": "bart"}}, "bart has an encoder too"),
+    ({"model_config": {"model_type": "qwen3", "num_attention_heads": 0}}, "num_attention_heads is 0, but takes"),
+    ({"model_config": {"model_type": "qwen3", "vocab_size": "abc"}}, "vocab_size is 'abc', but takes"),
+    ({"model_config": {"model_type": "qwen3", "head_dim": -8}}, "head_dim is -8, but takes"),
+    ({"model_config": {"model_type": "gpt2", "resid_pdrop": "abc"}}, "a dropout is a number of 0 or more"),
+    ({"model_config": "Qwen/Qwen-99"}, "cannot load it as a model of the Hugging Face Hub"),
+    ({"model_config": "x" * 300 + ".json"}, "cannot be read as a config"),
     ({"model_config": {"model_type": "vit"}, "num_hidden_layers": 1}, "'vit' is no causal language model"),
 ]
 
@@ -258,6 +317,14 @@ def test_a_config_can_be_a_file_of_a_trained_model(tmp_path: Path) -> None:
         assert (settings["hidden_size"], settings["vocab_size"]) == (64, 97)
         assert settings["max_position_embeddings"] == 64
     assert "cannot be read as a config" in refusal(model_config=str(tmp_path / "none.json"))
+    rope = {"rope_theta": 500000.0, "rope_scaling": None}
+    (tmp_path / "config.json").write_text(json.dumps(config | rope), encoding="utf-8")
+    settings = plan_of(model_config=str(tmp_path), hidden_size=None).model.settings
+    assert settings["rope_parameters"]["rope_theta"] == 500000.0
+    (tmp_path / "config.json").write_text("[1]", encoding="utf-8")
+    assert "holds a list" in refusal(model_config=str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 0}), encoding="utf-8")
+    assert "num_hidden_layers is 0" in refusal(model_config=str(tmp_path), num_hidden_layers=None)
 
 
 def test_dropout_is_one_number() -> None:
@@ -307,11 +374,13 @@ def test_a_missing_cpp_compiler_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_corpus_that_is_too_small_is_refused() -> None:
-    assert "64 tokens, fewer than one block" in refusal(corpus=facts(num_train_tokens=64))
+    assert "64 tokens to train on, fewer than one block" in refusal(corpus=facts(num_train_tokens=64))
     plan_of(corpus=facts(num_train_tokens=65))
     assert "early_stopping_patience needs held-out text" in refusal(
         early_stopping_patience=2, corpus=facts(num_heldout_tokens=0)
     )
+    sources = (("large", 10**6), ("small", 64))
+    assert "source 'small' has 64 tokens" in refusal(corpus=facts(tokens_of_sources=sources))
 
 
 def test_workers_and_cores() -> None:

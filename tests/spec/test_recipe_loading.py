@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from onecard.errors import RecipeError
 from onecard.spec import Recipe, apply_device, load_recipe, recipe_to_yaml
-from onecard.spec.recipe import DURATION_KEYS, TOTAL_BATCH_KEYS, WARMUP_KEYS
+from onecard.spec.agreement import DURATION_KEYS, TOTAL_BATCH_KEYS, WARMUP_KEYS
+from onecard.spec.paths import make_absolute
 
 
 def load(recipe: dict[str, Any], **flags: Any) -> Recipe:
@@ -156,6 +157,26 @@ def test_wandb_and_tensorboard_are_added_and_taken_away() -> None:
     assert load({"use_wandb": True}, report_to="tensorboard").report_to == ("tensorboard",)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "flags"),
+    [
+        ({"muon_momentum": 0.9}, {"optim": "adamw"}),
+        ({"decay_ratio": 1.0, "min_lr": 1e-4}, {"lr_scheduler_type": "constant"}),
+        ({"dataloader_prefetch_factor": 8}, {"num_workers": 0}),
+        ({"eval_fraction": 0.1, "eval_split": "tail"}, {"eval_dataset": "b.txt"}),
+        ({"eval_split": "tail", "early_stopping_patience": 3, "eval_batches": 2}, {"eval_fraction": 0}),
+        ({"vocab_size": 300}, {"tokenizer": "bytes"}),
+        ({"sample_prompts": ["a"], "sample_max_new_tokens": 9}, {"sample_prompts": []}),
+    ],
+)
+def test_a_flag_that_makes_settings_idle_removes_them(recipe: dict[str, Any], flags: dict[str, Any]) -> None:
+    loaded = load(recipe, **flags)
+    assert all(getattr(loaded, key) == getattr(Recipe(), key) for key in recipe if key in Recipe.model_fields)
+    section = load(recipe | {"on_device": {"cuda": flags}})
+    assert apply_device(section, "cuda") == loaded
+    assert getattr(apply_device(section, "cpu"), list(recipe)[-1], None) != getattr(Recipe(), list(recipe)[-1], 1)
+
+
 def test_overrides_alone_make_a_recipe() -> None:
     assert load_recipe(data="a.txt").dataset[0].path == "a.txt"
     assert load_recipe(require_dataset=False) == Recipe()
@@ -181,6 +202,20 @@ def test_a_file_gives_its_name_and_finds_text_beside_itself(tmp_path: Path, monk
         "python-stdlib",
     ]
     assert loaded.tokenizer == str(texts)
+
+
+def test_a_run_can_be_continued_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.txt", "text")
+    sources = ["a.txt", "*.txt", "org/name", "python-stdlib"]
+    (tmp_path / "python-stdlib").mkdir()
+    whole = make_absolute(load_recipe(dataset=sources, eval_dataset="a.txt", tokenizer="a.txt", model_config="a.txt"))
+    file, pattern = str(tmp_path / "a.txt"), str(tmp_path / "*.txt")
+    assert [source.path for source in whole.dataset] == [file, pattern, "org/name", "python-stdlib"]
+    assert (whole.eval_dataset[0].path, whole.tokenizer, whole.model_settings) == (file, file, file)
+    monkeypatch.chdir("/")
+    assert make_absolute(whole) == whole
+    assert make_absolute(Recipe()) == Recipe()
 
 
 def test_paths_of_flags_are_relative_to_the_current_directory_only(tmp_path: Path) -> None:
@@ -238,6 +273,13 @@ LAYERS = st.fixed_dictionaries(
         "report_to": st.sampled_from(["none", "wandb", "tensorboard"]),
         "use_wandb": st.booleans(),
         "seed": st.integers(0, 9),
+        "optim": st.sampled_from(["adamw", "muon"]),
+        "muon_learning_rate": st.sampled_from([0.01, 0.03]),
+        "lr_scheduler_type": st.sampled_from(["constant", "wsd"]),
+        "decay_ratio": st.sampled_from([0.3, 0.4]),
+        "eval_dataset": st.sampled_from([[], "b.txt"]),
+        "eval_split": st.sampled_from(["auto", "tail"]),
+        "text_column": st.sampled_from(["text", "body"]),
         "sample_prompts": st.lists(st.text(max_size=5), max_size=2),
     },
 )

@@ -25,6 +25,9 @@ def write(path: Path, text: str | bytes) -> Path:
     return path
 
 
+NOT_UTF8 = "sample_prompts is ['a\\udcff'], but has bytes that are not UTF-8: write it as UTF-8 text"
+
+
 @pytest.mark.parametrize(
     ("recipe", "problem"),
     [
@@ -128,10 +131,68 @@ def write(path: Path, text: str | bytes) -> Path:
             {"batch_size": 16, "total_batch_size": 8},
             "per_device_train_batch_size 16 is more than the total batch of 8: lower it to 8",
         ),
+        ({"vocab_size": "4e9"}, "vocab_size is '4e9', but takes at most 10,000,000"),
+        ({"d_model": "1e21"}, "d_model is '1e21', but takes at most 10,000,000"),
+        ({"seed": 2**63}, "seed is 9223372036854775808, but takes at most 9,223,372,036,854,775,807"),
+        ({"max_steps": 10**5000}, "max_steps is too large to show, but takes at most 1,000,000,000"),
+        ({"dataset": {"path": "a", "weight": "inf"}}, "dataset.weight is 'inf', but takes at most 1,000,000"),
+        ({"decay_ratio": 1.5}, "decay_ratio is 1.5, but takes a number above 0 and up to 1"),
+        ({"name": "n" * 300}, "name has 300 characters, too many for a folder: use up to 56"),
+        ({"sample_prompts": ["a\udcff"]}, NOT_UTF8),
+        ({"text_column": 5}, "text_column is 5, but takes the name of a column"),
+        (
+            {"optim": "adamw", "muon_lr": 0.03},
+            "muon_learning_rate 0.03 has no effect: it needs optim muon; change that, or leave muon_learning_rate out",
+        ),
+        (
+            {"scheduler": "constant", "min_lr": 6e-4},
+            "min_lr_ratio 0.1 has no effect: it needs an lr_scheduler_type other than constant; "
+            "change that, or leave min_lr_ratio out",
+        ),
+        (
+            {"eval_fraction": 0, "patience": 2},
+            "early_stopping_patience 2 has no effect: it needs held-out text: eval_fraction above 0, or eval_dataset; "
+            "change that, or leave early_stopping_patience out",
+        ),
     ],
 )
 def test_a_mistake_is_one_plain_sentence(recipe: dict[Any, Any], problem: str) -> None:
     assert problems_of(recipe) == (problem,)
+
+
+IDLE = (
+    {"lr_scheduler_type": "cosine", "decay_ratio": 0.2},
+    {"tokenizer": "bytes", "vocab_size": 300},
+    {"eval_dataset": "a", "eval_fraction": 0.2},
+    {"eval_dataset": "a", "eval_split": "tail"},
+    {"eval_fraction": 0, "eval_split": "tail"},
+    {"eval_fraction": 0, "eval_batches": 3},
+    {"num_workers": 0, "prefetch_factor": 8},
+    {"sample_max_new_tokens": 8},
+)
+
+
+@pytest.mark.parametrize("recipe", IDLE, ids=str)
+def test_a_setting_without_effect_is_refused(recipe: dict[Any, Any]) -> None:
+    (problem,) = problems_of(recipe)
+    assert "has no effect: it needs" in problem
+
+
+@pytest.mark.parametrize("text", ["model_config: &a {x: *a}", f"model_config: {{x: {'[' * 3000}{']' * 3000}}}"])
+def test_what_refers_to_itself_or_is_nested_without_end_is_refused(tmp_path: Path, text: str) -> None:
+    (problem,) = problems_of(write(tmp_path / "deep.yaml", f"dataset: a.txt\n{text}"))
+    assert "nested too deeply" in problem
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "2020-99-99"])
+def test_a_value_that_yaml_cannot_make_is_refused(tmp_path: Path, value: str) -> None:
+    (problem,) = problems_of(write(tmp_path / "value.yaml", f"seed: {value}"))
+    assert problem.startswith("holds a value that cannot be read: ")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/a.yaml"])
+def test_a_path_that_cannot_be_is_no_recipe(name: str) -> None:
+    assert "no such file" in problems_of(name)[0] or "no shipped recipe" in problems_of(name)[0]
 
 
 def test_all_problems_come_together_each_once() -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from onecard.spec import RUN_KEYS, Recipe, load_recipe, recipe_keys
+from onecard.spec import Recipe, load_recipe, recipe_keys
 from onecard.spec.accepts import FIELDS
 from onecard.spec.spelling import SPELLINGS, VALUES, Spelling, find_spelling
 
@@ -60,8 +60,3 @@ def test_keys_for_help_are_complete() -> None:
     assert by_name["learning_rate"].default == Recipe().learning_rate
     assert "lr" in by_name["learning_rate"].spellings
     assert by_name["gradient_checkpointing"].type == "true, false or auto"
-
-
-def test_run_keys_are_those_a_command_takes_out() -> None:
-    assert sorted(RUN_KEYS) == ["config", "resume", "resume_from_checkpoint"]
-    assert find_spelling("config") is None

@@ -129,6 +129,22 @@ def test_sources_load_from_text_mapping_and_list() -> None:
     assert [source.path for source in load_recipe(dataset="[a.txt, b.txt]").dataset] == ["a.txt", "b.txt"]
 
 
+def test_sources_load_from_the_texts_of_several_flags() -> None:
+    texts = ["{path: rows.jsonl, text_column: body, weight: 2}", "[a.txt, {path: b.txt}]", "c[1].txt"]
+    sources = value_of("dataset", texts)
+    assert [source.path for source in sources] == ["rows.jsonl", "a.txt", "b.txt", "c[1].txt"]
+    assert (sources[0].text_column, sources[0].weight) == ("body", 2)
+    assert value_of("report_to", ["tensorboard,wandb"]) == ("tensorboard", "wandb")
+    assert value_of("sample_prompts", ["[a", '["a"]']) == ("[a", '["a"]')
+
+
+def test_the_column_of_all_sources_can_be_named_alone() -> None:
+    recipe = load_recipe({"dataset": "a.jsonl", "text_column": "body"})
+    assert recipe.dataset[0].text_column == "body"
+    assert load_recipe(dataset=["b.jsonl", "c.jsonl"], text_column="body").dataset[1].text_column == "body"
+    assert load_recipe({"dataset": "a.jsonl", "text_column": "body"}, dataset="b").dataset[0].text_column == "text"
+
+
 def test_values_that_python_already_has_are_kept() -> None:
     given = Recipe(max_steps=5, learning_rate=1e-3, gradient_checkpointing=True, sample_prompts=("a",))
     loaded = load_recipe(

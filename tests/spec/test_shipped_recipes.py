@@ -94,6 +94,27 @@ def test_flags_win_in_every_recipe_on_every_device(name: str) -> None:
         assert (recipe.device, recipe.precision) == (device, "fp32")
 
 
+@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"optim": "adamw"},
+        {"lr_scheduler_type": "constant"},
+        {"lr_scheduler_type": "cosine"},
+        {"num_workers": 0},
+        {"eval_dataset": "a.txt"},
+        {"eval_fraction": 0},
+        {"tokenizer": "bytes"},
+        {"sample_prompts": []},
+    ],
+    ids=str,
+)
+def test_switching_something_off_needs_no_second_flag(name: str, flags: dict[str, Any]) -> None:
+    for size in SIZES.get(name, (None,)):
+        for device in ("cpu", "cuda"):
+            apply_device(load_recipe(name, **flags, **({"size": size} if size else {})), device)
+
+
 def test_rtx_5060_pretrain_has_the_numbers_of_its_page() -> None:
     recipe = load_recipe("rtx-5060-pretrain")
     shape = (recipe.hidden_size, recipe.num_hidden_layers, recipe.num_attention_heads, recipe.num_key_value_heads)

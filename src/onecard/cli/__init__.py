@@ -4,8 +4,11 @@ Nothing heavy is imported before a verb runs, so that `onecard --help` answers a
 """
 
 import errno
+import io
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 from onecard.cli.app import app
@@ -14,13 +17,18 @@ from onecard.errors import InputError, OnecardError
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs one command and exits: 0 done, 2 bad input, 3 does not fit, 4 diverged, 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):
-        _accept_any_text(stream)
+    sys.stdout, sys.stderr = _prepared(sys.stdout), _prepared(sys.stderr)
     try:
-        app(args=None if argv is None else list(argv), prog_name="onecard")
+        try:
+            app(args=None if argv is None else list(argv), prog_name="onecard")
+        finally:
+            sys.stdout.flush()  # here, where an error can still be told
     except OnecardError as error:
         _print_error(str(error))
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # a reader who has seen enough
+        sys.stdout = _nowhere()
+        sys.exit(1)
     except OSError as error:
         _print_error(_describe_os_error(error))
         sys.exit(InputError.exit_code)
@@ -33,18 +41,45 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
+def _prepared(stream: TextIO | None) -> TextIO:
+    """Makes a stream take any text; one that the shell has closed (`>&-`) is replaced by one that leads nowhere.
+
+    A console with a code page (cp936, cp1252) shows `?` for what it lacks, instead of ending the program. Files and
+    pipes get UTF-8 whatever the code page is, unless PYTHONIOENCODING says otherwise.
+    """
+    if stream is None:
+        return _nowhere()
+    if isinstance(stream, io.TextIOWrapper):
+        is_ours = not stream.isatty() and not os.environ.get("PYTHONIOENCODING")
+        stream.reconfigure(encoding="utf-8" if is_ours else None, errors="replace")
+    return stream
+
+
+def _stdout_fails() -> bool:
+    """Says whether stdout is what cannot be written: an error of writing does not name its file."""
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = _nowhere()  # or Python complains about it once more at the end
+        return True
+    return False
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
+
+
 def _describe_os_error(error: OSError) -> str:
     what = error.strerror or str(error)
+    if not error.filename and _stdout_fails():
+        return f"stdout cannot be written to: {what}. Send the output somewhere else"
     place = f"{error.filename}: " if error.filename else ""
-    remedy = "free some space on the disk" if error.errno == errno.ENOSPC else "check that it exists and may be used"
+    remedy = _REMEDIES.get(error.errno or 0, "check that it exists and may be used")
     return f"{place}{what}. Nothing that was complete is lost; {remedy} and run the command again"
 
 
-def _accept_any_text(stream: TextIO) -> None:
-    """A console with a code page (cp936, cp1252) shows `?` for what it lacks, instead of ending the program."""
-    reconfigure = getattr(stream, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="replace")
+_REMEDIES = {errno.ENOSPC: "free some space on the disk", errno.ENAMETOOLONG: "give a shorter name"}
 
 
 def _print_error(message: str) -> None:

@@ -24,10 +24,14 @@ class FlagKind(Enum):
 
 @dataclass
 class Words:
-    """What a command line says: the words that belong to no flag, and the value of each flag by its key."""
+    """What a command line says: the words that belong to no flag, and the value of each flag by its key.
+
+    `after_switch` tells the switch before a word: `--fp16 demo` names a recipe, but `--fp16 maybe` is a slip.
+    """
 
     positionals: list[str] = field(default_factory=list)
     overrides: dict[str, FlagValue] = field(default_factory=dict)
+    after_switch: dict[str, str] = field(default_factory=dict)
 
 
 def parse_flags(args: Sequence[str], kinds: Mapping[str, FlagKind]) -> Words:
@@ -50,6 +54,8 @@ def parse_flags(args: Sequence[str], kinds: Mapping[str, FlagKind]) -> Words:
         is_negated = kind is None and _negates_switch(key.lower(), kinds)
         if is_negated:
             key, kind = key[len("no_") :], FlagKind.SWITCH
+        if kind is FlagKind.SWITCH and not equals and rest:
+            words.after_switch[rest[0]] = name
         value = text if equals else rest.pop(0) if rest and _can_be_value(rest[0], kind) else None
         _add(words.overrides, key, _meaning(f"--{name}", value, kind, is_negated), kind)
     return words

@@ -72,5 +72,5 @@ def _value_text(plan: "Plan", name: str) -> str:
     """Writes the value of a field, or of a field within a part: `schedule.num_steps`; empty for a part as a whole."""
     value: Any = plan
     for part in name.split("."):
-        value = getattr(value, part, None)
+        value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
     return str(value) if isinstance(value, str | int | float) else ""

@@ -1,6 +1,6 @@
 """From the words of a command line to a recipe, for the verbs that take one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +27,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 def recipe_from_words(words: Sequence[str], config: Path | None) -> "Recipe":
     """Loads the recipe that a command line names, with its flags as overrides."""
     parsed = parse_flags(words, flag_kinds())
+    _refuse_resume(parsed.overrides)
+    for word in parsed.positionals:
+        if word in parsed.after_switch:
+            _refuse_switch_value(parsed.after_switch[word], word)
     sources = [*parsed.positionals, *([str(config)] if config else [])]
     if len(sources) > 1:
         raise InputError(
@@ -39,6 +43,34 @@ def recipe_from_words(words: Sequence[str], config: Path | None) -> "Recipe":
 
     overrides: dict[str, Any] = {**parsed.overrides}
     return api.load_recipe(sources[0] if sources else None, **overrides)
+
+
+def _refuse_resume(overrides: Mapping[str, Any]) -> None:
+    """`train` takes `--resume` out of the words itself, so what is left was given to another verb."""
+    from onecard.spec.spelling import find_key
+
+    for key in overrides:
+        if find_key(key) == "resume_from_checkpoint":
+            raise InputError(f"--{key} is for train alone: a run keeps the plan and the text it was started with")
+
+
+def _refuse_switch_value(flag: str, word: str) -> None:
+    """Refuses a word after a switch that is neither a value of it nor a recipe."""
+    from onecard.spec.accepts import accepts
+    from onecard.spec.paths import locate
+    from onecard.spec.source import recipe_names
+    from onecard.spec.spelling import find_spelling
+
+    spelling = find_spelling(flag)
+    if spelling is None or word in recipe_names() or locate(word) or Path(word).suffix in (".yaml", ".yml"):
+        return
+    takes = f"takes {accepts(spelling.key).text}"
+    try:
+        if spelling.translate:
+            spelling.translate(word)
+    except ValueError as error:
+        takes = str(error)
+    raise InputError(f"--{flag} {word}: {takes}, and there is no recipe named {word}; `onecard recipes` lists them")
 
 
 def flag_kinds() -> dict[str, FlagKind]:

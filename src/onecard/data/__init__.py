@@ -4,14 +4,13 @@ from onecard.data.batches import NO_TARGET, Batch, gather_batch, heldout_batches
 from onecard.data.cache import cache_folder
 from onecard.data.corpus import Corpus, CorpusRequest, prepare, training_pieces
 from onecard.data.sampler import BlockSampler, heldout_blocks
-from onecard.data.sources import STDLIB, Document, Source, open_documents
+from onecard.data.sources import Document, Source, open_documents
 from onecard.data.stream import BatchStream, StreamSettings
 from onecard.data.token_file import TokenFile
 from onecard.data.tokenizer import encode_pieces, load_tokenizer, separator_id, train_tokenizer, vocabulary_size
 
 __all__ = [
     "NO_TARGET",
-    "STDLIB",
     "Batch",
     "BatchStream",
     "BlockSampler",

@@ -119,6 +119,7 @@ class _Build:
                     saved_bytes = self._token_bytes()
                 if progress is not None:
                     progress("tokenizing", self._text_bytes(), self.fingerprint.text_bytes)
+            self.fingerprint.check_unchanged()
             self._close_parts(streams)
         self.elapsed_s = time.perf_counter() - started
         self._finish()
@@ -224,9 +225,10 @@ class _Build:
             raise DataError(f"dataset {path!r}: there is no text in it. Give text to train on.")
         if not train.tokens or (fraction > 0 and not heldout.tokens):
             empty = "held-out" if train.tokens else "training"
+            remedy = "Give more text" if self.split.rule == "tail" else "Set eval_split to 'tail'"
             raise DataError(
                 f"dataset {path!r}: with eval_fraction {fraction} and eval_split {self.split.rule!r} the {empty} part"
-                f" of its {train.documents + heldout.documents} documents is empty. Set eval_split to 'tail', change"
+                f" of its {train.documents + heldout.documents} documents is empty. {remedy}, change"
                 " eval_fraction, or give an eval_dataset."
             )
         for stream, counts in zip(streams, self.counts, strict=True):

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from onecard.errors import DataError
+from onecard.spec.paths import expand
 from onecard.units import format_bytes
 
 log = logging.getLogger("onecard.data")
@@ -21,7 +22,7 @@ log = logging.getLogger("onecard.data")
 
 def cache_folder(given: Path | None = None) -> Path:
     """Gives the folder for prepared text: the one given, else $ONECARD_CACHE, else ~/.cache/onecard."""
-    return (given or Path(os.environ.get("ONECARD_CACHE") or "~/.cache/onecard")).expanduser().absolute()
+    return expand(given or os.environ.get("ONECARD_CACHE") or "~/.cache/onecard").absolute()
 
 
 def short_hash(content: object) -> str:

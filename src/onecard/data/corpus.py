@@ -2,18 +2,26 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecard.data.build import prepare_corpus
-from onecard.data.cache import cache_folder, explained_disk_errors, locked, short_hash, slug
+from onecard.data.cache import cache_folder, explained_disk_errors, locked, log, short_hash, slug
 from onecard.data.fingerprint import Fingerprint, Progress, fingerprint_source
 from onecard.data.sources import Source, open_documents
 from onecard.data.split import Split, split_document
 from onecard.data.token_file import TOKENIZER_FOLDER, PreparedCorpus, TokenFile
-from onecard.data.tokenizer import TRAINED_KINDS, limit_threads, load_tokenizer, train_tokenizer, vocabulary_size
+from onecard.data.tokenizer import (
+    TRAINED_KINDS,
+    limit_threads,
+    load_tokenizer,
+    tokenizer_hash,
+    train_tokenizer,
+    vocabulary_size,
+)
 from onecard.errors import DataError
 from onecard.units import MIB
 
@@ -49,7 +57,7 @@ class Corpus:
     """Prepared text: one token file per source for training, and those held out.
 
     `train_bytes` and `heldout_bytes` are UTF-8 text without separators (for bits per byte); `fingerprint` changes when
-    any text, the tokenizer, the split or a weight does.
+    any text, the tokenizer, the split or a weight does; `names` are the sources of `train` as the user wrote them.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -62,10 +70,16 @@ class Corpus:
     fingerprint: str
     train_bytes: int
     heldout_bytes: int
+    names: tuple[str, ...]
 
     @property
     def num_train_tokens(self) -> int:
         return sum(file.num_tokens for file in self.train)
+
+    @property
+    def tokens_of_sources(self) -> tuple[tuple[str, int], ...]:
+        """Name and training tokens of each source."""
+        return tuple((name, file.num_tokens) for name, file in zip(self.names, self.train, strict=True))
 
     @property
     def num_heldout_tokens(self) -> int:
@@ -90,7 +104,7 @@ def prepare(request: CorpusRequest, progress: Progress | None = None) -> Corpus:
         texts = [*zip(fingerprints, splits, strict=True), *((entry, whole) for entry in eval_fingerprints)]
         tokenizer = _tokenizer(request, texts, cache_root, progress)
         prepared = [prepare_corpus(entry, rule, tokenizer, cache_root, progress) for entry, rule in texts]
-    return _corpus(request, prepared, load_tokenizer(prepared[0].folder / TOKENIZER_FOLDER))
+        return _corpus(request, prepared, _whole_copy(tokenizer, prepared[0].folder / TOKENIZER_FOLDER))
 
 
 def training_pieces(sources: Iterable[tuple[Source, Split]], limit_bytes: int = TOKENIZER_TEXT_BYTES) -> Iterator[str]:
@@ -152,13 +166,41 @@ def _tokenizer(
     name = f"{slug(request.sources[0].path)}-{request.tokenizer}" if learns else request.tokenizer
     folder = cache_root / "tokenizers" / f"{name}-{short_hash(key)}"
     with locked(folder):
-        if not folder.is_dir():
-            pieces = _tokenizer_pieces(request, texts)
-            trained = train_tokenizer(request.tokenizer, _reported(pieces, texts, progress), request.vocab_size)
-            beside = folder.with_name(f"{folder.name}.partial")
-            trained.save_pretrained(beside)
-            beside.replace(folder)
+        if folder.is_dir():
+            try:
+                return load_tokenizer(folder)
+            except DataError:
+                log.warning("%s is damaged: making the tokenizer again", folder)
+        trained = train_tokenizer(
+            request.tokenizer, _reported(_tokenizer_pieces(request, texts), texts, progress), request.vocab_size
+        )
+        for entry, _ in texts:
+            entry.check_unchanged()
+        _save(trained, folder)
         return load_tokenizer(folder)
+
+
+def _save(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Writes a tokenizer folder beside its place and renames it there, in place of one that is damaged."""
+    beside = folder.with_name(f"{folder.name}.partial")
+    tokenizer.save_pretrained(beside)
+    if folder.exists():
+        shutil.rmtree(folder)
+    beside.replace(folder)
+
+
+def _whole_copy(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> "PreTrainedTokenizerBase":
+    """Opens the copy of a tokenizer that lies beside its token files, and mends one that is damaged."""
+    try:
+        found = load_tokenizer(folder)
+        if tokenizer_hash(found) == tokenizer_hash(tokenizer):
+            return found
+    except DataError:
+        pass
+    log.warning("%s is damaged: writing it again", folder)
+    with locked(folder.parent):
+        _save(tokenizer, folder)
+    return load_tokenizer(folder)
 
 
 def _text_key(entry: Fingerprint, split: Split, kind: str) -> list[object]:
@@ -218,4 +260,5 @@ def _corpus(request: CorpusRequest, prepared: list[PreparedCorpus], tokenizer: "
         fingerprint=hashlib.sha256(json.dumps([parts, weights], sort_keys=True).encode("utf-8")).hexdigest(),
         train_bytes=sum(entry.manifest.train.text_bytes for entry in train),
         heldout_bytes=heldout_bytes,
+        names=tuple(source.path for source in request.sources),
     )

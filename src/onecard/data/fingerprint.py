@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from onecard.data.cache import short_hash, write_json
-from onecard.data.sources import STDLIB, FileList, Source, SourceFile, list_files
+from onecard.data.sources import FileList, Source, SourceFile, list_files
 from onecard.data.text_files import read_text_pieces
 from onecard.errors import DataError
+from onecard.spec.paths import STDLIB, expand, locate
 
 Progress = Callable[[str, int, int | None], None]
 _PROBLEMS_SHOWN = 10
+_HUB = "hub:"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,18 @@ class Fingerprint:
     content_hash: str
     num_empty_files: int = 0
     text_bytes: int | None = None
+
+    def check_unchanged(self) -> None:
+        """Raises DataError where a file is no longer what was hashed, so that no text is stored under a wrong hash."""
+        for record in self.records:
+            if record.path.startswith(_HUB):
+                continue
+            found = locate(record.path)
+            status = found.stat() if found else None
+            if status is None or (status.st_size, status.st_mtime_ns) != (record.size_bytes, record.mtime_ns):
+                raise DataError(
+                    f"{record.path}: it has changed while it was prepared. Let nothing write to it, and start again."
+                )
 
 
 def fingerprint_source(source: Source, cache_root: Path, progress: Progress | None = None) -> Fingerprint:
@@ -70,9 +84,9 @@ def _identity(source: Source) -> dict[str, str | None]:
     if source.path == STDLIB:
         place = f"{STDLIB}:{sysconfig.get_paths()['stdlib']}"
     else:
-        path = Path(source.path).expanduser()
+        path = locate(source.path) or expand(source.path)
         # A Hub name keeps its spelling; a pattern has no existing path, but depends on the working folder all the same.
-        is_local = path.exists() or glob.has_magic(source.path)
+        is_local = locate(source.path) is not None or glob.has_magic(source.path)
         place = str(path.absolute()) if is_local else source.path
     return {"path": place, "text_column": source.text_column, "split": source.split, "name": source.name}
 
@@ -90,7 +104,7 @@ def _record_hub(source: Source) -> FileRecord:
     from onecard.data.readers import hub_content
 
     digest = hashlib.sha256(hub_content(source.path, source.name, source.split).encode("utf-8"))
-    return FileRecord(f"hub:{source.path}", 0, 0, digest.hexdigest())
+    return FileRecord(f"{_HUB}{source.path}", 0, 0, digest.hexdigest())
 
 
 def _record_files(listing: FileList, known: dict[str, FileRecord], progress: Progress | None) -> tuple[FileRecord, ...]:

@@ -5,7 +5,6 @@ Nothing here holds a corpus: a document hands out its text in pieces, and a file
 
 import glob
 import os
-import re
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from pathlib import Path
 
 from onecard.data.text_files import read_text_pieces
 from onecard.errors import DataError
+from onecard.spec.paths import STDLIB, expand, is_hub_name, locate
 
-STDLIB = "python-stdlib"
 _TEXT_SUFFIXES = (
     ".txt .text .md .markdown .rst .tex .org .csv .tsv .html .htm .xml .yaml .yml .toml .ini .cfg .srt .log"
     " .py .pyi .ipynb .c .h .cc .cpp .hpp .cu .cuh .java .js .mjs .ts .tsx .jsx .go .rs .rb .php .pl .lua .r .jl .m"
@@ -35,7 +34,6 @@ ROW_SUFFIXES = {
 _STDLIB_SKIPPED = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data"}
 )
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Source:
     """Text to train on: a file, a glob, a folder, `python-stdlib` or the name of a Hub data set.
 
     `weight` is the share of the batches this source gets among several; `split` and `name` (the configuration) are
-    for Hub data sets, `text_column` for everything made of rows.
+    for Hub data sets, `text_column` for everything made of rows. `url` is where people can fetch a missing file.
     """
 
     path: str
@@ -51,6 +49,7 @@ class Source:
     text_column: str = "text"
     split: str = "train"
     name: str | None = None
+    url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,14 +92,19 @@ def list_files(source: Source) -> FileList:
     """
     if source.path == STDLIB:
         return _list_stdlib()
-    path = Path(source.path).expanduser()
-    if path.is_file():
-        return _without_empty([SourceFile(path.absolute(), file_kind(path), path.name)], source.path)
-    if path.is_dir():
+    path = locate(source.path)
+    if path is not None and path.is_dir():
         return _list_folder(path)
+    if path is not None and path.is_file():
+        return _without_empty([SourceFile(path.absolute(), file_kind(path), path.name)], source.path)
     if glob.has_magic(source.path):
-        return _list_glob(path, source.path)
-    if not _HUB_NAME.fullmatch(source.path) or _kind_by_suffix(path) is not None:
+        return _list_glob(expand(source.path), source.path)
+    if source.url is not None:
+        raise DataError(
+            f"dataset {source.path!r}: there is no such file (looked in {Path.cwd()}). Fetch it from {source.url} and"
+            " save it there, or give a text of your own with --dataset."
+        )
+    if not is_hub_name(source.path) or _kind_by_suffix(Path(source.path)) is not None:
         raise DataError(
             f"dataset {source.path!r}: there is no such file or folder (looked in {Path.cwd()}), and it is no name that"
             " a Hub data set can have. Check the spelling, or give the full path."
@@ -197,7 +201,12 @@ def _walk(root: Path, skipped: frozenset[str]) -> list[Path]:
 
 def _list_glob(path: Path, given: str) -> FileList:
     pattern = path.absolute()
-    matches = sorted(Path(pattern.anchor).glob(pattern.relative_to(pattern.anchor).as_posix()))
+    try:
+        matches = sorted(Path(pattern.anchor).glob(pattern.relative_to(pattern.anchor).as_posix()))
+    except ValueError as error:
+        raise DataError(
+            f"dataset {given!r}: this is no pattern ({error}). Write `**` between slashes, as in `folder/**/*.txt`."
+        ) from error
     files = [SourceFile(path, file_kind(path), path.name) for path in matches if path.is_file()]
     if not files:
         raise DataError(

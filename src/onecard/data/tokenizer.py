@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onecard.errors import DataError, InputError
+from onecard.spec.paths import locate
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -51,12 +52,12 @@ def load_tokenizer(name_or_path: str | Path) -> "PreTrainedTokenizerBase":
     Padding and truncation stored with it are switched off. Raises DataError where nothing is found, or where no
     token can end a text.
     """
-    path = Path(name_or_path).expanduser()
-    file = path / "tokenizer.json" if path.is_dir() and not _has_config(path) else path
-    if file.is_file():
+    path = locate(name_or_path)
+    file = path / "tokenizer.json" if path is not None and path.is_dir() and not _has_config(path) else path
+    if file is not None and file.is_file():
         tokenizer = _load_file(file)
     else:
-        tokenizer = _load_pretrained(str(path) if path.is_dir() else str(name_or_path))
+        tokenizer = _load_pretrained(str(path or name_or_path))
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
@@ -251,14 +252,18 @@ def _load_pretrained(name: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # each kind of tokenizer, and the Rust side, has errors of its own
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise DataError(
             f"tokenizer {name!r}: it is none of the kinds to train ({', '.join(TRAINED_KINDS)}), no folder and no"
             f" tokenizer.json file here, and `transformers` cannot load it: {reason}. Check the name, or be online once"
             " so that it gets into the cache."
         ) from error
+    if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
+        # What transformers makes of a model's config.json alone.
+        raise DataError(f"tokenizer {name!r}: there are no tokens in it. Give a folder with its tokenizer.json.")
+    return tokenizer
 
 
 def _drops_unknown(backend: "Tokenizer") -> bool:

@@ -2,28 +2,29 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from onecard.errors import InputError
+from onecard.errors import DoesNotFitError, InputError, RecipeError
 from onecard.hardware import Machine
 from onecard.planner.device import choose_attention, choose_device, choose_precision, find_compiler_problem, kind_of
 from onecard.planner.measure import measure_peak, measure_step
-from onecard.planner.schedule import count_steps, make_schedule, resolve_batch, resolve_interval
+from onecard.planner.schedule import BatchSizes, count_steps, make_schedule, resolve_batch, resolve_interval
 from onecard.planner.shape import attention_width, plan_model
-from onecard.spec import CorpusFacts, OptimizerPlan, Plan, Recipe
-from onecard.units import format_seconds
+from onecard.spec import CorpusFacts, ModelPlan, OptimizerPlan, Plan, Recipe
+from onecard.units import format_bytes, format_count, format_seconds
 
 # torch.compile takes about 40 s on two CPU cores and gains 1.1 to 1.3 there (field notes); on a GPU it gains far more.
 _COMPILE_PAYS_AFTER_S = {"cpu": 900.0, "cuda": 180.0}
 # Share of a large matrix product's speed that an eager step reaches, to judge how long a run takes.
 _EAGER_SHARE_OF_PEAK = 0.25
-# Stands for the number of steps until it has been measured how many the hours allow.
 _STEPS_OF_A_DRAFT = 1000
 # What a plan takes over from the recipe as it is.
 _KEPT = (
     *("max_seq_length", "max_hours", "seed", "deterministic", "dataloader_prefetch_factor"),
     *("eval_batches", "save_total_limit", "early_stopping_patience", "sample_prompts", "sample_max_new_tokens"),
 )
+
+_Decision = TypeVar("_Decision")
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,10 @@ def make_plan(recipe: Recipe, machine: Machine, corpus: CorpusFacts, measurement
     """
     measurements = measurements or Measurements()
     reasons: dict[str, str] = {}
-    device, reasons["device"] = choose_device(recipe.device, machine)
-    precision, reasons["precision"] = choose_precision(recipe, device, machine)
-    model = plan_model(recipe, corpus, reasons)
-    attention, reasons["attn_implementation"] = choose_attention(recipe, device, precision, model.dropout)
-    batch = resolve_batch(recipe, kind_of(device), reasons)
-    _check_corpus(recipe, corpus)
+    decided = _decide(recipe, machine, corpus, reasons)
+    device, precision, model, batch = decided.device, decided.precision, decided.model, decided.batch
     tokens_per_step = batch.total * recipe.max_seq_length
-    num_steps = count_steps(recipe, corpus, tokens_per_step, reasons)
+    num_steps = decided.num_steps
     num_layers, width = attention_width(model.settings)
     flops_per_token = 6.0 * model.num_matrix_parameters + 6.0 * num_layers * width * recipe.max_seq_length
     peak_flops = measurements.peak(device, precision)
@@ -62,11 +59,11 @@ def make_plan(recipe: Recipe, machine: Machine, corpus: CorpusFacts, measurement
         device=device,
         precision=precision,  # type: ignore[arg-type]
         torch_compile=compiled,
-        attn_implementation=attention,  # type: ignore[arg-type]
+        attn_implementation=decided.attention,  # type: ignore[arg-type]
         gradient_checkpointing=recipe.gradient_checkpointing is True,
         model=model,
         optimizer=_optimizer(recipe),
-        schedule=make_schedule(recipe, num_steps or max(_STEPS_OF_A_DRAFT, recipe.warmup_steps or 0)),
+        schedule=make_schedule(recipe, num_steps or _draft_steps(recipe)),
         corpus=corpus,
         micro_batch_size=batch.micro,
         total_batch_size=batch.total,
@@ -84,12 +81,113 @@ def make_plan(recipe: Recipe, machine: Machine, corpus: CorpusFacts, measurement
     return _fit_into_hours(draft, recipe, num_steps, measurements.step(draft))
 
 
+def check_recipe(recipe: Recipe, machine: Machine) -> None:
+    """Refuses what cannot be honoured whatever the text holds, before time is spent on preparing it.
+
+    `recipe` is one whose device sections are applied. Takes a fraction of a second.
+
+    Raises:
+        InputError: with all problems together.
+        DoesNotFitError: the model alone is larger than the memory.
+    """
+    _decide(recipe, machine, None, {})
+
+
+@dataclass(frozen=True)
+class _Decisions:
+    """What is decided before anything is measured. `num_steps` is None where only hours are given."""
+
+    device: str
+    precision: str
+    attention: str
+    model: ModelPlan
+    batch: BatchSizes
+    num_steps: int | None
+
+
+def _decide(recipe: Recipe, machine: Machine, corpus: CorpusFacts | None, reasons: dict[str, str]) -> _Decisions:
+    """Makes the decisions that do not depend on one another's success, and reports what all of them refuse.
+
+    Without a corpus one of any length and with the smallest vocabulary stands in, so that nothing is refused for it.
+    """
+    problems = _Problems()
+    device, reasons["device"] = choose_device(recipe.device, machine)
+    precision, reasons["precision"] = problems.attempt(choose_precision, recipe, device, machine) or ("", "")
+    model = problems.attempt(plan_model, recipe, corpus or _any_corpus(recipe), reasons)
+    dropout = model.dropout if model else recipe.dropout or 0.0
+    attention, reasons["attn_implementation"] = problems.attempt(
+        choose_attention, recipe, device, precision, dropout
+    ) or ("", "")
+    problems.attempt(_check_compiler, recipe, device)
+    batch = problems.attempt(resolve_batch, recipe, kind_of(device), reasons)
+    num_steps = recipe.max_steps
+    if batch is not None:
+        tokens_per_step = batch.total * recipe.max_seq_length
+        num_steps = problems.attempt(count_steps, recipe, corpus, tokens_per_step, reasons)
+    problems.attempt(make_schedule, recipe, num_steps or _draft_steps(recipe))
+    if corpus is not None:
+        problems.attempt(_check_heldout, recipe, corpus)
+        problems.attempt(_check_blocks, recipe, corpus)
+    problems.report(recipe)
+    assert model is not None
+    assert batch is not None
+    if kind_of(device) == "cpu":
+        _check_ram(recipe, model, machine)
+    return _Decisions(device, precision, attention, model, batch, num_steps)
+
+
+class _Problems:
+    """Collects what decisions refuse, to report it together."""
+
+    def __init__(self) -> None:
+        self._found: list[InputError] = []
+
+    def attempt(self, decide: Callable[..., _Decision], *grounds: Any) -> _Decision | None:
+        """Makes a decision; None if it is refused."""
+        try:
+            return decide(*grounds)
+        except InputError as error:
+            self._found.append(error)
+            return None
+
+    def report(self, recipe: Recipe) -> None:
+        """Raises what was refused, if anything."""
+        if len(self._found) == 1:
+            raise self._found[0]
+        if self._found:
+            sentences = [
+                sentence
+                for error in self._found
+                for sentence in (error.problems if isinstance(error, RecipeError) else [str(error)])
+            ]
+            raise RecipeError(f"recipe {recipe.name}", sentences)
+
+
+def _any_corpus(recipe: Recipe) -> CorpusFacts:
+    return CorpusFacts(
+        vocab_size=recipe.vocab_size or 1,
+        num_train_tokens=1,
+        num_heldout_tokens=1,
+        train_bytes=1,
+        heldout_bytes=1,
+        separator_id=0,
+        fingerprint="",
+    )
+
+
+def _draft_steps(recipe: Recipe) -> int:
+    """Stands for the number of steps until it is known how many the text has or the hours allow."""
+    return max(_STEPS_OF_A_DRAFT, recipe.warmup_steps or 0)
+
+
 def _fit_into_hours(draft: Plan, recipe: Recipe, num_steps: int | None, step_s: float) -> Plan:
     assert recipe.max_hours is not None
     affordable = max(1, int(3600 * recipe.max_hours / step_s))
     chosen = affordable if num_steps is None else min(num_steps, affordable)
     if num_steps is None or chosen < num_steps:
-        draft.reasons["num_steps"] = f"{format_seconds(3600 * recipe.max_hours)} at {step_s:.3g} s per step, measured"
+        draft.reasons["schedule.num_steps"] = (
+            f"{format_seconds(3600 * recipe.max_hours)} at {step_s:.3g} s per step, measured"
+        )
     return draft.model_copy(update={"schedule": make_schedule(recipe, chosen), **_intervals(recipe, chosen)})
 
 
@@ -105,27 +203,45 @@ def _optimizer(recipe: Recipe) -> OptimizerPlan:
 
 
 def _choose_compile(recipe: Recipe, device: str, run_s: float) -> tuple[bool, str]:
-    if recipe.torch_compile is False:
-        return False, "asked for"
+    if recipe.torch_compile != "auto":
+        return recipe.torch_compile, "asked for"
     if problem := find_compiler_problem(device):
-        if recipe.torch_compile is True:
-            raise InputError(
-                f"torch_compile cannot be used: {problem}. Install it, or set torch_compile to auto or false"
-            )
         return False, problem
-    if recipe.torch_compile is True:
-        return True, "asked for"
     threshold = _COMPILE_PAYS_AFTER_S[kind_of(device)]
     if run_s < threshold:
         return False, f"a run of about {format_seconds(run_s)} is over before compiling pays"
     return True, f"pays back within a run of about {format_seconds(run_s)}"
 
 
-def _check_corpus(recipe: Recipe, corpus: CorpusFacts) -> None:
+def _check_compiler(recipe: Recipe, device: str) -> None:
+    if recipe.torch_compile is True and (problem := find_compiler_problem(device)):
+        raise InputError(f"torch_compile cannot be used: {problem}. Install it, or set torch_compile to auto or false")
+
+
+def _check_heldout(recipe: Recipe, corpus: CorpusFacts) -> None:
     if recipe.early_stopping_patience and not corpus.num_heldout_tokens:
         raise InputError("early_stopping_patience needs held-out text: set eval_fraction above 0, or eval_dataset")
-    if corpus.num_train_tokens <= recipe.max_seq_length:
-        raise InputError(
-            f"the training text has {corpus.num_train_tokens} tokens, fewer than one block of max_seq_length "
-            f"{recipe.max_seq_length}: give more text, or lower max_seq_length"
+
+
+def _check_blocks(recipe: Recipe, corpus: CorpusFacts) -> None:
+    """Every source must fill a block by itself: a block never mixes sources."""
+    sources = corpus.tokens_of_sources or (("", corpus.num_train_tokens),)
+    for path, num_tokens in sources:
+        if num_tokens <= recipe.max_seq_length:
+            text = f"source {path!r}" if path else "the training text"
+            raise InputError(
+                f"{text} has {num_tokens} tokens to train on, fewer than one block of max_seq_length "
+                f"{recipe.max_seq_length}: give more text, or lower max_seq_length"
+            )
+
+
+def _check_ram(recipe: Recipe, model: ModelPlan, machine: Machine) -> None:
+    """Weights, gradients and optimizer state rest in fp32, whatever the batch is."""
+    bytes_per_parameter = 4 + 4 + (8 if recipe.optim == "adamw" else 4)
+    needed = model.num_parameters * bytes_per_parameter
+    if needed > machine.free_ram_bytes:
+        raise DoesNotFitError(
+            f"a model of {format_count(model.num_parameters)} parameters needs {format_bytes(needed)} for weights, "
+            f"gradients and optimizer state, and {format_bytes(machine.free_ram_bytes)} of memory are free: "
+            "make it narrower or shallower, or close other programs"
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from onecard.errors import InputError
 from onecard.spec import CorpusFacts, Recipe, SchedulePlan
-from onecard.training.schedule import find_shape
+from onecard.training.schedule import find_shape, rate_at
 from onecard.units import format_count
 
 # Tokens of one micro-batch where nothing is asked for: enough to fill the device, little enough to fit.
@@ -13,6 +13,7 @@ _MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 16384}
 _STEP_TOKENS = {"cpu": 8192, "cuda": 65536}
 _WARMUP_SHARE = 0.02
 _NUM_INTERVALS = 10
+_CURVE_POINTS = 1000
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,36 @@ def resolve_batch(recipe: Recipe, kind: str, reasons: dict[str, str]) -> BatchSi
             accumulated = 1 if accumulation == "auto" else accumulation
             total = accumulated * max(1, _STEP_TOKENS[kind] // (length * accumulated))
             reasons["total_batch_size"] = f"about {format_count(_STEP_TOKENS[kind])} tokens per step"
-    if micro == "auto":
-        micro = min(most, int(total)) if accumulation == "auto" else -(-int(total) // accumulation)
+    if micro == "auto" and accumulation == "auto":
+        micro = min(most, int(total))
         reasons["micro_batch_size"] = f"at most {format_count(_MICRO_BATCH_TOKENS[kind])} tokens at once"
+    elif micro == "auto":
+        micro = _share_out(int(total), int(accumulation))
+        reasons["micro_batch_size"] = f"{total} sequences in {accumulation} micro-batches"
     evaluation = recipe.per_device_eval_batch_size
     if evaluation == "auto":
         evaluation = max(micro, most)
     return BatchSizes(int(micro), int(total), int(evaluation))
 
 
-def count_steps(recipe: Recipe, corpus: CorpusFacts, tokens_per_step: int, reasons: dict[str, str]) -> int | None:
-    """Number of updates that steps, epochs or tokens ask for; None where only hours are given.
+def _share_out(total: int, accumulation: int) -> int:
+    """Size of a micro-batch; all but the last have it.
+
+    Not every number of micro-batches can be had so: 9 sequences are 3 x 3 or 4 x 2 + 1, never 4 micro-batches.
+    """
+    micro = -(-total // accumulation)
+    if -(-total // micro) != accumulation:
+        raise InputError(
+            f"{total} sequences per step cannot be cut into {accumulation} micro-batches of one size and a smaller "
+            f"last one: set gradient_accumulation_steps to {-(-total // micro)}, or the total to {micro * accumulation}"
+        )
+    return micro
+
+
+def count_steps(
+    recipe: Recipe, corpus: CorpusFacts | None, tokens_per_step: int, reasons: dict[str, str]
+) -> int | None:
+    """Number of updates that steps, epochs or tokens ask for; None where only hours or the text itself can tell.
 
     Raises:
         InputError: no duration is given.
@@ -55,11 +75,13 @@ def count_steps(recipe: Recipe, corpus: CorpusFacts, tokens_per_step: int, reaso
     if recipe.max_steps is not None:
         return recipe.max_steps
     if recipe.num_train_epochs is not None:
+        if corpus is None:
+            return None
         steps = math.ceil(recipe.num_train_epochs * corpus.num_train_tokens / tokens_per_step)
-        reasons["num_steps"] = f"{recipe.num_train_epochs:g} x {format_count(corpus.num_train_tokens)} tokens"
+        reasons["schedule.num_steps"] = f"{recipe.num_train_epochs:g} x {format_count(corpus.num_train_tokens)} tokens"
         return max(1, steps)
     if recipe.max_tokens is not None:
-        reasons["num_steps"] = f"{format_count(recipe.max_tokens)} tokens"
+        reasons["schedule.num_steps"] = f"{format_count(recipe.max_tokens)} tokens"
         return max(1, math.ceil(recipe.max_tokens / tokens_per_step))
     if recipe.max_hours is None:
         raise InputError("no duration is given: set max_steps, num_train_epochs, max_tokens or max_hours")
@@ -72,7 +94,6 @@ def make_schedule(recipe: Recipe, num_steps: int) -> SchedulePlan:
     Raises:
         InputError: the schedule is unknown or its warmup is longer than the run.
     """
-    find_shape(recipe.lr_scheduler_type)
     if recipe.warmup_steps is not None:
         warmup = recipe.warmup_steps
     else:
@@ -82,13 +103,34 @@ def make_schedule(recipe: Recipe, num_steps: int) -> SchedulePlan:
             f"warmup_steps {warmup} is more than the {num_steps} steps of the run: lower it, or use warmup_ratio"
         )
     decay = round(recipe.decay_ratio * num_steps) if recipe.lr_scheduler_type == "wsd" else num_steps - warmup
-    return SchedulePlan(
+    schedule = SchedulePlan(
         name=recipe.lr_scheduler_type,
         num_steps=num_steps,
         num_warmup_steps=warmup,
         num_decay_steps=min(decay, num_steps - warmup),
         min_lr_ratio=recipe.min_lr_ratio,
     )
+    _check_curve(schedule)
+    return schedule
+
+
+def _check_curve(schedule: SchedulePlan) -> None:
+    """Runs through the rates of a run, up to a thousand of them, so that it does not end in the middle over one."""
+    num_points = min(schedule.num_steps, _CURVE_POINTS)
+    for step in (point * (schedule.num_steps - 1) // max(1, num_points - 1) for point in range(num_points)):
+        try:
+            find_shape(schedule.name)  # which a run that is all warmup never asks
+            rate = rate_at(schedule, step)
+            problem = None if math.isfinite(rate) and rate >= 0 else f"it gives {rate}"
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:  # the user's own code may do anything
+            problem = f"it raises {type(error).__name__}: {error}"
+        if problem:
+            raise InputError(
+                f"lr_scheduler_type {schedule.name!r} cannot be used: {problem} after {step} of {schedule.num_steps} "
+                "steps. A schedule gives a number of 0 or more for every progress from 0 to 1"
+            )
 
 
 def resolve_interval(given: int | str, num_steps: int) -> int:

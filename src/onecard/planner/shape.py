@@ -1,13 +1,20 @@
 """The model of a run: the recipe's config completed by the corpus."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from onecard.errors import InputError
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from onecard.errors import InputError, RecipeError
 from onecard.model.build import count_parameters, make_config
 from onecard.spec import CorpusFacts, ModelPlan, Recipe
+from onecard.spec.layers import find_config_problems
 from onecard.spec.merge import SHAPE_KEYS
+from onecard.spec.paths import is_hub_name, locate
 
 # Qwen3's own defaults are those of a 7B model.
 _DEFAULT_MODEL = {
@@ -34,12 +41,16 @@ def plan_model(recipe: Recipe, corpus: CorpusFacts, reasons: dict[str, str]) -> 
     settings = _given_settings(recipe)
     dropout = _take_dropout(settings, recipe)
     settings |= {key: value for key in SHAPE_KEYS if (value := getattr(recipe, key)) is not None}
+    if problems := find_config_problems(settings):
+        raise RecipeError(f"recipe {recipe.name}", problems)
     settings["vocab_size"] = _vocabulary(settings.get("vocab_size"), corpus, reasons)
-    settings["max_position_embeddings"] = _positions(settings, recipe)
     settings |= {"bos_token_id": corpus.separator_id, "eos_token_id": corpus.separator_id, "pad_token_id": None}
-    config = make_config(settings, dropout)
-    _check_heads(config, settings)
-    total, matrices = count_parameters(settings)
+    with _explained(settings):
+        settings = _with_rope_parameters(settings)
+        settings |= _positions(settings, recipe)
+        config = make_config(settings, dropout)
+        _check_heads(config, settings)
+        total, matrices = count_parameters(settings)
     return ModelPlan(
         settings=settings,
         dropout=dropout,
@@ -59,14 +70,49 @@ def attention_width(settings: dict[str, Any]) -> tuple[int, int]:
 def _given_settings(recipe: Recipe) -> dict[str, Any]:
     if isinstance(recipe.model_settings, dict):
         return dict(recipe.model_settings or _DEFAULT_MODEL)
-    path = Path(recipe.model_settings)
-    path = path / "config.json" if path.is_dir() else path
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"model_config {recipe.model_settings!r} cannot be read as a config: {error}") from error
+    name, path = recipe.model_settings, locate(recipe.model_settings)
+    is_on_hub = path is None and is_hub_name(name) and not name.endswith(".json")
+    settings = _fetch_config(name) if is_on_hub else _read_config(path or Path(name))
     # What describes a trained checkpoint, not an architecture; the corpus decides the vocabulary.
     return {key: value for key, value in settings.items() if key not in _OF_A_CHECKPOINT}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        path = path / "config.json" if path.is_dir() else path
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"model_config {path} cannot be read as a config: {error}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"model_config {path} holds a {type(settings).__name__}, but a config is a JSON object")
+    return settings
+
+
+def _fetch_config(name: str) -> dict[str, Any]:
+    """Reads the config of a model on the Hugging Face Hub, or in its cache."""
+    try:
+        settings: dict[str, Any] = PreTrainedConfig.get_config_dict(name)[0]
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model_config {name!r} is no file or folder (looked in {Path.cwd()}), and transformers cannot load it as "
+            f"a model of the Hugging Face Hub: {str(error).strip().splitlines()[0]} Check the name, or be online once "
+            "so that it gets into the cache"
+        ) from error
+    return {key: value for key, value in settings.items() if not key.startswith("_")}
+
+
+@contextmanager
+def _explained(settings: dict[str, Any]) -> Iterator[None]:
+    """Blames the config for whatever transformers' classes raise over it: each architecture has errors of its own."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"model_config: a model with model_type {settings.get('model_type')!r} and these settings cannot be built "
+            f"({type(error).__name__}: {error}): try qwen3, llama or gpt2"
+        ) from error
 
 
 _OF_A_CHECKPOINT = {
@@ -80,6 +126,8 @@ def _take_dropout(settings: dict[str, Any], recipe: Recipe) -> float:
     """Removes dropout from the settings: it is one number, applied everywhere."""
     given = {key: settings.pop(key) for key in list(settings) if any(word in key for word in _DROPOUT_WORDS)}
     values = {float(value) for value in given.values() if isinstance(value, int | float)}
+    if wrong := {key: value for key, value in given.items() if not _is_share(value)}:
+        raise InputError(f"model_config has {wrong}, but a dropout is a number of 0 or more and below 1")
     if recipe.dropout is not None:
         return recipe.dropout
     if len(values) > 1:
@@ -88,6 +136,21 @@ def _take_dropout(settings: dict[str, Any], recipe: Recipe) -> float:
             "onecard applies one everywhere: set `dropout` instead"
         )
     return values.pop() if values else 0.0
+
+
+def _with_rope_parameters(settings: dict[str, Any]) -> dict[str, Any]:
+    """Says what published configs call rope_theta and rope_scaling as transformers 5 does, by its own conversion."""
+    older = {key: settings[key] for key in ("rope_theta", "rope_scaling") if key in settings}
+    if not older or settings.get("model_type") not in CONFIG_MAPPING_NAMES:
+        return settings
+    parameters = getattr(AutoConfig.for_model(settings["model_type"], **older), "rope_parameters", None)
+    if parameters is None:
+        return settings
+    return {key: value for key, value in settings.items() if key not in older} | {"rope_parameters": parameters}
+
+
+def _is_share(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and 0 <= value < 1)
 
 
 def _vocabulary(given: int | None, corpus: CorpusFacts, reasons: dict[str, str]) -> int:
@@ -101,19 +164,24 @@ def _vocabulary(given: int | None, corpus: CorpusFacts, reasons: dict[str, str])
     if needed < _VOCAB_TO_PAD or needed % _VOCAB_MULTIPLE == 0:
         return needed
     padded = -(-needed // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
-    reasons["vocab_size"] = f"{needed} tokens, padded to {padded} for speed"
+    reasons["model.settings.vocab_size"] = f"{needed} tokens, padded to {padded} for speed"
     return padded
 
 
-def _positions(settings: dict[str, Any], recipe: Recipe) -> int:
+def _positions(settings: dict[str, Any], recipe: Recipe) -> dict[str, int]:
+    """Gives the length as the config calls it; nothing for architectures without a table or range of positions."""
     given = settings.get("max_position_embeddings", settings.pop("n_positions", None))
     if given is not None and given < recipe.max_seq_length:
         raise InputError(f"max_seq_length {recipe.max_seq_length} is more than the model's {given} positions: lower it")
-    return int(given or recipe.max_seq_length)
+    if not hasattr(make_config(settings), "max_position_embeddings"):
+        return {}
+    return {"max_position_embeddings": int(given or recipe.max_seq_length)}
 
 
 def _check_heads(config: Any, settings: dict[str, Any]) -> None:
     problems = []
+    if config.is_encoder_decoder:
+        raise InputError(f"model_config: {config.model_type} has an encoder too: try qwen3, llama or gpt2")
     heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
     # Qwen3's own defaults (32 key-value heads, head width 128) are for its published sizes; a small model means these.
     if kv_heads and "num_key_value_heads" not in settings:

@@ -7,10 +7,9 @@ from onecard.spec.plan import CorpusFacts, ModelPlan, OptimizerPlan, Plan, Sched
 from onecard.spec.recipe import DatasetSource, Recipe
 from onecard.spec.score import Score
 from onecard.spec.source import RecipeInfo, describe_recipe, recipe_names
-from onecard.spec.spelling import RUN_KEYS, KeyInfo, recipe_keys
+from onecard.spec.spelling import KeyInfo, recipe_keys
 
 __all__ = [
-    "RUN_KEYS",
     "CorpusFacts",
     "DatasetSource",
     "Finding",

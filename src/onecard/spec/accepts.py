@@ -65,7 +65,10 @@ def show(value: Any) -> str:
     """Writes a value as it would stand in a YAML file, shortened to fit a sentence."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or too many digits
+        return "too large to show"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -82,6 +85,10 @@ def coerce(key: str, value: Any) -> Any:
         return str(value)
     if key == MODEL_CONFIG and isinstance(value, dict):
         return _read_exponents(value)
+    if isinstance(value, list) and key in _COLLECTED:
+        # Flags given several times arrive as a list of texts.
+        found = [_coerce_collection(key, item) if isinstance(item, str) else item for item in value]
+        return [part for item in found for part in (item if isinstance(item, list) else [item])]
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -91,7 +98,10 @@ def coerce(key: str, value: Any) -> Any:
         return _coerce_collection(key, value)
     if text.lower() in accepted.words:
         return text.lower()
-    return _coerce_number(text, value) if {int, float} & accepted.kinds else value
+    if not {int, float} & accepted.kinds:
+        return value
+    number = _coerce_number(text, value)
+    return int(number) if int in accepted.kinds and isinstance(number, float) and number.is_integer() else number
 
 
 def parse_bool(value: Any) -> bool:
@@ -115,13 +125,24 @@ def parse_number(value: Any) -> float:
 
 
 def _coerce_number(text: str, value: str) -> int | float | str:
-    """Tries int first: it keeps every digit of a long number. A whole float such as 1e4 is valid where int is asked."""
+    """Tries int first: it keeps every digit of a long number."""
     for number in (int, float):
         try:
             return number(text)
         except ValueError:
             continue
     return value
+
+
+def find_undecodable(value: Any) -> str | None:
+    """Finds text inside a value that is no Unicode, such as bytes of another encoding on a command line."""
+    if isinstance(value, dict):
+        return find_undecodable([*value, *value.values()])
+    if isinstance(value, list | tuple):
+        return next((found for item in value if (found := find_undecodable(item))), None)
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        return value
+    return None
 
 
 def _coerce_collection(key: str, value: str) -> Any:
@@ -190,6 +211,7 @@ _PHRASES: dict[Any, str] = {
     dict: "a mapping",
     DatasetSource: "a source",
 }
+_COLLECTED = ("dataset", "eval_dataset", "report_to")
 _SOURCES = "a path, a name, a mapping with path, or a list of these"
 _PHRASE_OF_KEY = {
     "dataset": _SOURCES,
@@ -198,6 +220,10 @@ _PHRASE_OF_KEY = {
     "report_to": "tensorboard, wandb, none or a list",
     "device": "auto, cpu, cuda or cuda:N",
 }
+
+
+# Larger upper bounds only refuse nonsense; they are told when they are passed.
+TOLD_BOUND = 100
 
 
 def _bounds(metadata: list[Any]) -> str:
@@ -209,6 +235,6 @@ def _bounds(metadata: list[Any]) -> str:
             parts.append(f"of {mark.ge} or more")
         elif isinstance(mark, annotated_types.Lt):
             parts.append(f"below {mark.lt}")
-        elif isinstance(mark, annotated_types.Le):
+        elif isinstance(mark, annotated_types.Le) and float(mark.le) <= TOLD_BOUND:  # type: ignore[arg-type]
             parts.append(f"up to {mark.le}")
     return f" {' and '.join(parts)}" if parts else ""

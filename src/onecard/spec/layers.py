@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from onecard.spec.accepts import MODEL_CONFIG, accepts, adapter, coerce, show
+from onecard.spec.accepts import MODEL_CONFIG, TOLD_BOUND, accepts, adapter, coerce, find_undecodable, show
 from onecard.spec.merge import EXCLUSIVE, PRECISIONS, SHAPE_KEYS, is_given
 from onecard.spec.paths import anchor
 from onecard.spec.recipe import DatasetSource
-from onecard.spec.spelling import NO_EFFECT, VALUES, Spelling, did_you_mean, find_spelling, nearest
+from onecard.spec.spelling import NO_EFFECT, VALUES, Spelling, did_you_mean, find_key, find_spelling, nearest
 
 DEVICES = ("cpu", "cuda")
 # Keys that decide which section holds, or name the whole, make no sense inside a section.
@@ -116,8 +116,11 @@ class LayerReader:
             valid = self._valid(spelling, value)
         except ValidationError as error:
             layer.refused.add(spelling.key)
-            for sentence in dict.fromkeys(_sentence(spelling.key, shown, value, entry) for entry in error.errors()):
+            for sentence in _sentences(spelling.key, shown, value, error):
                 self._problem(sentence)
+        except RecursionError:
+            layer.refused.add(spelling.key)
+            self._problem(f"{shown} is nested too deeply, or refers to itself: write it out flat")
         except ValueError as error:
             layer.refused.add(spelling.key)
             self._problem(f"{shown} is {show(value)}, but {error}")
@@ -131,6 +134,8 @@ class LayerReader:
             written.setdefault(key, shown)
 
     def _valid(self, spelling: Spelling, value: Any) -> Any:
+        if find_undecodable(value):
+            raise ValueError("has bytes that are not UTF-8: write it as UTF-8 text")
         if spelling.translate:
             value = spelling.translate(value)
         if spelling.deferred or value is NO_EFFECT:
@@ -152,9 +157,10 @@ class LayerReader:
         self._check_batch(values, written)
         self._check_precision(values, written)
         settings = values.get(MODEL_CONFIG)
+        for sentence in find_config_problems(settings) if isinstance(settings, dict) else ():
+            self._problem(sentence)
         for name, value in settings.items() if isinstance(settings, dict) else ():
-            spelling = find_spelling(str(name))
-            key = spelling.key if spelling else ""
+            key = find_key(name)
             if key in SHAPE_KEYS and is_given(values.get(key)) and values[key] != value:
                 other = f"model_config has {name} {show(value)}"
                 self._problem(f"{written[key]} is {show(values[key])}, but {other}: keep one of them")
@@ -183,14 +189,42 @@ class LayerReader:
         self.problems.append(self._place + sentence)
 
 
+def find_config_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Lists the sizes of a transformers config that are none, by the rules of the recipe keys that say the same."""
+    problems = []
+    for name, value in settings.items():
+        key = _LIKE.get(name) or find_key(name)
+        # A list gives a size per layer; null leaves it to the architecture.
+        if key not in (*SHAPE_KEYS, "vocab_size", "max_seq_length") or value is None or isinstance(value, list):
+            continue
+        try:
+            adapter(key).validate_python(value, strict=True)
+        except ValidationError as error:
+            problems += _sentences(key, f"model_config.{name}", value, error)
+    return problems
+
+
+# Entries without a recipe key of their own, and the key that takes the same numbers.
+_LIKE = {"head_dim": "hidden_size", "max_position_embeddings": "max_seq_length"}
 _SOURCE_KEYS = tuple(DatasetSource.model_fields)
+
+
+def _sentences(key: str, name: str, value: Any, error: ValidationError) -> list[str]:
+    entries = error.errors()
+    if key not in ("dataset", "eval_dataset"):
+        # Of several alternatives, `at most` says more than that the value is no `auto` either.
+        entries = [entry for entry in entries if entry["type"] == "less_than_equal"] or entries
+    return list(dict.fromkeys(_sentence(key, name, value, entry) for entry in entries))
 
 
 def _sentence(key: str, name: str, value: Any, error: Any) -> str:
     """Says what a validator refused in the words of a recipe."""
     is_list = isinstance(value, list | tuple)
     inner = [part for part in error["loc"] if (is_list if isinstance(part, int) else part in _SOURCE_KEYS)]
+    most = error.get("ctx", {}).get("le", 0)
     if key not in ("dataset", "eval_dataset") or not error["loc"]:
+        if most > TOLD_BOUND:
+            return f"{name} is {show(value)}, but takes at most {int(most):,}"
         return f"{name} is {show(value)}, but takes {accepts(key).text}"
     place = name + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner)
     if error["type"] == "missing":
@@ -199,4 +233,5 @@ def _sentence(key: str, name: str, value: Any, error: Any) -> str:
         unknown = str(error["loc"][-1])
         return f"{place}.{unknown} is not a setting of a source{did_you_mean(nearest(unknown, list(_SOURCE_KEYS)))}"
     takes = "a number above 0" if inner and inner[-1] == "weight" else "text"
+    takes = f"at most {int(most):,}" if most else takes
     return f"{place} is {show(error['input'])}, but takes {takes}"

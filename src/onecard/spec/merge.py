@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from onecard.spec.accepts import FIELDS, MODEL_CONFIG, default_of, show
-from onecard.spec.recipe import DURATION_KEYS, TOTAL_BATCH_KEYS, WARMUP_KEYS
-from onecard.spec.spelling import find_spelling
+from onecard.spec.agreement import DEPENDENCES, DURATION_KEYS, TOTAL_BATCH_KEYS, WARMUP_KEYS
+from onecard.spec.spelling import find_key
 
 # Of each group a layer may give one; it replaces the others of earlier layers.
 EXCLUSIVE: tuple[tuple[str, ...], ...] = (
@@ -36,7 +36,7 @@ _COUPLED: tuple[tuple[str, ...], ...] = (
     WARMUP_KEYS,
     (*TOTAL_BATCH_KEYS, _MICRO, _ACCUMULATION),
     (MODEL_CONFIG, *SHAPE_KEYS),
-    ("tokenizer", "vocab_size"),
+    *(tuple(key for key in (*row.keys, *row.switches) if key in FIELDS) for row in DEPENDENCES),
 )
 
 
@@ -59,6 +59,9 @@ def settle(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     settled = dict(values)
     _settle_min_lr(settled, problems)
     _settle_precision(settled)
+    if column := settled.pop("text_column", None):
+        for key in {"dataset", "eval_dataset"} & set(settled):
+            settled[key] = tuple(source.model_copy(update={"text_column": column}) for source in settled[key])
     targets = list(settled.get("report_to", default_of("report_to")))
     for name, target in (("use_tensorboard", "tensorboard"), ("use_wandb", "wandb")):
         wanted = settled.pop(name, None)
@@ -90,12 +93,27 @@ def _displaced(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> set[str]:
         dropped.add("max_hours")
     if "precision" in upper or any(upper.get(name) is True for name in PRECISIONS):
         dropped |= {"precision", *PRECISIONS}
+    if "dataset" in given:
+        dropped.add("text_column")
     if "report_to" in upper:
         dropped |= {"use_wandb", "use_tensorboard"}
     if "tokenizer" in given and upper["tokenizer"] != lower.get("tokenizer", default_of("tokenizer")):
         # The size belongs to the tokenizer it was chosen for; only another trained BPE can have it as well.
         dropped |= {"vocab_size"} if upper["tokenizer"] != "bpe" else set()
-    return dropped | _displaced_batch(lower, upper, given) | _displaced_shape(lower, upper)
+    return (
+        dropped | _displaced_idle(lower, upper) | _displaced_batch(lower, upper, given) | _displaced_shape(lower, upper)
+    )
+
+
+def _displaced_idle(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> set[str]:
+    """Names what would do nothing any more once the upper layer has switched it off."""
+    values = {key: default_of(key) for key in FIELDS} | dict(lower) | dict(upper)
+    return {
+        key
+        for dependence in DEPENDENCES
+        if set(dependence.switches) & set(upper) and not dependence.holds(values)
+        for key in dependence.keys
+    }
 
 
 def _displaced_batch(lower: Mapping[str, Any], upper: Mapping[str, Any], given: set[str]) -> set[str]:
@@ -128,7 +146,7 @@ def _displaced_shape(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> set[
         return set()
     if _is_another_model(lower.get(MODEL_CONFIG), settings):
         return set(SHAPE_KEYS)
-    return {spelling.key for name in settings if (spelling := find_spelling(str(name)))} & set(SHAPE_KEYS)
+    return {find_key(name) for name in settings} & set(SHAPE_KEYS)
 
 
 def _merge_model_config(lower: Mapping[str, Any], upper: Mapping[str, Any], problems: list[str]) -> Any:
@@ -140,7 +158,7 @@ def _merge_model_config(lower: Mapping[str, Any], upper: Mapping[str, Any], prob
             problems.append(f"model_config {show(above)} cannot change single settings of {below}: give model_type too")
         return below
     shapes = {key for key in SHAPE_KEYS if is_given(upper.get(key))}
-    kept = {name: value for name, value in (below or {}).items() if not _names_one_of(name, shapes)}
+    kept = {name: value for name, value in (below or {}).items() if find_key(name) not in shapes}
     return kept | (above or {})
 
 
@@ -151,11 +169,6 @@ def _is_another_model(below: Any, above: Any) -> bool:
     if isinstance(below, str):
         return "model_type" in above
     return "model_type" in above and above["model_type"] != (below or {}).get("model_type")
-
-
-def _names_one_of(name: str, keys: set[str]) -> bool:
-    spelling = find_spelling(str(name))
-    return spelling is not None and spelling.key in keys
 
 
 def _settle_min_lr(settled: dict[str, Any], problems: list[str]) -> None:

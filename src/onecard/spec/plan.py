@@ -19,6 +19,8 @@ class CorpusFacts(_Frozen):
     heldout_bytes: int
     separator_id: int
     fingerprint: str
+    # Name and training tokens of each source.
+    tokens_of_sources: tuple[tuple[str, int], ...] = ()
 
 
 class ModelPlan(_Frozen):
@@ -56,7 +58,7 @@ class SchedulePlan(_Frozen):
 
 
 class Plan(_Frozen):
-    """A run without open questions. `reasons` says, per field, why it is so.
+    """A run without open questions. `reasons` says, per field (`schedule.num_steps`), why it is so.
 
     `flops_per_token` counts forward and backward: 6 x matrix parameters + 6 x layers x attention width x length.
     `peak_flops` is a large matrix product in `precision`, measured on the device.

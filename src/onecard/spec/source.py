@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from onecard.errors import RecipeError
+from onecard.spec.paths import locate
 from onecard.spec.spelling import did_you_mean, nearest
 
 _SHIPPED = Path(__file__).parent / "recipes"
@@ -56,8 +57,8 @@ def read_source(source: str | Path | Mapping[str, Any] | None) -> Source:
         return Source("recipe", source)
     if isinstance(source, str) and source in recipe_names():
         return Source(f"recipe {source}", parse_yaml(describe_recipe(source).text, source))
-    path = Path(source).expanduser()
-    if path.is_file():
+    path = locate(source)
+    if path is not None and path.is_file():
         return Source(str(path), parse_yaml(_read_text(path), str(path)), path.parent, path.stem)
     raise RecipeError(str(source), [_no_such_recipe(str(source))])
 
@@ -72,6 +73,10 @@ def parse_yaml(text: str, origin: str) -> Mapping[Any, Any]:
         raise RecipeError(origin, [f"{place}{error.problem or error.context}; this is not valid YAML"]) from error
     except yaml.YAMLError as error:
         raise RecipeError(origin, [f"not valid YAML: {' '.join(str(error).split())}"]) from error
+    except RecursionError as error:
+        raise RecipeError(origin, ["lists or mappings are nested too deeply: write them out flat"]) from error
+    except ValueError as error:  # what looks like a number or a date and is none
+        raise RecipeError(origin, [f"holds a value that cannot be read: {str(error).partition(';')[0]}"]) from error
     if settings is None:
         raise RecipeError(origin, ["the file is empty: write settings as `key: value` lines"])
     if not isinstance(settings, dict):
@@ -103,9 +108,8 @@ def _read_text(path: Path) -> str:
 
 
 def _no_such_recipe(name: str) -> str:
-    path = Path(name)
-    names = ", ".join(recipe_names())
-    if path.is_dir():
+    path, names = Path(name), ", ".join(recipe_names())
+    if (found := locate(path)) and found.is_dir():
         inner = path / "recipe.yaml"
         hint = f": name {inner}" if inner.is_file() else " without recipe.yaml: name a file, or a shipped recipe"
         return f"this is a folder{hint}"

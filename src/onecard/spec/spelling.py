@@ -7,10 +7,6 @@ from typing import Any
 
 from onecard.spec.accepts import FIELDS, MODEL_CONFIG, accepts, default_of, join_or, parse_bool, parse_number
 
-# Keys of a command rather than of a training setting: commands take them out of the flags first.
-RUN_KEYS = frozenset({"resume", "resume_from_checkpoint", "config"})
-
-
 # What `translate` returns for a value that asks for what happens anyway.
 NO_EFFECT = object()
 
@@ -53,6 +49,12 @@ def _strategy(value: Any) -> Any:
     raise ValueError("takes steps or no, because onecard counts in steps: set eval_steps or save_steps")
 
 
+def _column(value: Any) -> str:
+    if isinstance(value, str) and value:
+        return value
+    raise ValueError("takes the name of a column")
+
+
 def _rows(key: str, *names: str) -> list[Spelling]:
     return [Spelling(name, key) for name in names]
 
@@ -60,6 +62,7 @@ def _rows(key: str, *names: str) -> list[Spelling]:
 SPELLINGS: tuple[Spelling, ...] = (
     # Text
     *_rows("dataset", "data", "data_path", "train_file", "dataset_name", "train_data", "data_dir", "train_dataset"),
+    Spelling("text_column", "dataset", _column, deferred=True),
     *_rows("eval_dataset", "eval_data", "validation_file", "val_data", "eval_file"),
     *_rows("eval_fraction", "validation_split", "val_fraction", "val_split"),
     *_rows("tokenizer", "tokenizer_name", "tokenizer_name_or_path", "tokenizer_path"),
@@ -185,6 +188,12 @@ def find_spelling(name: str) -> Spelling | None:
         if candidate in _BY_NAME:
             return _BY_NAME[candidate]
     return None
+
+
+def find_key(name: Any) -> str:
+    """Names the recipe key that a name stands for, an entry of a transformers config included; empty if none does."""
+    spelling = find_spelling(str(name))
+    return spelling.key if spelling else ""
 
 
 def nearest(name: str, known: list[str] | None = None) -> list[str]:
