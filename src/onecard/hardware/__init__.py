@@ -1,6 +1,23 @@
 """What a machine can do. No torch."""
 
+from onecard.hardware.card import Card, CardHost, Source, context_bytes, usable_bytes, workspace_bytes
+from onecard.hardware.card_search import all_cards, card_names, card_of, find_card
 from onecard.hardware.machine import Gpu, Machine, Platform
 from onecard.hardware.probe import probe_machine
 
-__all__ = ["Gpu", "Machine", "Platform", "probe_machine"]
+__all__ = [
+    "Card",
+    "CardHost",
+    "Gpu",
+    "Machine",
+    "Platform",
+    "Source",
+    "all_cards",
+    "card_names",
+    "card_of",
+    "context_bytes",
+    "find_card",
+    "probe_machine",
+    "usable_bytes",
+    "workspace_bytes",
+]

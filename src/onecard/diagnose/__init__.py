@@ -1,0 +1,1 @@
+"""What is wrong, and how fast things are: on this machine, by trying."""
