@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from onecard.errors import InputError
 from onecard.spec import CorpusFacts, Plan, Recipe
 from onecard.spec.load import apply_device, load_recipe
+from onecard.spec.paths import expand, locate, make_absolute
 
 if TYPE_CHECKING:
     from onecard.data import Corpus
@@ -40,8 +41,11 @@ def plan(recipe: Recipe, *, progress: OnProgress | None = None) -> Plan:
     Raises:
         InputError: something asked for cannot be honoured.
     """
+    from onecard.planner import check_recipe
+
     machine = _machine()
     recipe = _on_its_device(recipe, machine)
+    check_recipe(recipe, machine)
     return _plan(recipe, machine, _prepare(recipe, progress))
 
 
@@ -65,6 +69,7 @@ def train(
         DivergedError: training cannot go on.
     """
     from onecard.observe.sinks import check_targets
+    from onecard.planner import check_recipe
     from onecard.run.folder import RunFolder
     from onecard.run.session import run_session
 
@@ -77,8 +82,9 @@ def train(
         _refuse_other_settings(recipe, folder)
         return _continue(folder, checkpoint, on_event, on_plan, on_progress)
     root = Path(output_dir or recipe.output_dir or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    root = root.expanduser()
+    root = expand(root)
     check_targets(recipe.report_to)
+    check_recipe(recipe, machine)
     corpus = _prepare(recipe, on_progress)
     decided = _plan(recipe, machine, corpus)
     folder = RunFolder.create(root, recipe, decided)
@@ -142,7 +148,7 @@ def generate(
         dtype = torch.float32
     else:
         dtype = torch.bfloat16 if torch.cuda.get_device_capability(chosen) >= (8, 0) else torch.float16
-    loaded, tokenizer = load_model_folder(_model_folder(Path(model), checkpoint), dtype)
+    loaded, tokenizer = load_model_folder(_model_folder(expand(model), checkpoint), dtype)
     check_prompts(tokenizer, prompts)
     return complete(loaded.to(chosen), tokenizer, prompts, sampling)
 
@@ -151,7 +157,7 @@ def _find_run(run: str | Path) -> "tuple[RunFolder, Path | None]":
     """Finds the folder of a run and, where one is named, the checkpoint."""
     from onecard.run.folder import RunFolder, newest_run
 
-    path = newest_run(Path("runs")) if str(run) == "latest" else Path(run)
+    path = newest_run(Path("runs")) if str(run) == "latest" else expand(run)
     if path.parent.name == "checkpoints":
         folder = RunFolder.open(path.parent.parent)
         return folder, folder.find_checkpoint(path.name.removeprefix("step-"))
@@ -186,7 +192,7 @@ _MAY_DIFFER = {"name", "description", "output_dir", "run_name", "resume_from_che
 
 
 def _refuse_other_settings(recipe: Recipe, folder: "RunFolder") -> None:
-    own = folder.recipe()
+    own, recipe = make_absolute(folder.recipe()), make_absolute(recipe)
     differences = [
         f"  {Recipe.model_fields[key].alias or key}: {getattr(own, key)} in the run, {getattr(recipe, key)} now"
         for key in Recipe.model_fields
@@ -203,7 +209,7 @@ def _model_folder(path: Path, checkpoint: str) -> Path:
     from onecard.checkpoint import is_checkpoint, read_checkpoint
     from onecard.run.folder import RunFolder
 
-    folder = path if (path / "config.json").is_file() else RunFolder.open(path).find_checkpoint(checkpoint)
+    folder = path if locate(path / "config.json") else RunFolder.open(path).find_checkpoint(checkpoint)
     if is_checkpoint(folder):
         read_checkpoint(folder)  # refuses damaged weights; any other model folder has no hashes to compare
     return folder

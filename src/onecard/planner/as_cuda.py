@@ -48,33 +48,26 @@ class _Attention:
         self._capability = compute_capability
 
     def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
     ) -> Tensor:
         """Takes flash without a mask, memory-efficient with one, the plain kernel otherwise."""
+        dropout, is_causal = options.get("dropout_p", 0.0), options.get("is_causal", False)
+        scale = options.get("scale")
         width = query.shape[-1]
         is_half = query.dtype in (torch.bfloat16, torch.float16)
         if attn_mask is None and is_half and self._capability >= (8, 0) and width <= 256:
             padded = [F.pad(x, (0, -width % 8)) if width % 8 else x for x in (query, key, value)]
             scale = scale if scale is not None else 1 / math.sqrt(width)
-            out = _aten._scaled_dot_product_flash_attention(*padded, dropout_p, is_causal, scale=scale)[0]
+            out = _aten._scaled_dot_product_flash_attention(*padded, dropout, is_causal, scale=scale)[0]
             return out[..., :width] if width % 8 else out
-        if not enable_gqa and self._capability >= (5, 0):
-            bias = _as_bias(attn_mask, query, key)
-            return _aten._scaled_dot_product_efficient_attention(
-                query, key, value, bias, True, dropout_p, is_causal, scale=scale
-            )[0]
-        if enable_gqa:
+        if options.get("enable_gqa"):
             key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
-        return _aten._scaled_dot_product_attention_math(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale
+            return _aten._scaled_dot_product_attention_math(
+                query, key, value, attn_mask, dropout, is_causal, scale=scale
+            )[0]
+        bias = _as_bias(attn_mask, query, key)
+        return _aten._scaled_dot_product_efficient_attention(
+            query, key, value, bias, True, dropout, is_causal, scale=scale
         )[0]
 
 

@@ -69,6 +69,12 @@ class Recorder(TorchDispatchMode):
         self._ids: dict[int, int] = {}
         self._references: dict[int, Any] = {}
         self._work: dict[tuple[Any, ...], Work] = {}
+        self._is_closed = False
+
+    def __exit__(self, *error: Any) -> None:
+        # What is torn down afterwards belongs to no run.
+        self._is_closed = True
+        super().__exit__(*error)
 
     def adopt(self, tensor: Tensor, label: str) -> None:
         """Counts a tensor that exists already as allocated now."""
@@ -110,7 +116,8 @@ class Recorder(TorchDispatchMode):
         def release(_: Any) -> None:
             # Pointers are used again, so the number goes with the storage.
             del self._ids[key], self._references[key]
-            self.record.order.append(~number)
+            if not self._is_closed:
+                self.record.order.append(~number)
 
         self._references[key] = weakref.ref(storage, release)
         return number

@@ -18,6 +18,7 @@ from onecard.errors import CheckpointError, InputError, RunBusyError
 from onecard.spec import Plan, Recipe
 from onecard.spec.dump import recipe_to_yaml
 from onecard.spec.load import load_recipe
+from onecard.spec.paths import locate, make_absolute
 
 _RECIPE = "recipe.yaml"
 _PLAN = "plan.json"
@@ -40,16 +41,16 @@ class RunFolder:
         Raises:
             InputError: the folder already holds a run or other files; nothing is overwritten.
         """
-        if (root / _PLAN).exists():
+        if locate(root / _PLAN):
             raise InputError(
                 f"{root} already holds a run: continue it with `onecard resume {root}`, or give another --output_dir"
             )
-        if root.exists() and (not root.is_dir() or any(path.name != ".lock" for path in root.iterdir())):
+        if locate(root) and (not root.is_dir() or any(path.name != ".lock" for path in root.iterdir())):
             raise InputError(f"{root} exists and is not empty: give another --output_dir; nothing was changed")
         folder = cls(root)
         try:
             folder.checkpoints.mkdir(parents=True, exist_ok=True)
-            (root / _RECIPE).write_text(recipe_to_yaml(recipe), encoding="utf-8")
+            (root / _RECIPE).write_text(recipe_to_yaml(make_absolute(recipe)), encoding="utf-8")
             # Last and in one motion: a folder with a plan is a whole one.
             (root / f".{_PLAN}").write_text(plan.model_dump_json(indent=1), encoding="utf-8")
             (root / f".{_PLAN}").replace(root / _PLAN)
@@ -65,8 +66,8 @@ class RunFolder:
         Raises:
             InputError: it is none.
         """
-        if not (root / _PLAN).is_file() or not (root / _RECIPE).is_file():
-            what = "does not exist" if not root.exists() else f"has no {_PLAN} and {_RECIPE}"
+        if not (locate(root / _PLAN) and locate(root / _RECIPE)):
+            what = "does not exist" if not locate(root) else f"has no {_PLAN} and {_RECIPE}"
             raise InputError(f"{root} is no run folder: it {what}. Run folders lie under runs/ by default")
         return cls(root)
 
