@@ -362,15 +362,15 @@ def test_a_missing_cpp_compiler_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
     from torch._inductor import cpp_builder
     from torch._inductor.exc import InvalidCxxCompiler
 
-    from onecard.planner.device import find_compiler_problem
+    from onecard.planner.device import Target, find_compiler_problem
 
     def missing() -> str:
         raise InvalidCxxCompiler
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
-    assert find_compiler_problem("cpu") == "no C++ compiler is installed"
+    assert find_compiler_problem(Target("cpu", "asked for")) == "no C++ compiler is installed"
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "g++")
-    assert find_compiler_problem("cpu") is None
+    assert find_compiler_problem(Target("cpu", "asked for")) is None
 
 
 def test_a_corpus_that_is_too_small_is_refused() -> None:

@@ -71,6 +71,7 @@ class Corpus:
     train_bytes: int
     heldout_bytes: int
     names: tuple[str, ...]
+    num_train_documents: int
 
     @property
     def num_train_tokens(self) -> int:
@@ -261,4 +262,5 @@ def _corpus(request: CorpusRequest, prepared: list[PreparedCorpus], tokenizer: "
         train_bytes=sum(entry.manifest.train.text_bytes for entry in train),
         heldout_bytes=heldout_bytes,
         names=tuple(source.path for source in request.sources),
+        num_train_documents=sum(entry.manifest.train.documents for entry in train),
     )

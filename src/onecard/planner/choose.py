@@ -6,12 +6,12 @@ from typing import Any, TypeVar
 
 from onecard.errors import DoesNotFitError, InputError, RecipeError
 from onecard.hardware import Machine
-from onecard.planner.device import choose_attention, choose_device, choose_precision, find_compiler_problem, kind_of
+from onecard.planner.device import Target, choose_attention, choose_precision, find_compiler_problem, find_target
 from onecard.planner.measure import measure_peak, measure_step
 from onecard.planner.schedule import BatchSizes, count_steps, make_schedule, resolve_batch, resolve_interval
 from onecard.planner.shape import attention_width, plan_model
 from onecard.spec import CorpusFacts, ModelPlan, OptimizerPlan, Plan, Recipe
-from onecard.units import format_bytes, format_count, format_seconds
+from onecard.units import GIB, format_bytes, format_count, format_seconds
 
 # torch.compile takes about 40 s on two CPU cores and gains 1.1 to 1.3 there (field notes); on a GPU it gains far more.
 _COMPILE_PAYS_AFTER_S = {"cpu": 900.0, "cuda": 180.0}
@@ -35,29 +35,59 @@ class Measurements:
     step: Callable[[Plan], float] = measure_step
 
 
-def make_plan(recipe: Recipe, machine: Machine, corpus: CorpusFacts, measurements: Measurements | None = None) -> Plan:
+@dataclass(frozen=True)
+class Grounds:
+    """What decisions rest on. `recipe` is one whose device sections are applied; `corpus` None: not looked at yet."""
+
+    recipe: Recipe
+    machine: Machine
+    target: Target
+    corpus: CorpusFacts | None = None
+
+
+def make_plan(
+    recipe: Recipe,
+    machine: Machine,
+    corpus: CorpusFacts,
+    measurements: Measurements | None = None,
+    target: Target | None = None,
+) -> Plan:
     """Turns every `auto` into a number with a reason. `recipe` is one whose device sections are applied.
 
-    Where only hours are given, a few steps are run to turn them into a number of steps.
+    `target` is what the plan is for; by default the recipe's device on this machine. Where only hours are given, a few
+    steps are run on it to turn them into a number of steps.
 
     Raises:
         InputError: something asked for cannot be honoured on this machine or with this corpus.
     """
     measurements = measurements or Measurements()
+    grounds = Grounds(recipe, machine, target or find_target(recipe.device, machine), corpus)
+    draft, num_steps = _draft(grounds, measurements)
+    if recipe.max_hours is None or not grounds.target.is_here:
+        return draft
+    return _fit_into_hours(draft, recipe, num_steps, measurements.step(draft))
+
+
+def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | None]:
+    """A whole plan, and the number of steps it is asked for; None where only hours are given."""
+    recipe, target, corpus = grounds.recipe, grounds.target, grounds.corpus
+    assert corpus is not None
     reasons: dict[str, str] = {}
-    decided = _decide(recipe, machine, corpus, reasons)
-    device, precision, model, batch = decided.device, decided.precision, decided.model, decided.batch
-    tokens_per_step = batch.total * recipe.max_seq_length
-    num_steps = decided.num_steps
+    decided = _decide(grounds, reasons)
+    model, batch, num_steps = decided.model, decided.batch, decided.num_steps
     num_layers, width = attention_width(model.settings)
     flops_per_token = 6.0 * model.num_matrix_parameters + 6.0 * num_layers * width * recipe.max_seq_length
-    peak_flops = measurements.peak(device, precision)
-    step_s = flops_per_token * tokens_per_step / (peak_flops * _EAGER_SHARE_OF_PEAK)
+    if target.is_here:
+        peak_flops = measurements.peak(target.device, decided.precision)
+    else:
+        peak_flops = _peak_of_card(target, decided.precision)
+    step_s = flops_per_token * batch.total * recipe.max_seq_length / (peak_flops * _EAGER_SHARE_OF_PEAK)
     run_s = 3600 * recipe.max_hours if num_steps is None and recipe.max_hours else (num_steps or 1) * step_s
-    compiled, reasons["torch_compile"] = _choose_compile(recipe, device, run_s)
+    compiled, reasons["torch_compile"] = _choose_compile(recipe, target, run_s)
+    num_cores = grounds.machine.num_cores
     draft = Plan(
-        device=device,
-        precision=precision,  # type: ignore[arg-type]
+        device=target.device,
+        precision=decided.precision,  # type: ignore[arg-type]
         torch_compile=compiled,
         attn_implementation=decided.attention,  # type: ignore[arg-type]
         gradient_checkpointing=recipe.gradient_checkpointing is True,
@@ -69,19 +99,18 @@ def make_plan(recipe: Recipe, machine: Machine, corpus: CorpusFacts, measurement
         total_batch_size=batch.total,
         eval_batch_size=batch.evaluation,
         dataloader_num_workers=1 if recipe.dataloader_num_workers == "auto" else recipe.dataloader_num_workers,
-        dataset_num_proc=machine.num_cores if recipe.dataset_num_proc == "auto" else recipe.dataset_num_proc,
+        dataset_num_proc=num_cores if recipe.dataset_num_proc == "auto" else recipe.dataset_num_proc,
         flops_per_token=flops_per_token,
         peak_flops=peak_flops,
         reasons=reasons,
+        memory_limit_bytes=_memory_limit(recipe, target),
         **_intervals(recipe, num_steps or _STEPS_OF_A_DRAFT),
         **{key: getattr(recipe, key) for key in _KEPT},
     )
-    if recipe.max_hours is None:
-        return draft
-    return _fit_into_hours(draft, recipe, num_steps, measurements.step(draft))
+    return draft, num_steps
 
 
-def check_recipe(recipe: Recipe, machine: Machine) -> None:
+def check_recipe(recipe: Recipe, machine: Machine, target: Target | None = None) -> None:
     """Refuses what cannot be honoured whatever the text holds, before time is spent on preparing it.
 
     `recipe` is one whose device sections are applied. Takes a fraction of a second.
@@ -90,14 +119,13 @@ def check_recipe(recipe: Recipe, machine: Machine) -> None:
         InputError: with all problems together.
         DoesNotFitError: the model alone is larger than the memory.
     """
-    _decide(recipe, machine, None, {})
+    _decide(Grounds(recipe, machine, target or find_target(recipe.device, machine)), {})
 
 
 @dataclass(frozen=True)
 class _Decisions:
     """What is decided before anything is measured. `num_steps` is None where only hours are given."""
 
-    device: str
     precision: str
     attention: str
     model: ModelPlan
@@ -105,21 +133,22 @@ class _Decisions:
     num_steps: int | None
 
 
-def _decide(recipe: Recipe, machine: Machine, corpus: CorpusFacts | None, reasons: dict[str, str]) -> _Decisions:
+def _decide(grounds: Grounds, reasons: dict[str, str]) -> _Decisions:
     """Makes the decisions that do not depend on one another's success, and reports what all of them refuse.
 
     Without a corpus one of any length and with the smallest vocabulary stands in, so that nothing is refused for it.
     """
+    recipe, target, corpus = grounds.recipe, grounds.target, grounds.corpus
     problems = _Problems()
-    device, reasons["device"] = choose_device(recipe.device, machine)
-    precision, reasons["precision"] = problems.attempt(choose_precision, recipe, device, machine) or ("", "")
+    reasons["device"] = target.reason
+    precision, reasons["precision"] = problems.attempt(choose_precision, recipe, target, grounds.machine) or ("", "")
     model = problems.attempt(plan_model, recipe, corpus or _any_corpus(recipe), reasons)
     dropout = model.dropout if model else recipe.dropout or 0.0
     attention, reasons["attn_implementation"] = problems.attempt(
-        choose_attention, recipe, device, precision, dropout
+        choose_attention, recipe, target, precision, dropout
     ) or ("", "")
-    problems.attempt(_check_compiler, recipe, device)
-    batch = problems.attempt(resolve_batch, recipe, kind_of(device), reasons)
+    problems.attempt(_check_compiler, recipe, target)
+    batch = problems.attempt(resolve_batch, recipe, target.kind, reasons)
     num_steps = recipe.max_steps
     if batch is not None:
         tokens_per_step = batch.total * recipe.max_seq_length
@@ -131,9 +160,9 @@ def _decide(recipe: Recipe, machine: Machine, corpus: CorpusFacts | None, reason
     problems.report(recipe)
     assert model is not None
     assert batch is not None
-    if kind_of(device) == "cpu":
-        _check_ram(recipe, model, machine)
-    return _Decisions(device, precision, attention, model, batch, num_steps)
+    if target.kind == "cpu":
+        _check_ram(recipe, model, grounds.machine)
+    return _Decisions(precision, attention, model, batch, num_steps)
 
 
 class _Problems:
@@ -202,19 +231,34 @@ def _optimizer(recipe: Recipe) -> OptimizerPlan:
     return OptimizerPlan(name=recipe.optim, **{key: getattr(recipe, key) for key in keys})
 
 
-def _choose_compile(recipe: Recipe, device: str, run_s: float) -> tuple[bool, str]:
+def _peak_of_card(target: Target, precision: str) -> float:
+    assert target.card is not None
+    half = target.card.fp16_flops if precision == "fp16" else None
+    return (
+        (half or target.card.flops_16bit or target.card.fp32_flops) if precision != "fp32" else target.card.fp32_flops
+    )
+
+
+def _memory_limit(recipe: Recipe, target: Target) -> int | None:
+    """What the allocator may reserve: the least of what the card offers and what the recipe allows; None on a CPU."""
+    if target.limit_bytes is None or recipe.memory_limit_gb is None:
+        return target.limit_bytes
+    return min(target.limit_bytes, int(recipe.memory_limit_gb * GIB))
+
+
+def _choose_compile(recipe: Recipe, target: Target, run_s: float) -> tuple[bool, str]:
     if recipe.torch_compile != "auto":
         return recipe.torch_compile, "asked for"
-    if problem := find_compiler_problem(device):
+    if problem := find_compiler_problem(target):
         return False, problem
-    threshold = _COMPILE_PAYS_AFTER_S[kind_of(device)]
+    threshold = _COMPILE_PAYS_AFTER_S[target.kind]
     if run_s < threshold:
         return False, f"a run of about {format_seconds(run_s)} is over before compiling pays"
     return True, f"pays back within a run of about {format_seconds(run_s)}"
 
 
-def _check_compiler(recipe: Recipe, device: str) -> None:
-    if recipe.torch_compile is True and (problem := find_compiler_problem(device)):
+def _check_compiler(recipe: Recipe, target: Target) -> None:
+    if recipe.torch_compile is True and (problem := find_compiler_problem(target)):
         raise InputError(f"torch_compile cannot be used: {problem}. Install it, or set torch_compile to auto or false")
 
 

@@ -1,11 +1,12 @@
 """Which device, and what it can do."""
 
 import sys
+from dataclasses import dataclass
 
 import torch
 
 from onecard.errors import InputError
-from onecard.hardware import Machine
+from onecard.hardware import Card, CardHost, Machine, card_of, usable_bytes
 from onecard.spec import Recipe
 
 _WHEELS = "https://pytorch.org/get-started/locally/"
@@ -43,13 +44,66 @@ def kind_of(device: str) -> str:
     return device.partition(":")[0]
 
 
-def choose_precision(recipe: Recipe, device: str, machine: Machine) -> tuple[str, str]:
+@dataclass(frozen=True)
+class Target:
+    """What a plan is for: a device of this machine, or a card of the catalogue that need not be here.
+
+    On a CPU there is no `capability`, `card` and `limit_bytes`. The card of this machine may be unknown to the
+    catalogue: then its memory is known, its rates are not. `limit_bytes` is what PyTorch's allocator may reserve.
+    """
+
+    device: str
+    reason: str
+    name: str = "CPU"
+    capability: tuple[int, int] | None = None
+    card: Card | None = None
+    host: CardHost = "linux-headless"
+    limit_bytes: int | None = None
+    is_here: bool = True
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.device)
+
+
+def find_target(wish: str, machine: Machine) -> Target:
+    """Describes the device of this machine that `device` names.
+
+    Raises:
+        InputError: as `choose_device`.
+    """
+    device, reason = choose_device(wish, machine)
+    if kind_of(device) == "cpu":
+        return Target(device, reason)
+    index = int(device.partition(":")[2])
+    properties = torch.cuda.get_device_properties(index)
+    gpu = next((gpu for gpu in machine.gpus if gpu.uuid.removeprefix("GPU-") == str(properties.uuid)), None)
+    card = card_of(gpu) if gpu is not None else None
+    free_bytes, _ = torch.cuda.mem_get_info(index)
+    # The context of this process exists by now, so what is free is the allocator's.
+    limit = free_bytes if card is None else min(free_bytes, usable_bytes(card, _host_of(machine)))
+    capability = torch.cuda.get_device_capability(index)
+    return Target(device, reason, properties.name, capability, card, _host_of(machine), limit)
+
+
+def target_of_card(card: Card, host: CardHost) -> Target:
+    """A card of the catalogue in a machine of this kind."""
+    limit = usable_bytes(card, host)
+    return Target("cuda:0", f"a plan for {card.name}", card.name, card.compute_capability, card, host, limit, False)
+
+
+def _host_of(machine: Machine) -> CardHost:
+    # A card of this machine is asked how much is free, so whether a desktop runs on it needs no guess.
+    return "windows" if machine.platform in ("windows", "wsl") else "linux-headless"
+
+
+def choose_precision(recipe: Recipe, target: Target, machine: Machine) -> tuple[str, str]:
     """Resolves `precision` to what the device computes fast.
 
     Raises:
         InputError: the precision asked for does not exist on the device.
     """
-    if kind_of(device) == "cpu":
+    if target.capability is None:
         if recipe.precision == "fp16":
             raise InputError("precision fp16 is for GPUs; on a CPU use bf16 or fp32, or leave it on auto")
         if recipe.precision != "auto":
@@ -57,11 +111,9 @@ def choose_precision(recipe: Recipe, device: str, machine: Machine) -> tuple[str
         if machine.has_bf16_cpu:
             return "bf16", "this CPU multiplies bf16 matrices in hardware"
         return "fp32", "this CPU has no bf16 matrix instructions"
-    has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    has_bf16 = target.capability >= (8, 0)
     if recipe.precision == "bf16" and not has_bf16:
-        raise InputError(
-            f"{torch.cuda.get_device_name(device)} has no bf16 (it came with Ampere): use --precision fp16"
-        )
+        raise InputError(f"{target.name} has no bf16 (it came with Ampere): use --precision fp16")
     if recipe.precision != "auto":
         return recipe.precision, "asked for"
     return (
@@ -69,7 +121,7 @@ def choose_precision(recipe: Recipe, device: str, machine: Machine) -> tuple[str
     )
 
 
-def choose_attention(recipe: Recipe, device: str, precision: str, dropout: float) -> tuple[str, str]:
+def choose_attention(recipe: Recipe, target: Target, precision: str, dropout: float) -> tuple[str, str]:
     """Resolves the attention backend.
 
     Raises:
@@ -78,7 +130,7 @@ def choose_attention(recipe: Recipe, device: str, precision: str, dropout: float
     if recipe.attn_implementation != "varlen":
         return "sdpa", "asked for" if recipe.attn_implementation == "sdpa" else "runs everywhere"
     problems = []
-    if kind_of(device) != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+    if target.capability is None or target.capability < (8, 0):
         problems.append("it needs a GPU of compute capability 8.0 or newer")
     if precision == "fp32":
         problems.append("it needs precision bf16 or fp16")
@@ -89,9 +141,11 @@ def choose_attention(recipe: Recipe, device: str, precision: str, dropout: float
     return "varlen", "asked for"
 
 
-def find_compiler_problem(device: str) -> str | None:
-    """Says why `torch.compile` cannot work here; None where nothing speaks against it."""
-    if kind_of(device) == "cuda":
+def find_compiler_problem(target: Target) -> str | None:
+    """Says why `torch.compile` cannot work there; None where nothing speaks against it."""
+    if not target.is_here:
+        return "PyTorch for Windows comes without Triton" if target.host == "windows" else None
+    if target.kind == "cuda":
         from torch.utils._triton import has_triton
 
         return None if has_triton() else "Triton is not installed or does not support this card"

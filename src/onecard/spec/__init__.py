@@ -2,6 +2,7 @@
 
 from onecard.spec.dump import recipe_to_yaml
 from onecard.spec.finding import Finding
+from onecard.spec.forecast import Alternative, Forecast, MemoryForecast, TimeForecast
 from onecard.spec.load import apply_device, load_recipe
 from onecard.spec.plan import CorpusFacts, ModelPlan, OptimizerPlan, Plan, SchedulePlan
 from onecard.spec.recipe import DatasetSource, Recipe
@@ -10,10 +11,13 @@ from onecard.spec.source import RecipeInfo, describe_recipe, recipe_names
 from onecard.spec.spelling import KeyInfo, recipe_keys
 
 __all__ = [
+    "Alternative",
     "CorpusFacts",
     "DatasetSource",
     "Finding",
+    "Forecast",
     "KeyInfo",
+    "MemoryForecast",
     "ModelPlan",
     "OptimizerPlan",
     "Plan",
@@ -21,6 +25,7 @@ __all__ = [
     "RecipeInfo",
     "SchedulePlan",
     "Score",
+    "TimeForecast",
     "apply_device",
     "describe_recipe",
     "load_recipe",

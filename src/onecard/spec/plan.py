@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from onecard.spec.forecast import Alternative, Forecast
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -19,6 +21,7 @@ class CorpusFacts(_Frozen):
     heldout_bytes: int
     separator_id: int
     fingerprint: str
+    num_train_documents: int | None = None
     # Name and training tokens of each source.
     tokens_of_sources: tuple[tuple[str, int], ...] = ()
 
@@ -99,6 +102,10 @@ class Plan(_Frozen):
     flops_per_token: float
     peak_flops: float
     reasons: dict[str, str]
+
+    memory_limit_bytes: int | None = None
+    forecast: Forecast | None = None
+    alternatives: tuple[Alternative, ...] = ()
 
     @property
     def tokens_per_step(self) -> int:

@@ -142,6 +142,12 @@ class Recipe(BaseModel):
         "auto", description="compile the decoder; auto: when it pays back within the run"
     )
     attn_implementation: Literal["auto", "sdpa", "varlen"] = Field("auto", description="attention backend")
+    memory_limit_gb: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
+        None, description="GiB that training may reserve on the GPU, beside CUDA's own context; enforced in the run"
+    )
+    fit: Literal["given", "auto"] = Field(
+        "given", description="given: settings given by hand are binding; auto: they may change so that the run fits"
+    )
     deterministic: bool = Field(False, description="bit-equal repetition on a GPU, at some speed")
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(1337, description="seed of weights, order and dropout")
     dataloader_num_workers: Annotated[int, Field(ge=0, le=1024)] | Auto = Field(

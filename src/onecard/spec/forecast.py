@@ -1,0 +1,68 @@
+"""What a plan is expected to take on a card: memory, time, and what else it could be."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MemoryForecast(_Frozen):
+    """Bytes at the fullest moment of a run.
+
+    `peak_bytes` is what PyTorch's allocator reserves, between `peak_low_bytes` and `peak_high_bytes`;
+    `allocated_bytes` what tensors hold of it; `context_bytes` what CUDA takes beside it. `breakdown` adds up to
+    `peak_bytes`, `peak_phase` says where in the run it is, `phase_bytes` what each phase holds at its fullest.
+    `limit_bytes` is what the allocator may reserve on the card.
+    """
+
+    fits: bool
+    limit_bytes: int
+    peak_bytes: int
+    peak_low_bytes: int
+    peak_high_bytes: int
+    allocated_bytes: int
+    context_bytes: int
+    breakdown: dict[str, int]
+    peak_phase: str
+    phase_bytes: dict[str, int]
+    host_peak_bytes: int
+    disk_bytes: int
+
+
+class TimeForecast(_Frozen):
+    """Seconds of one step, between `step_low_s` and `step_high_s`, and of the whole run with evaluation and saving.
+
+    `limited_by` names what a step waits for: arithmetic, bandwidth, launches or data. `share_of_peak` is of the card's
+    arithmetic; `energy_wh` is None where the card's power is not known.
+    """
+
+    step_s: float
+    step_low_s: float
+    step_high_s: float
+    tokens_per_s: float
+    total_s: float
+    limited_by: str
+    share_of_peak: float
+    energy_wh: float | None
+
+
+class Forecast(_Frozen):
+    """Memory and time on one card; `time` is None for a card whose rates are not known."""
+
+    card: str
+    memory: MemoryForecast
+    time: TimeForecast | None
+
+
+class Alternative(_Frozen):
+    """The same training with other settings. An interpolated row was not traced, but lies between two that were."""
+
+    settings: dict[str, Any]
+    peak_bytes: int
+    step_s: float | None
+    fits: bool
+    is_chosen: bool = False
+    is_interpolated: bool = False
