@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from onecard.errors import DoesNotFitError, InputError, RecipeError
 from onecard.hardware import Machine
 from onecard.planner.device import Target, choose_attention, choose_precision, find_compiler_problem, find_target
+from onecard.planner.fit import fit_plan
 from onecard.planner.measure import measure_peak, measure_step
 from onecard.planner.schedule import BatchSizes, count_steps, make_schedule, resolve_batch, resolve_interval
 from onecard.planner.shape import attention_width, plan_model
@@ -63,6 +64,8 @@ def make_plan(
     measurements = measurements or Measurements()
     grounds = Grounds(recipe, machine, target or find_target(recipe.device, machine), corpus)
     draft, num_steps = _draft(grounds, measurements)
+    if grounds.target.kind == "cuda":
+        draft = fit_plan(draft, recipe, grounds.target)
     if recipe.max_hours is None or not grounds.target.is_here:
         return draft
     return _fit_into_hours(draft, recipe, num_steps, measurements.step(draft))

@@ -1,0 +1,188 @@
+"""The fastest settings that fit a card, and what else there is. The effective batch never changes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from onecard.errors import DoesNotFitError
+from onecard.planner.device import Target
+from onecard.planner.forecast import forecast
+from onecard.spec import Alternative, Forecast, Plan, Recipe
+from onecard.units import format_bytes, format_seconds
+
+# Of the memory that a plan may take on its own account; what is given by hand may take all of it.
+_RESERVED_SHARE = 0.97
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan with its forecast."""
+
+    plan: Plan
+    forecast: Forecast
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether it fits with the band of the forecast."""
+        memory = self.forecast.memory
+        return memory.fits and memory.peak_bytes <= _RESERVED_SHARE * memory.limit_bytes
+
+    @property
+    def step_s(self) -> float | None:
+        return self.forecast.time.step_s if self.forecast.time else None
+
+
+def fit_plan(draft: Plan, recipe: Recipe, target: Target) -> Plan:
+    """Chooses micro-batch and checkpointing where the recipe leaves them open, and adds the forecast.
+
+    Settings given by hand stay, unless the recipe says `fit: auto`.
+
+    Raises:
+        DoesNotFitError: nothing that may be chosen fits; says what would.
+    """
+    is_free = recipe.fit == "auto"
+    sizes = _micro_batches(draft) if is_free or _is_open(recipe) else [draft.micro_batch_size]
+    recomputes = [False, True] if is_free or recipe.gradient_checkpointing == "auto" else [draft.gradient_checkpointing]
+    if len(sizes) == len(recomputes) == 1:
+        given = _evaluate(draft, target)
+        if not given.forecast.memory.fits:
+            raise DoesNotFitError(_explain(given, target))
+        return given.plan.model_copy(update={"forecast": given.forecast})
+    found = [
+        best
+        for recompute in recomputes
+        if (best := _largest_that_fits(draft.model_copy(update={"gradient_checkpointing": recompute}), sizes, target))
+    ]
+    if not found:
+        smallest = {"micro_batch_size": sizes[0], "eval_batch_size": sizes[0], "gradient_checkpointing": recomputes[-1]}
+        raise DoesNotFitError(_explain(_evaluate(draft.model_copy(update=smallest), target), target))
+    chosen = min(found, key=lambda candidate: (candidate.step_s or 0.0, candidate.plan.gradient_checkpointing))
+    reasons = _reasons(chosen, found, draft, len(sizes) > 1, len(recomputes) > 1)
+    return chosen.plan.model_copy(update={"forecast": chosen.forecast, "reasons": draft.reasons | reasons})
+
+
+def list_alternatives(plan: Plan, target: Target) -> Iterator[Alternative]:
+    """Forecasts the same training with one thing changed at a time; the first row is the plan itself."""
+    yield _row(Candidate(plan, plan.forecast) if plan.forecast else _evaluate(plan, target), {}, is_chosen=True)
+    for changes in _changes(plan):
+        yield _row(_evaluate(plan.model_copy(update=changes), target), changes)
+
+
+def _row(candidate: Candidate, changes: dict[str, Any], *, is_chosen: bool = False) -> Alternative:
+    memory = candidate.forecast.memory
+    shown = {key: value for key, value in changes.items() if key not in ("eval_batch_size", "total_batch_size")}
+    if "optimizer" in shown:
+        shown["optimizer"] = shown["optimizer"].name
+    return Alternative(
+        settings=shown, peak_bytes=memory.peak_bytes, step_s=candidate.step_s, fits=memory.fits, is_chosen=is_chosen
+    )
+
+
+def _changes(plan: Plan) -> Iterator[dict[str, Any]]:
+    micro, length = plan.micro_batch_size, plan.max_seq_length
+    for size in (2 * micro, micro // 2, 1):
+        if 1 <= size <= plan.total_batch_size and size != micro:
+            yield {"micro_batch_size": size, "eval_batch_size": min(plan.eval_batch_size, size)}
+    yield {"gradient_checkpointing": not plan.gradient_checkpointing}
+    yield {"torch_compile": not plan.torch_compile}
+    other = "adamw" if plan.optimizer.name == "muon" else "muon"
+    yield {"optimizer": plan.optimizer.model_copy(update={"name": other})}
+    if length >= 128:
+        # The same tokens per step, in shorter sequences.
+        yield {"max_seq_length": length // 2, "total_batch_size": 2 * plan.total_batch_size}
+
+
+def _is_open(recipe: Recipe) -> bool:
+    return recipe.per_device_train_batch_size == "auto" and recipe.gradient_accumulation_steps == "auto"
+
+
+def _micro_batches(draft: Plan) -> list[int]:
+    """Powers of two up to the whole step, and the whole step."""
+    total = draft.total_batch_size
+    return [*(1 << power for power in range(total.bit_length()) if 1 << power < total), total]
+
+
+def _largest_that_fits(draft: Plan, sizes: list[int], target: Target) -> Candidate | None:
+    """Finds the largest micro-batch that fits, and of it and its half the faster one."""
+    fitting: list[Candidate] = []
+    low, high = 0, len(sizes) - 1
+    while low <= high:
+        middle = (low + high + 1) // 2
+        changes = {"micro_batch_size": sizes[middle], "eval_batch_size": sizes[middle]}
+        candidate = _evaluate(draft.model_copy(update=changes), target)
+        if candidate.is_safe:
+            fitting.append(candidate)
+            low = middle + 1
+        else:
+            high = middle - 1
+    return min(fitting, key=lambda one: (one.step_s or 0.0, -one.plan.micro_batch_size)) if fitting else None
+
+
+def _evaluate(plan: Plan, target: Target) -> Candidate:
+    return Candidate(plan, forecast(plan, target).forecast)
+
+
+def _reasons(
+    chosen: Candidate, found: list[Candidate], draft: Plan, has_sizes: bool, has_checkpointing: bool
+) -> dict[str, str]:
+    memory, reasons = chosen.forecast.memory, dict[str, str]()
+    if has_sizes:
+        reasons["micro_batch_size"] = (
+            f"the fastest that fits: {format_bytes(memory.peak_bytes)} of {format_bytes(memory.limit_bytes)}"
+        )
+    if has_checkpointing:
+        others = [other for other in found if other is not chosen]
+        if chosen.plan.gradient_checkpointing:
+            reasons["gradient_checkpointing"] = (
+                "faster, for the larger micro-batch it allows" if others else "does not fit without"
+            )
+        else:
+            reasons["gradient_checkpointing"] = "fits without, so nothing is computed twice"
+    return reasons
+
+
+def _explain(given: Candidate, target: Target) -> str:
+    """Says what is missing and which single changes, or which together, would fit, each with its figures."""
+    plan, memory = given.plan, given.forecast.memory
+    lines = [
+        f"this does not fit {target.name}: a step of {plan.micro_batch_size} x {plan.max_seq_length} tokens needs "
+        f"{format_bytes(memory.peak_bytes)}, and {format_bytes(memory.limit_bytes)} can be had"
+    ]
+    static = sum(memory.breakdown.get(part, 0) for part in ("weights", "optimizer"))
+    if static > memory.limit_bytes:
+        return (
+            f"{lines[0]}; weights and optimizer state alone are {format_bytes(static)}: choose a smaller model, a "
+            "larger card, or another method"
+        )
+    remedies = [row for row in _remedies(plan, target) if row.fits]
+    if not remedies:
+        return f"{lines[0]}; no micro-batch of one sequence with checkpointing fits either: choose a smaller model"
+    lines[0] += ". What would:"
+    for row in remedies:
+        words = ", ".join(_flag(key, value) for key, value in row.settings.items())
+        time = f", {format_seconds(row.step_s)} a step" if row.step_s and row.step_s >= 1 else ""
+        lines.append(f"  {words}: {format_bytes(row.peak_bytes)}{time}")
+    return "\n".join(lines)
+
+
+def _remedies(plan: Plan, target: Target) -> Iterator[Alternative]:
+    """Checkpointing, then smaller micro-batches, then both, until two fit."""
+    sizes = [size for size in reversed(_micro_batches(plan)) if size < plan.micro_batch_size]
+    tried: list[dict[str, Any]] = []
+    if not plan.gradient_checkpointing:
+        tried.append({"gradient_checkpointing": True})
+    for recompute in sorted({plan.gradient_checkpointing, True}):
+        kept = {} if recompute == plan.gradient_checkpointing else {"gradient_checkpointing": True}
+        tried += [{"micro_batch_size": size, "eval_batch_size": size, **kept} for size in sizes]
+    num_found = 0
+    for changes in tried:
+        row = _row(_evaluate(plan.model_copy(update=changes), target), changes)
+        yield row
+        num_found += row.fits
+        if num_found == 2:
+            return
+
+
+def _flag(key: str, value: Any) -> str:
+    names = {"micro_batch_size": "per_device_train_batch_size"}
+    return f"--{names.get(key, key)} {str(value).lower()}"

@@ -1,0 +1,63 @@
+"""Traces by content: the same settings are traced once per machine."""
+
+import gzip
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from onecard.data.cache import cache_folder, short_hash
+from onecard.planner.recorder import Record, Work
+from onecard.planner.trace import Trace, trace_plan
+from onecard.spec import Plan
+
+# Raised whenever the same plan would give another record.
+_VERSION = 1
+# What of a plan shapes a step. The rest (seed, schedule, intervals) changes numbers, not storages.
+_SHAPING = (
+    *("precision", "torch_compile", "attn_implementation", "gradient_checkpointing", "max_seq_length"),
+    *("micro_batch_size", "eval_batch_size"),
+)
+
+
+def trace_cached(plan: Plan, compute_capability: tuple[int, int]) -> Trace:
+    """Traces a plan for a card of this capability, or reads the trace of an earlier call with equal settings."""
+    has_borders = plan.corpus.num_train_documents != 1
+    key = {
+        "version": _VERSION,
+        "packages": {name: version(name) for name in ("onecard", "torch", "transformers")},
+        "capability": compute_capability,
+        "has_borders": has_borders,
+        "num_micro_batches": min(2, plan.num_micro_batches),
+        "model": plan.model.model_dump(mode="json"),
+        "optimizer": [plan.optimizer.name, plan.optimizer.max_grad_norm is None],
+        **{name: getattr(plan, name) for name in _SHAPING},
+    }
+    path = cache_folder() / "traces" / f"{short_hash(key)}.json.gz"
+    if (found := _read(path)) is not None:
+        return found
+    trace = trace_plan(plan, compute_capability, has_borders=has_borders)
+    _write(path, trace)
+    return trace
+
+
+def _read(path: Path) -> Trace | None:
+    try:
+        content = json.loads(gzip.decompress(path.read_bytes()))
+        record = content.pop("record")
+        work = [Work(**entry | {"shape": tuple(entry["shape"])}) for entry in record.pop("work")]
+        labels = {int(number): label for number, label in record.pop("labels").items()}
+        return Trace(record=Record(**record, labels=labels, work=work), **content)
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None  # a memory only: traced again
+
+
+def _write(path: Path, trace: Trace) -> None:
+    content = gzip.compress(json.dumps(asdict(trace)).encode("utf-8"), compresslevel=5)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}")
+        beside.write_bytes(content)
+        beside.replace(path)
+    except OSError:
+        return  # a full disk or a folder that may not be written: the plan is as good without
