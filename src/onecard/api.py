@@ -2,14 +2,14 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onecard.errors import InputError
-from onecard.spec import CorpusFacts, Plan, Recipe
+from onecard.spec import Alternative, Plan, Recipe
 from onecard.spec.load import apply_device, load_recipe
-from onecard.spec.paths import expand, locate, make_absolute
+from onecard.spec.paths import expand
 
 if TYPE_CHECKING:
     from onecard.data import Corpus
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onecard.observe.events import Event
     from onecard.run.folder import RunFolder
 
-__all__ = ["generate", "load_recipe", "plan", "prepare", "resume", "train"]
+__all__ = ["alternatives", "generate", "load_recipe", "plan", "prepare", "resume", "train"]
 
 OnProgress = Callable[[str, int, int | None], None]
 OnEvent = Callable[["Event"], None]
@@ -35,18 +35,53 @@ def prepare(recipe: Recipe, *, progress: OnProgress | None = None) -> "Corpus":
     return _prepare(_on_its_device(recipe, _machine()), progress)
 
 
-def plan(recipe: Recipe, *, progress: OnProgress | None = None) -> Plan:
-    """Decides everything that training would do on this machine, each with its reason; prepares the text for it.
+def plan(
+    recipe: Recipe,
+    *,
+    card: str | None = None,
+    platform: str | None = None,
+    progress: OnProgress | None = None,
+) -> Plan:
+    """Decides everything that training would do, each with its reason, and predicts its memory and time on a GPU.
+
+    Without `card` the plan is for this machine, and the text is prepared for it. With one (`rtx-4060-laptop`; see
+    `onecard cards`) it is for that card on `platform` (linux, linux-headless or windows), needs no GPU, and takes the
+    text as it is: its size is estimated unless it has been prepared before.
 
     Raises:
         InputError: something asked for cannot be honoured.
+        DoesNotFitError: nothing that may be chosen fits the card; the message says what would.
     """
-    from onecard.planner import check_recipe
+    from onecard.planner import check_recipe, make_plan, survey_facts, target_of_card
 
     machine = _machine()
-    recipe = _on_its_device(recipe, machine)
-    check_recipe(recipe, machine)
-    return _plan(recipe, machine, _prepare(recipe, progress))
+    if card is None:
+        if platform is not None:
+            raise InputError("--platform belongs to --card: without a card the plan is for this machine")
+        recipe = _on_its_device(recipe, machine)
+        check_recipe(recipe, machine)
+        return _plan(recipe, machine, _prepare(recipe, progress))
+    from onecard.hardware import find_card
+
+    target = target_of_card(find_card(card), platform)
+    recipe = apply_device(recipe, "cuda")
+    check_recipe(recipe, machine, target)
+    return make_plan(recipe, machine, survey_facts(recipe), target=target)
+
+
+def alternatives(plan: Plan, *, card: str | None = None, platform: str | None = None) -> Iterator[Alternative]:
+    """Forecasts a plan for a GPU with one thing changed at a time, a row as soon as it is known.
+
+    Raises:
+        InputError: the plan is for a CPU.
+    """
+    from onecard.hardware import find_card
+    from onecard.planner import find_target, list_alternatives, target_of_card
+
+    if plan.forecast is None:
+        raise InputError("alternatives are forecast for GPUs: name a card, as in --card rtx-4060-laptop")
+    target = target_of_card(find_card(card), platform) if card else find_target(plan.device, _machine())
+    return list_alternatives(plan, target)
 
 
 def train(
@@ -70,16 +105,17 @@ def train(
     """
     from onecard.observe.sinks import check_targets
     from onecard.planner import check_recipe
+    from onecard.run.find import find_run, refuse_other_settings
     from onecard.run.folder import RunFolder
     from onecard.run.session import run_session
 
     machine = _machine()
     recipe = _on_its_device(recipe, machine)
     if wish := resume or recipe.resume_from_checkpoint:
-        folder, checkpoint = _find_run("latest" if wish is True else wish)
+        folder, checkpoint = find_run("latest" if wish is True else wish)
         if output_dir is not None and Path(output_dir).absolute() != folder.root.absolute():
             raise InputError(f"output_dir {output_dir} is not the run that is resumed, {folder.root}: leave it out")
-        _refuse_other_settings(recipe, folder)
+        refuse_other_settings(recipe, folder)
         return _continue(folder, checkpoint, on_event, on_plan, on_progress)
     root = Path(output_dir or recipe.output_dir or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     root = expand(root)
@@ -110,7 +146,9 @@ def resume(
     Raises:
         InputError: no such run, damaged checkpoints, changed text, or a folder in use.
     """
-    folder, checkpoint = _find_run(run)
+    from onecard.run.find import find_run
+
+    folder, checkpoint = find_run(run)
     return _continue(folder, checkpoint, on_event, on_plan, on_progress)
 
 
@@ -138,6 +176,7 @@ def generate(
     from onecard.model.folder import load_model_folder
     from onecard.model.generate import Sampling, check_prompts, complete
     from onecard.planner import choose_device, kind_of
+    from onecard.run.find import find_model_folder
 
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, seed)
     sampling.check()
@@ -148,20 +187,9 @@ def generate(
         dtype = torch.float32
     else:
         dtype = torch.bfloat16 if torch.cuda.get_device_capability(chosen) >= (8, 0) else torch.float16
-    loaded, tokenizer = load_model_folder(_model_folder(expand(model), checkpoint), dtype)
+    loaded, tokenizer = load_model_folder(find_model_folder(expand(model), checkpoint), dtype)
     check_prompts(tokenizer, prompts)
     return complete(loaded.to(chosen), tokenizer, prompts, sampling)
-
-
-def _find_run(run: str | Path) -> "tuple[RunFolder, Path | None]":
-    """Finds the folder of a run and, where one is named, the checkpoint."""
-    from onecard.run.folder import RunFolder, newest_run
-
-    path = newest_run(Path("runs")) if str(run) == "latest" else expand(run)
-    if path.parent.name == "checkpoints":
-        folder = RunFolder.open(path.parent.parent)
-        return folder, folder.find_checkpoint(path.name.removeprefix("step-"))
-    return RunFolder.open(path), None
 
 
 def _continue(
@@ -187,34 +215,6 @@ def _continue(
     return folder.root
 
 
-# Settings that say where a run is and who watches it, not what it computes.
-_MAY_DIFFER = {"name", "description", "output_dir", "run_name", "resume_from_checkpoint", "report_to", "logging_steps"}
-
-
-def _refuse_other_settings(recipe: Recipe, folder: "RunFolder") -> None:
-    own, recipe = make_absolute(folder.recipe()), make_absolute(recipe)
-    differences = [
-        f"  {Recipe.model_fields[key].alias or key}: {getattr(own, key)} in the run, {getattr(recipe, key)} now"
-        for key in Recipe.model_fields
-        if key not in _MAY_DIFFER and getattr(own, key) != getattr(recipe, key)
-    ]
-    if differences:
-        raise InputError(
-            "\n".join([f"{folder.root} was started with other settings:", *differences])
-            + f"\nContinue it as it is with `onecard resume {folder.root}`, or start a new run without --resume"
-        )
-
-
-def _model_folder(path: Path, checkpoint: str) -> Path:
-    from onecard.checkpoint import is_checkpoint, read_checkpoint
-    from onecard.run.folder import RunFolder
-
-    folder = path if locate(path / "config.json") else RunFolder.open(path).find_checkpoint(checkpoint)
-    if is_checkpoint(folder):
-        read_checkpoint(folder)  # refuses damaged weights; any other model folder has no hashes to compare
-    return folder
-
-
 def _machine() -> "Machine":
     from onecard.hardware import probe_machine
 
@@ -237,29 +237,16 @@ def _make_cublas_deterministic() -> None:
 
 
 def _prepare(recipe: Recipe, progress: OnProgress | None) -> "Corpus":
-    from onecard.data import CorpusRequest, Source
+    from onecard.data import CorpusRequest
     from onecard.data import prepare as prepare_corpus
 
-    def sources(items: Sequence[Any]) -> tuple[Source, ...]:
-        return tuple(Source(**item.model_dump()) for item in items)
-
-    request = CorpusRequest(
-        sources=sources(recipe.dataset),
-        eval_sources=sources(recipe.eval_dataset),
-        tokenizer=recipe.tokenizer,
-        vocab_size=recipe.vocab_size,
-        eval_fraction=recipe.eval_fraction,
-        eval_split=recipe.eval_split,
-        num_proc=None if recipe.dataset_num_proc == "auto" else recipe.dataset_num_proc,
-    )
-    return prepare_corpus(request, progress)
+    return prepare_corpus(CorpusRequest.of(recipe), progress)
 
 
 def _plan(recipe: Recipe, machine: "Machine", corpus: "Corpus") -> Plan:
     from onecard.model.generate import check_prompts
-    from onecard.planner import make_plan
+    from onecard.planner import facts_of, make_plan
 
     # Here, not at the first sample: a run must not end over it.
     check_prompts(corpus.tokenizer, recipe.sample_prompts)
-    facts = CorpusFacts(**{name: getattr(corpus, name) for name in CorpusFacts.model_fields})
-    return make_plan(recipe, machine, facts)
+    return make_plan(recipe, machine, facts_of(corpus))

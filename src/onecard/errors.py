@@ -13,6 +13,7 @@ A message says what was given, why it cannot work and what to change. Exit 130 (
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class OnecardError(Exception):
@@ -53,9 +54,16 @@ class RunBusyError(InputError):
 
 
 class DoesNotFitError(OnecardError):
-    """No setting within the recipe's limits fits the memory of the card."""
+    """No setting within the recipe's limits fits the memory of the card.
+
+    `plan` is the plan that does not fit, with its forecast and the alternatives that would, where one was made.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, plan: Any = None) -> None:
+        super().__init__(message)
+        self.plan = plan
 
 
 class DivergedError(OnecardError):

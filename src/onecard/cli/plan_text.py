@@ -14,19 +14,20 @@ def summary_rows(plan: "Plan", run_folder: Path | None = None) -> list[tuple[str
     schedule, corpus = plan.schedule, plan.corpus
     num_tokens = schedule.num_steps * plan.tokens_per_step
     rows = [
-        ("device", f"{plan.device}, {plan.precision}, {'compiled' if plan.torch_compile else 'not compiled'}"),
+        ("device", _describe_device(plan)),
         ("model", _describe_model(plan)),
         ("batch", _describe_batch(plan)),
         (
             "steps",
             f"{schedule.num_steps} = {format_count(num_tokens)} tokens, "
-            f"{num_tokens / corpus.num_train_tokens:.1f} epochs, {_describe_intervals(plan)}",
+            f"{_describe_epochs(plan, num_tokens)}{_describe_intervals(plan)}",
         ),
         ("optimizer", f"{plan.optimizer.name}, {schedule.name} schedule, {schedule.num_warmup_steps} steps of warmup"),
         (
             "data",
-            f"{format_count(corpus.num_train_tokens)} tokens ({format_bytes(corpus.train_bytes)}) to train, "
-            f"{format_count(corpus.num_heldout_tokens)} held out, vocabulary {corpus.vocab_size}",
+            f"{'about ' if corpus.is_estimate else ''}{format_count(corpus.num_train_tokens)} tokens "
+            f"({format_bytes(corpus.train_bytes)}) to train, {format_count(corpus.num_heldout_tokens)} held out, "
+            f"vocabulary {corpus.vocab_size}" + (", estimated from file sizes" if corpus.is_estimate else ""),
         ),
     ]
     if run_folder is not None:
@@ -39,6 +40,12 @@ def reason_rows(plan: "Plan") -> list[tuple[str, str, str]]:
     return [(name, _value_text(plan, name), reason) for name, reason in plan.reasons.items()]
 
 
+def _describe_epochs(plan: "Plan", num_tokens: int) -> str:
+    # A plan for a card needs no text, and then there is nothing to divide by.
+    known = plan.corpus.num_train_tokens
+    return f"{num_tokens / known:.1f} epochs, " if known else ""
+
+
 def _describe_model(plan: "Plan") -> str:
     settings = plan.model.settings
     parts = [str(settings.get("model_type", "model")), f"{format_count(plan.model.num_parameters)} parameters"]
@@ -48,6 +55,11 @@ def _describe_model(plan: "Plan") -> str:
         if value is not None:
             parts.append(f"{value} {label}" if label == "layers" else f"{label} {value}")
     return ", ".join(parts)
+
+
+def _describe_device(plan: "Plan") -> str:
+    device = f"{plan.forecast.card} ({plan.device})" if plan.forecast else plan.device
+    return f"{device}, {plan.precision}, {'compiled' if plan.torch_compile else 'not compiled'}"
 
 
 def _describe_batch(plan: "Plan") -> str:

@@ -6,6 +6,7 @@ from onecard.data.corpus import Corpus, CorpusRequest, prepare, training_pieces
 from onecard.data.sampler import BlockSampler, heldout_blocks
 from onecard.data.sources import Document, Source, open_documents
 from onecard.data.stream import BatchStream, StreamSettings
+from onecard.data.survey import find_prepared, survey
 from onecard.data.token_file import TokenFile
 from onecard.data.tokenizer import encode_pieces, load_tokenizer, separator_id, train_tokenizer, vocabulary_size
 
@@ -22,6 +23,7 @@ __all__ = [
     "TokenFile",
     "cache_folder",
     "encode_pieces",
+    "find_prepared",
     "gather_batch",
     "heldout_batches",
     "heldout_blocks",
@@ -30,6 +32,7 @@ __all__ = [
     "prepare",
     "separator_id",
     "share_batches",
+    "survey",
     "train_tokenizer",
     "training_pieces",
     "vocabulary_size",

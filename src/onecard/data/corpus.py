@@ -23,6 +23,7 @@ from onecard.data.tokenizer import (
     vocabulary_size,
 )
 from onecard.errors import DataError
+from onecard.spec import Recipe
 from onecard.units import MIB
 
 if TYPE_CHECKING:
@@ -50,6 +51,19 @@ class CorpusRequest:
     seed: int = 0
     num_proc: int | None = None
     cache_dir: Path | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "CorpusRequest":
+        """The text of a recipe."""
+        return cls(
+            sources=tuple(Source(**source.model_dump()) for source in recipe.dataset),
+            eval_sources=tuple(Source(**source.model_dump()) for source in recipe.eval_dataset),
+            tokenizer=recipe.tokenizer,
+            vocab_size=recipe.vocab_size,
+            eval_fraction=recipe.eval_fraction,
+            eval_split=recipe.eval_split,
+            num_proc=None if recipe.dataset_num_proc == "auto" else recipe.dataset_num_proc,
+        )
 
 
 @dataclass(frozen=True)

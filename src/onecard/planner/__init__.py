@@ -2,14 +2,19 @@
 
 from onecard.planner.choose import Measurements, check_recipe, make_plan
 from onecard.planner.device import Target, choose_device, find_target, kind_of, target_of_card
+from onecard.planner.facts import facts_of, survey_facts
+from onecard.planner.fit import list_alternatives
 
 __all__ = [
     "Measurements",
     "Target",
     "check_recipe",
     "choose_device",
+    "facts_of",
     "find_target",
     "kind_of",
+    "list_alternatives",
     "make_plan",
+    "survey_facts",
     "target_of_card",
 ]

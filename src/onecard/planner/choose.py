@@ -272,6 +272,8 @@ def _check_heldout(recipe: Recipe, corpus: CorpusFacts) -> None:
 
 def _check_blocks(recipe: Recipe, corpus: CorpusFacts) -> None:
     """Every source must fill a block by itself: a block never mixes sources."""
+    if corpus.is_estimate:
+        return
     sources = corpus.tokens_of_sources or (("", corpus.num_train_tokens),)
     for path, num_tokens in sources:
         if num_tokens <= recipe.max_seq_length:

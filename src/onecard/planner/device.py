@@ -9,6 +9,13 @@ from onecard.errors import InputError
 from onecard.hardware import Card, CardHost, Machine, card_of, usable_bytes
 from onecard.spec import Recipe
 
+_HOSTS: dict[str, CardHost] = {
+    "linux": "linux-desktop",
+    "linux-desktop": "linux-desktop",
+    "linux-headless": "linux-headless",
+    "windows": "windows",
+    "wsl": "windows",
+}
 _WHEELS = "https://pytorch.org/get-started/locally/"
 
 
@@ -86,8 +93,15 @@ def find_target(wish: str, machine: Machine) -> Target:
     return Target(device, reason, properties.name, capability, card, _host_of(machine), limit)
 
 
-def target_of_card(card: Card, host: CardHost) -> Target:
-    """A card of the catalogue in a machine of this kind."""
+def target_of_card(card: Card, platform: str | None = None) -> Target:
+    """A card of the catalogue in a machine of this kind: linux (the default; a desktop), linux-headless or windows.
+
+    Raises:
+        InputError: another platform.
+    """
+    host = _HOSTS.get(platform or "linux")
+    if host is None:
+        raise InputError(f"platform {platform!r} is unknown: use linux (a desktop), linux-headless or windows")
     limit = usable_bytes(card, host)
     return Target("cuda:0", f"a plan for {card.name}", card.name, card.compute_capability, card, host, limit, False)
 

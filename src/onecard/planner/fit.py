@@ -8,7 +8,7 @@ from onecard.errors import DoesNotFitError
 from onecard.planner.device import Target
 from onecard.planner.forecast import forecast
 from onecard.spec import Alternative, Forecast, Plan, Recipe
-from onecard.units import format_bytes, format_seconds
+from onecard.units import format_bytes
 
 # Of the memory that a plan may take on its own account; what is given by hand may take all of it.
 _RESERVED_SHARE = 0.97
@@ -46,7 +46,7 @@ def fit_plan(draft: Plan, recipe: Recipe, target: Target) -> Plan:
     if len(sizes) == len(recomputes) == 1:
         given = _evaluate(draft, target)
         if not given.forecast.memory.fits:
-            raise DoesNotFitError(_explain(given, target))
+            raise _does_not_fit(given, target)
         return given.plan.model_copy(update={"forecast": given.forecast})
     found = [
         best
@@ -55,7 +55,7 @@ def fit_plan(draft: Plan, recipe: Recipe, target: Target) -> Plan:
     ]
     if not found:
         smallest = {"micro_batch_size": sizes[0], "eval_batch_size": sizes[0], "gradient_checkpointing": recomputes[-1]}
-        raise DoesNotFitError(_explain(_evaluate(draft.model_copy(update=smallest), target), target))
+        raise _does_not_fit(_evaluate(draft.model_copy(update=smallest), target), target)
     chosen = min(found, key=lambda candidate: (candidate.step_s or 0.0, candidate.plan.gradient_checkpointing))
     reasons = _reasons(chosen, found, draft, len(sizes) > 1, len(recomputes) > 1)
     return chosen.plan.model_copy(update={"forecast": chosen.forecast, "reasons": draft.reasons | reasons})
@@ -141,28 +141,30 @@ def _reasons(
     return reasons
 
 
-def _explain(given: Candidate, target: Target) -> str:
-    """Says what is missing and which single changes, or which together, would fit, each with its figures."""
+def _does_not_fit(given: Candidate, target: Target) -> DoesNotFitError:
+    """Says what is missing and which changes would fit, each with its figures."""
     plan, memory = given.plan, given.forecast.memory
-    lines = [
+    what = (
         f"this does not fit {target.name}: a step of {plan.micro_batch_size} x {plan.max_seq_length} tokens needs "
         f"{format_bytes(memory.peak_bytes)}, and {format_bytes(memory.limit_bytes)} can be had"
-    ]
+    )
     static = sum(memory.breakdown.get(part, 0) for part in ("weights", "optimizer"))
+    remedies = [] if static > memory.limit_bytes else [row for row in _remedies(plan, target) if row.fits]
+    told = plan.model_copy(update={"forecast": given.forecast, "alternatives": tuple(remedies)})
     if static > memory.limit_bytes:
-        return (
-            f"{lines[0]}; weights and optimizer state alone are {format_bytes(static)}: choose a smaller model, a "
-            "larger card, or another method"
+        return DoesNotFitError(
+            f"{what}; weights and optimizer state alone are {format_bytes(static)}: choose a smaller model, a larger "
+            "card, or another method",
+            told,
         )
-    remedies = [row for row in _remedies(plan, target) if row.fits]
     if not remedies:
-        return f"{lines[0]}; no micro-batch of one sequence with checkpointing fits either: choose a smaller model"
-    lines[0] += ". What would:"
+        return DoesNotFitError(f"{what}; a single sequence at a time does not fit either: choose a smaller model", told)
+    lines = [f"{what}. What would:"]
     for row in remedies:
-        words = ", ".join(_flag(key, value) for key, value in row.settings.items())
-        time = f", {format_seconds(row.step_s)} a step" if row.step_s and row.step_s >= 1 else ""
+        words = " ".join(_flag(key, value) for key, value in row.settings.items())
+        time = f", {row.step_s:.3g} s a step" if row.step_s else ""
         lines.append(f"  {words}: {format_bytes(row.peak_bytes)}{time}")
-    return "\n".join(lines)
+    return DoesNotFitError("\n".join(lines), told)
 
 
 def _remedies(plan: Plan, target: Target) -> Iterator[Alternative]:

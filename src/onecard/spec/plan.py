@@ -22,6 +22,8 @@ class CorpusFacts(_Frozen):
     separator_id: int
     fingerprint: str
     num_train_documents: int | None = None
+    # From the sizes of files, because the text was not looked at.
+    is_estimate: bool = False
     # Name and training tokens of each source.
     tokens_of_sources: tuple[tuple[str, int], ...] = ()
 

@@ -1,0 +1,113 @@
+"""A forecast as short lines, a bar picture and a JSON document."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from onecard.units import format_bytes, format_count, format_seconds
+
+if TYPE_CHECKING:
+    from onecard.spec import Alternative, Plan, TimeForecast
+
+_BAR_WIDTH = 48
+_FULL, _EMPTY = "█", "·"
+_NO_FORECAST = ("fits", "peak_bytes", "context_bytes", "peak_low_bytes", "peak_high_bytes", "allocated_bytes")
+_MEMORY_KEYS = (*_NO_FORECAST, "limit_bytes", "breakdown", "peak_phase", "phase_bytes", "host_peak_bytes", "disk_bytes")
+_TIME_KEYS = (
+    *("step_s", "step_low_s", "step_high_s", "tokens_per_s", "total_s", "limited_by", "share_of_peak", "energy_wh"),
+)
+
+
+def forecast_rows(plan: "Plan") -> list[tuple[str, str]]:
+    """Says how much memory and time a plan takes: label and text per row; nothing for a plan without a forecast."""
+    if plan.forecast is None:
+        return []
+    memory = plan.forecast.memory
+    verdict = "fits" if memory.fits else "does NOT fit"
+    rows = [
+        (
+            "memory",
+            f"{verdict}: {format_bytes(memory.peak_bytes)} ({format_bytes(memory.peak_low_bytes)} to "
+            f"{format_bytes(memory.peak_high_bytes)}) of {format_bytes(memory.limit_bytes)} that PyTorch can have, "
+            f"besides {format_bytes(memory.context_bytes)} for CUDA; fullest in: {memory.peak_phase}",
+        ),
+        ("host, disk", f"{format_bytes(memory.host_peak_bytes)} of RAM, {format_bytes(memory.disk_bytes)} on the disk"),
+    ]
+    if plan.forecast.time is not None:
+        rows += _time_rows(plan, plan.forecast.time)
+    return rows
+
+
+def bar_lines(plan: "Plan") -> list[str]:
+    """Draws what fills the card: a bar per part, on the scale of what can be had."""
+    if plan.forecast is None:
+        return []
+    memory = plan.forecast.memory
+    scale = max(memory.limit_bytes, memory.peak_bytes)
+    shown = {part: num_bytes for part, num_bytes in memory.breakdown.items() if num_bytes >= scale / 1000}
+    if memory.limit_bytes > memory.peak_bytes:
+        shown["free"] = memory.limit_bytes - memory.peak_bytes
+    width = max(map(len, shown))
+    lines, before = [], 0
+    for part, num_bytes in shown.items():
+        start, end = (round(_BAR_WIDTH * edge / scale) for edge in (before, before + num_bytes))
+        bar = _EMPTY * start + _FULL * max(1, end - start)
+        lines.append(f"  {part:{width}}  {bar[:_BAR_WIDTH]:{_EMPTY}<{_BAR_WIDTH}}  {format_bytes(num_bytes):>9}")
+        before += num_bytes
+    return lines
+
+
+def alternative_row(row: "Alternative", plan: "Plan") -> tuple[str, ...]:
+    """One row of the ladder: what is changed, memory, time of a step, whether it fits."""
+    changed = ", ".join(f"{name} {_word(value)}" for name, value in row.settings.items()) or "as planned"
+    time = "" if row.step_s is None else f"{row.step_s:.3g} s a step"
+    mark = " (between traced rows)" if row.is_interpolated else ""
+    return changed, format_bytes(row.peak_bytes), time, ("fits" if row.fits else "does not fit") + mark
+
+
+def card_row(plan: "Plan", host: str) -> tuple[str, ...]:
+    """One card of several side by side."""
+    assert plan.forecast is not None
+    memory, time = plan.forecast.memory, plan.forecast.time
+    return (
+        plan.forecast.card,
+        host,
+        "fits" if memory.fits else "does not fit",
+        f"{format_bytes(memory.peak_bytes)} of {format_bytes(memory.limit_bytes)}",
+        f"{plan.micro_batch_size} x {plan.num_micro_batches}" + (", recomputed" if plan.gradient_checkpointing else ""),
+        "" if time is None else f"{format_count(time.tokens_per_s)} tokens/s",
+        "" if time is None else format_seconds(time.total_s),
+    )
+
+
+def plan_document(plan: "Plan", alternatives: "Iterable[Alternative]" = ()) -> dict[str, Any]:
+    """The plan for programs; forecasts of a plan for a CPU are null."""
+    forecast = plan.forecast
+    memory = forecast.memory.model_dump(mode="json") if forecast else {}
+    time = forecast.time.model_dump(mode="json") if forecast and forecast.time else {}
+    settings = plan.model_dump(mode="json", exclude={"forecast", "alternatives", "reasons"})
+    return {
+        "card": forecast.card if forecast else None,
+        **{key: memory.get(key) for key in _MEMORY_KEYS},
+        **{key: time.get(key) for key in _TIME_KEYS},
+        "settings": settings,
+        "choices": plan.reasons,
+        "alternatives": [row.model_dump(mode="json") for row in alternatives],
+    }
+
+
+def _time_rows(plan: "Plan", time: "TimeForecast") -> list[tuple[str, str]]:
+    per_parameter = plan.schedule.num_steps * plan.tokens_per_step / plan.model.num_parameters
+    energy = "" if time.energy_wh is None else f", about {time.energy_wh / 1000:.2g} kWh"
+    return [
+        (
+            "speed",
+            f"{time.step_s:.3g} s a step ({time.step_low_s:.3g} to {time.step_high_s:.3g}), "
+            f"{format_count(time.tokens_per_s)} tokens/s, {time.share_of_peak:.0%} of the card's peak; "
+            f"limited by {time.limited_by}",
+        ),
+        ("whole run", f"{format_seconds(time.total_s)}{energy}; {per_parameter:.1f} tokens per parameter"),
+    ]
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,56 @@
+"""From what a user names to a run, a checkpoint or a model."""
+
+from pathlib import Path
+
+from onecard.checkpoint import is_checkpoint, read_checkpoint
+from onecard.errors import InputError
+from onecard.run.folder import RunFolder, newest_run
+from onecard.spec import Recipe
+from onecard.spec.paths import expand, locate, make_absolute
+
+
+def find_run(run: str | Path) -> tuple[RunFolder, Path | None]:
+    """Finds the folder of a run and, where one is named, the checkpoint."""
+    from onecard.run.folder import RunFolder
+
+    path = newest_run(Path("runs")) if str(run) == "latest" else expand(run)
+    if path.parent.name == "checkpoints":
+        folder = RunFolder.open(path.parent.parent)
+        return folder, folder.find_checkpoint(path.name.removeprefix("step-"))
+    return RunFolder.open(path), None
+
+
+# Settings that say where a run is and who watches it, not what it computes.
+_MAY_DIFFER = {"name", "description", "output_dir", "run_name", "resume_from_checkpoint", "report_to", "logging_steps"}
+
+
+def refuse_other_settings(recipe: Recipe, folder: RunFolder) -> None:
+    """Refuses to continue a run under another recipe than its own.
+
+    Raises:
+        InputError: with every difference.
+    """
+    own, recipe = make_absolute(folder.recipe()), make_absolute(recipe)
+    differences = [
+        f"  {Recipe.model_fields[key].alias or key}: {getattr(own, key)} in the run, {getattr(recipe, key)} now"
+        for key in Recipe.model_fields
+        if key not in _MAY_DIFFER and getattr(own, key) != getattr(recipe, key)
+    ]
+    if differences:
+        raise InputError(
+            "\n".join([f"{folder.root} was started with other settings:", *differences])
+            + f"\nContinue it as it is with `onecard resume {folder.root}`, or start a new run without --resume"
+        )
+
+
+def find_model_folder(path: Path, checkpoint: str) -> Path:
+    """Finds the model folder that a path stands for: itself, or a checkpoint (best, last, a step) of a run.
+
+    Raises:
+        InputError: neither a model nor a run, or no such checkpoint.
+        CheckpointError: the checkpoint is damaged.
+    """
+    folder = path if locate(path / "config.json") else RunFolder.open(path).find_checkpoint(checkpoint)
+    if is_checkpoint(folder):
+        read_checkpoint(folder)  # refuses damaged weights; any other model folder has no hashes to compare
+    return folder

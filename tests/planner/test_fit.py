@@ -1,0 +1,143 @@
+"""Forecasts for cards that are not here, and the settings that fit them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onecard.errors import DoesNotFitError
+from onecard.hardware import find_card
+from onecard.planner import trace_cache
+from onecard.planner.device import Target, target_of_card
+from onecard.planner.fit import fit_plan, list_alternatives
+from onecard.planner.forecast import forecast
+from onecard.spec import Plan, Recipe
+
+MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONECARD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ONECARD_HOME", str(tmp_path / "home"))
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def target() -> Target:
+    return target_of_card(find_card("rtx-3060-12gb"), "linux")
+
+
+@pytest.fixture
+def draft(tiny_plan: Callable[..., Plan], target: Target) -> Callable[..., Plan]:
+    """A plan whose activations outweigh its weights; `limit` is in MiB."""
+
+    def make(limit: float | None = None, **changes: Any) -> Plan:
+        values = {"max_seq_length": 512, "micro_batch_size": 8, "total_batch_size": 8, "eval_batch_size": 8} | changes
+        cap = target.limit_bytes if limit is None else int(limit * MIB)
+        return tiny_plan("qwen3", precision="bf16", device="cuda:0", memory_limit_bytes=cap, **values)
+
+    return make
+
+
+def recipe_of(**changes: Any) -> Recipe:
+    return Recipe(dataset="x", **changes)
+
+
+def test_the_parts_add_up_to_the_peak(draft: Callable[..., Plan], target: Target) -> None:
+    memory = forecast(draft(), target).forecast.memory
+    assert memory.fits
+    assert sum(memory.breakdown.values()) == memory.peak_bytes
+    assert memory.peak_low_bytes < memory.peak_bytes < memory.peak_high_bytes < memory.limit_bytes
+    assert memory.breakdown["workspaces"] == 2 * 8_519_680
+    assert memory.breakdown["activations"] > memory.breakdown["weights"]
+
+
+def test_a_trace_is_made_once(draft: Callable[..., Plan], target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = forecast(draft(), target)
+    monkeypatch.setattr(trace_cache, "trace_plan", None)
+    again = forecast(draft(seed=5), target)
+    assert (again.trace, again.forecast) == (first.trace, first.forecast)
+    with pytest.raises(TypeError):
+        forecast(draft(max_seq_length=256), target)
+
+
+def test_a_damaged_trace_is_made_again(draft: Callable[..., Plan], target: Target, tmp_path: Path) -> None:
+    first = forecast(draft(), target)
+    (file,) = (tmp_path / "cache" / "traces").iterdir()
+    file.write_bytes(b"nothing")
+    assert forecast(draft(), target) == first
+
+
+def test_what_is_given_stays(draft: Callable[..., Plan], target: Target) -> None:
+    recipe = recipe_of(per_device_train_batch_size=2, gradient_accumulation_steps=4, gradient_checkpointing=True)
+    plan = fit_plan(draft(micro_batch_size=2, gradient_checkpointing=True), recipe, target)
+    assert (plan.micro_batch_size, plan.gradient_checkpointing) == (2, True)
+    assert plan.forecast is not None
+    assert plan.forecast.memory.fits
+
+
+def test_what_is_open_becomes_what_fits_and_the_batch_stays(draft: Callable[..., Plan], target: Target) -> None:
+    whole = forecast(draft(), target).forecast.memory.peak_bytes / MIB
+    chosen = [fit_plan(draft(limit), recipe_of(), target) for limit in (2 * whole, 0.8 * whole, 0.6 * whole)]
+    assert [plan.total_batch_size for plan in chosen] == [8, 8, 8]
+    sizes = [plan.micro_batch_size * (1 + plan.gradient_checkpointing) for plan in chosen]
+    assert (chosen[0].micro_batch_size, chosen[0].gradient_checkpointing) == (8, False)
+    assert chosen[1].micro_batch_size < 8 or chosen[1].gradient_checkpointing
+    assert len(sizes) == 3
+    for plan in chosen:
+        assert plan.forecast is not None
+        assert plan.memory_limit_bytes is not None
+        assert plan.forecast.memory.peak_bytes <= plan.memory_limit_bytes
+        assert "micro_batch_size" in plan.reasons
+
+
+def test_what_does_not_fit_names_what_would(draft: Callable[..., Plan], target: Target) -> None:
+    whole = forecast(draft(), target).forecast.memory.peak_bytes / MIB
+    given = recipe_of(per_device_train_batch_size=8, gradient_checkpointing=False)
+    with pytest.raises(DoesNotFitError, match=r"does not fit RTX 3060 12GB: a step of 8 x 512 tokens needs") as caught:
+        fit_plan(draft(0.7 * whole), given, target)
+    assert caught.value.exit_code == 3
+    assert "--per_device_train_batch_size" in str(caught.value)
+    told = caught.value.plan
+    assert not told.forecast.memory.fits
+    assert all(row.fits and row.peak_bytes <= 0.7 * whole * MIB for row in told.alternatives)
+    assert told.alternatives
+    # `fit: auto` takes such a remedy by itself.
+    freed = fit_plan(draft(0.7 * whole), given.model_copy(update={"fit": "auto"}), target)
+    assert freed.forecast is not None
+    assert freed.forecast.memory.fits
+
+
+def test_a_limit_below_the_weights_says_so(draft: Callable[..., Plan], target: Target) -> None:
+    with pytest.raises(DoesNotFitError, match="weights and optimizer state alone are"):
+        fit_plan(draft(0.2), recipe_of(), target)
+
+
+def test_alternatives_change_one_thing_each(draft: Callable[..., Plan], target: Target) -> None:
+    rows = list(list_alternatives(draft(micro_batch_size=4), target))
+    assert [list(row.settings) for row in rows] == [
+        [],
+        ["micro_batch_size"],
+        ["micro_batch_size"],
+        ["micro_batch_size"],
+        ["gradient_checkpointing"],
+        ["torch_compile"],
+        ["optimizer"],
+        ["max_seq_length"],
+    ]
+    assert rows[0].is_chosen
+    by_size = {row.settings.get("micro_batch_size", 4): row.peak_bytes for row in rows[:4]}
+    assert by_size[1] < by_size[2] < by_size[4] < by_size[8]
+
+
+def test_the_users_allocator_settings_are_modelled(
+    draft: Callable[..., Plan], target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = draft(max_seq_length=400)
+    plain = forecast(plan, target).forecast.memory
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "roundup_power2_divisions:1")
+    rounded = forecast(plan, target).forecast.memory
+    assert rounded.allocated_bytes > plain.allocated_bytes
