@@ -138,6 +138,6 @@ def test_the_users_allocator_settings_are_modelled(
 ) -> None:
     plan = draft(max_seq_length=400)
     plain = forecast(plan, target).forecast.memory
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "roundup_power2_divisions:1")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "roundup_power2_divisions:2")
     rounded = forecast(plan, target).forecast.memory
     assert rounded.allocated_bytes > plain.allocated_bytes
