@@ -1,8 +1,8 @@
 """A run from start to end: folder, lock, record, sinks, and the loop between them."""
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from onecard.run.control import Control, stopping_on_signals
 from onecard.run.folder import RunFolder
 from onecard.run.loop import Loop
 from onecard.run.milestones import Clock, Milestones
+from onecard.run.probe import probe_worst_case
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
 from onecard.training.snapshot import restore
@@ -40,6 +41,9 @@ def run_session(folder: RunFolder, corpus: Corpus, checkpoint: Path | None, on_e
     _set_up_device(plan)
     state = assemble(plan)
     restored = _restore(state, folder, checkpoint) if checkpoint is not None else None
+    if state.device.type == "cuda":
+        with _explained_memory(state):
+            probe_worst_case(state)
     with ExitStack() as stack:
         # A run that died before its first checkpoint begins its record anew.
         was_begun = folder.has_record()
@@ -60,11 +64,9 @@ def run_session(folder: RunFolder, corpus: Corpus, checkpoint: Path | None, on_e
             tell(saved)
         clock = _start_clock(state.progress.elapsed_s)
         milestones = Milestones(state, corpus, folder, clock, lambda: record.num_bytes)
-        try:
+        with _explained_memory(state):
             for event in Loop(state, milestones, control, clock).run(stream):
                 tell(event)
-        except torch.OutOfMemoryError as error:
-            raise _does_not_fit(plan, state.progress.step) from error
 
 
 def _open_sinks(stack: ExitStack, folder: RunFolder, plan: Plan, resumed_at: int | None) -> list[Sink]:
@@ -128,15 +130,25 @@ def _check_corpus(plan: Plan, corpus: Corpus) -> None:
         )
 
 
-def _does_not_fit(plan: Plan, step: int) -> DoesNotFitError:
-    return DoesNotFitError(
-        f"the GPU ran out of memory after step {step} with per_device_train_batch_size {plan.micro_batch_size}: start "
-        "again with half of it and twice the gradient_accumulation_steps, or with gradient_checkpointing true"
-    )
+@contextmanager
+def _explained_memory(state: TrainState) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        plan = state.plan
+        raise DoesNotFitError(
+            f"the GPU ran out of memory after step {state.progress.step} with per_device_train_batch_size "
+            f"{plan.micro_batch_size}: start again with half of it and twice the gradient_accumulation_steps, or with "
+            "gradient_checkpointing true"
+        ) from error
 
 
 def _set_up_device(plan: Plan) -> None:
     if plan.device.startswith("cuda"):
         # Events and streams belong to the current device.
         torch.cuda.set_device(plan.device)
+        if plan.memory_limit_bytes is not None:
+            # What the plan was made for: a larger card imitates a smaller one, and Windows does not page to system RAM.
+            total_bytes = torch.cuda.get_device_properties(plan.device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, plan.memory_limit_bytes / total_bytes), plan.device)
     torch.use_deterministic_algorithms(plan.deterministic)
