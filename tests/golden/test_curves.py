@@ -55,9 +55,9 @@ def curve_of(name: str, folder: Path) -> Iterator[float]:
     """Losses of a scaled-down recipe, step by step."""
     from onecard.data import BatchStream, BlockSampler, CorpusRequest, Source, StreamSettings, prepare
     from onecard.hardware import probe_machine
-    from onecard.planner import Measurements, make_plan
+    from onecard.planner import Measurements, facts_of, make_plan
     from onecard.run.loop import seed_step
-    from onecard.spec import CorpusFacts, apply_device, load_recipe
+    from onecard.spec import apply_device, load_recipe
     from onecard.training.assemble import assemble
     from onecard.training.schedule import rate_at
     from onecard.training.step import place, train_step
@@ -70,7 +70,7 @@ def curve_of(name: str, folder: Path) -> Iterator[float]:
     changes |= WARMUP if shipped.warmup_steps else {}
     recipe = apply_device(load_recipe(name, **changes), "cpu")
     corpus = prepare(CorpusRequest((Source(str(folder / "text")),), tokenizer="bytes", num_proc=1, cache_dir=folder))
-    facts = CorpusFacts(**{key: getattr(corpus, key) for key in CorpusFacts.model_fields})
+    facts = facts_of(corpus)
     plan = make_plan(recipe, probe_machine(), facts, Measurements(peak=lambda *_: 1e12, step=lambda _: 1.0))
     assert (plan.precision, plan.schedule.num_steps, plan.total_batch_size) == ("fp32", NUM_STEPS, 5)
     state = assemble(plan)
