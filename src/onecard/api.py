@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecard.errors import InputError
+from onecard.errors import CheckpointError, InputError
 from onecard.spec import Alternative, Plan, Recipe
 from onecard.spec.load import apply_device, load_recipe
 from onecard.spec.paths import expand
@@ -52,6 +52,7 @@ def plan(
         InputError: something asked for cannot be honoured.
         DoesNotFitError: nothing that may be chosen fits the card; the message says what would.
     """
+    from onecard.observe.sinks import check_targets
     from onecard.planner import check_recipe, make_plan, survey_facts, target_of_card
 
     machine = _machine()
@@ -59,6 +60,7 @@ def plan(
         if platform is not None:
             raise InputError("--platform belongs to --card: without a card the plan is for this machine")
         recipe = _on_its_device(recipe, machine)
+        check_targets(recipe.report_to)
         check_recipe(recipe, machine)
         return _plan(recipe, machine, _prepare(recipe, progress))
     from onecard.hardware import find_card
@@ -106,7 +108,7 @@ def train(
     from onecard.observe.sinks import check_targets
     from onecard.planner import check_recipe
     from onecard.run.find import find_run, refuse_other_settings
-    from onecard.run.folder import RunFolder
+    from onecard.run.folder import RunFolder, free_folder
     from onecard.run.session import run_session
 
     machine = _machine()
@@ -117,12 +119,13 @@ def train(
             raise InputError(f"output_dir {output_dir} is not the run that is resumed, {folder.root}: leave it out")
         refuse_other_settings(recipe, folder)
         return _continue(folder, checkpoint, on_event, on_plan, on_progress)
-    root = Path(output_dir or recipe.output_dir or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    root = expand(root)
+    if given := output_dir or recipe.output_dir:
+        RunFolder.refuse_taken(expand(given))
     check_targets(recipe.report_to)
     check_recipe(recipe, machine)
     corpus = _prepare(recipe, on_progress)
     decided = _plan(recipe, machine, corpus)
+    root = expand(given) if given else free_folder(Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = RunFolder.create(root, recipe, decided)
     with folder.lock(), folder.discarded_unless_begun():
         if on_plan is not None:
@@ -141,7 +144,7 @@ def resume(
     """Continues a run from its newest whole checkpoint, or from the checkpoint folder given, and returns its folder.
 
     The record is cut back to the checkpoint. On a CPU, and with `deterministic: true` on a GPU, the result equals that
-    of an uninterrupted run bit for bit.
+    of an uninterrupted run bit for bit, on a machine of the same kind: the run keeps its number of threads.
 
     Raises:
         InputError: no such run, damaged checkpoints, changed text, or a folder in use.
@@ -187,7 +190,11 @@ def generate(
         dtype = torch.float32
     else:
         dtype = torch.bfloat16 if torch.cuda.get_device_capability(chosen) >= (8, 0) else torch.float16
-    loaded, tokenizer = load_model_folder(find_model_folder(expand(model), checkpoint), dtype)
+    try:
+        loaded, tokenizer = load_model_folder(find_model_folder(expand(model), checkpoint), dtype)
+    except CheckpointError:
+        # A run in training may have removed the checkpoint while it was read.
+        loaded, tokenizer = load_model_folder(find_model_folder(expand(model), checkpoint), dtype)
     check_prompts(tokenizer, prompts)
     return complete(loaded.to(chosen), tokenizer, prompts, sampling)
 

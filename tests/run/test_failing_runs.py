@@ -1,6 +1,7 @@
 """What happens when a run cannot begin or cannot go on."""
 
 import errno
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 import onecard
 from onecard.errors import CheckpointError, DivergedError, InputError
 from onecard.observe.events import Event
-from onecard.run.folder import RunFolder
+from onecard.run.folder import RunFolder, free_folder
 
 if TYPE_CHECKING:
     from run.conftest import Runner
@@ -175,6 +176,7 @@ def test_an_unfinished_run_folder_is_explained(runner: "Runner") -> None:
 
     onecard.resume(outcome.root)  # goes on under the plan of its checkpoint
     shutil.rmtree(outcome.root / "checkpoints")
+    outcome.root.joinpath("events.jsonl").unlink()
     with pytest.raises(CheckpointError, match=r"plan\.json cannot be read as a plan .*: start a new run"):
         onecard.resume(outcome.root)
 
@@ -228,3 +230,54 @@ def test_a_compiler_once_given_up_stays_given_up(runner: "Runner", monkeypatch: 
         assert plan["torch_compile"] is is_compiled
     onecard.resume(outcome.root / "checkpoints" / outcome.checkpoints[0])
     assert [event["event"] for event in runner.outcome("run").record].count("finding") == 1
+
+
+@pytest.mark.parametrize("keeps", ["folders", "nothing"])
+def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(keeps: str, runner: "Runner") -> None:
+    outcome = runner.start("run", max_steps=3)
+    if keeps == "nothing":
+        shutil.rmtree(outcome.root / "checkpoints")
+    else:
+        for manifest in outcome.root.glob("checkpoints/*/manifest.json"):
+            manifest.unlink()
+    before = contents(outcome.root)
+    with pytest.raises(CheckpointError, match="restore them, or start a new run"):
+        runner.resume("run")
+    assert contents(outcome.root) == before
+
+
+@pytest.mark.parametrize(
+    "changes", [{"step": "three"}, {"elapsed_s": None}, {"extra": 1}, {"position": 1.5}], ids=lambda c: next(iter(c))
+)
+def test_progress_that_cannot_be_is_explained(changes: dict[str, Any], runner: "Runner") -> None:
+    outcome = runner.start("run", max_steps=2, save_total_limit=1)
+    folder = outcome.root / "checkpoints" / outcome.checkpoints[-1]
+    progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+    if "extra" in changes:
+        del progress["step"]
+    (folder / "progress.json").write_text(json.dumps(progress | changes), encoding="utf-8")
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    content = (folder / "progress.json").read_bytes()
+    manifest["files"]["progress.json"] = {"num_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    before = outcome.record
+    with pytest.raises(CheckpointError, match="does not say where the run stood"):
+        onecard.resume(outcome.root)
+    assert outcome.record == before
+
+
+def test_two_starts_in_one_second_get_folders_of_their_own(tmp_path: Path) -> None:
+    made = [free_folder(tmp_path / "runs" / "demo") for _ in range(3)]
+    assert [path.name for path in made] == ["demo", "demo-2", "demo-3"]
+
+
+def test_a_taken_folder_is_refused_before_the_text_is_read(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = runner.start("run", max_steps=2)
+    monkeypatch.setattr("onecard.data.prepare", None)
+    with pytest.raises(InputError, match="already holds a run"):
+        onecard.train(runner.recipe(max_steps=2), output_dir=outcome.root)
+
+
+def test_a_family_that_is_no_decoder_is_refused(runner: "Runner") -> None:
+    with pytest.raises(InputError, match="electra"):
+        runner.start("run", model_config={"model_type": "electra"}, num_key_value_heads=None, max_steps=2)

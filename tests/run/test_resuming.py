@@ -163,7 +163,9 @@ def flip_last_byte(path: Path) -> None:
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(uninterrupted: "Outcome", runner: "Runner") -> None:
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
+    uninterrupted: "Outcome", runner: "Runner", caplog: pytest.LogCaptureFixture
+) -> None:
     runner.start("damaged", save_total_limit=10)
     checkpoints = runner.folder / "damaged" / "checkpoints"
     flip_last_byte(checkpoints / "step-000012" / "model.safetensors")
@@ -174,7 +176,10 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(uninterrupted: "Ou
     )
     runner.outcome("damaged").assert_equals(uninterrupted)
     assert aside[0] == {"damaged-step-000009", "damaged-step-000012"}
-    assert not list(checkpoints.glob("damaged-*"))
+    assert [record.message.split(" It is now ")[1] for record in caplog.records] == [
+        "damaged-step-000012; going on from step-000008",
+        "damaged-step-000009; going on from step-000008",
+    ]
 
 
 def test_when_every_checkpoint_is_damaged_nothing_is_begun_anew(runner: "Runner") -> None:
@@ -235,6 +240,7 @@ input()
 def test_a_run_for_a_device_that_is_gone_is_refused(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = runner.start("moved", max_steps=3)
     shutil.rmtree(outcome.root / "checkpoints")
+    (outcome.root / "events.jsonl").unlink()
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     plan = json.loads((outcome.root / "plan.json").read_text(encoding="utf-8"))
     (outcome.root / "plan.json").write_text(json.dumps(plan | {"device": "cuda:0"}), encoding="utf-8")

@@ -144,6 +144,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             f"{folder} has checkpoint format {version}, this onecard reads {FORMAT_VERSION}: install the version that "
             "wrote it"
         )
+    if not files:
+        raise CheckpointError(f"{folder} is damaged: its {MANIFEST} lists no files. Use another one of the run")
     if problems := [problem for name, entry in files.items() if (problem := _damage(folder / name, entry))]:
         raise CheckpointError(
             f"{folder} is damaged: {'; '.join(problems)}. Delete this folder and resume from the checkpoint before it"

@@ -51,7 +51,7 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
     prompts = list(given)
     if file is not None:
         prompts += _lines(_read(file), str(file))
-    elif not prompts and not sys.stdin.isatty():
+    elif not prompts and sys.stdin is not None and not sys.stdin.isatty():
         prompts += _lines(sys.stdin.buffer.read(), "standard input")
     prompts = [prompt for prompt in prompts if prompt]
     if not prompts:

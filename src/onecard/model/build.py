@@ -72,13 +72,27 @@ def build_model(
     config = make_config(settings, dropout)
     torch.manual_seed(seed)
     model = _from_config(config, backend)
-    check_architecture(model)
+    _check(model)
     if init == "zero-output":
         _zero_output_projections(model)
     add_missing_dropout(model, dropout)
     fuse_kernels(model)
     model.config.use_cache = False
     return model
+
+
+def _check(model: PreTrainedModel) -> None:
+    try:
+        check_architecture(model)
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    # Whatever a family's own code stumbles over: settings that do not go together, or no decoder at all.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"{model.config.model_type} cannot run as a decoder with these settings: {reason}. Choose another "
+            "model_type, or give all of its sizes in model_config"
+        ) from error
 
 
 def _from_config(config: PreTrainedConfig, backend: str) -> PreTrainedModel:

@@ -25,8 +25,7 @@ def check_targets(report_to: Sequence[Literal["tensorboard", "wandb"]]) -> None:
     """
     if "wandb" in report_to and importlib.util.find_spec("wandb") is None:
         raise InputError(
-            "report_to asks for wandb, which is not installed: "
-            'pip install "onecard[wandb]", or set report_to: [tensorboard]'
+            "report_to asks for wandb, which is not installed: pip install wandb, or set report_to: [tensorboard]"
         )
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
+
 from onecard.errors import DoesNotFitError, InputError, RecipeError
 from onecard.hardware import Machine
 from onecard.planner.device import Target, choose_attention, choose_precision, find_compiler_problem, find_target
@@ -106,6 +108,7 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
         flops_per_token=flops_per_token,
         peak_flops=peak_flops,
         reasons=reasons,
+        num_threads=torch.get_num_threads() if target.kind == "cpu" else None,
         memory_limit_bytes=_memory_limit(recipe, target),
         **_intervals(recipe, num_steps or _STEPS_OF_A_DRAFT),
         **{key: getattr(recipe, key) for key in _KEPT},

@@ -178,6 +178,12 @@ def _positions(settings: dict[str, Any], recipe: Recipe) -> dict[str, int]:
     return {"max_position_embeddings": int(given or recipe.max_seq_length)}
 
 
+def _has_own_head_width(config: Any) -> bool:
+    """Whether the width of a head is a setting: of some it follows from others (Falcon, DeepSeek)."""
+    is_derived = isinstance(getattr(type(config), "head_dim", None), property) or hasattr(config, "qk_rope_head_dim")
+    return getattr(config, "head_dim", None) is not None and not is_derived
+
+
 def _check_heads(config: Any, settings: dict[str, Any]) -> None:
     problems = []
     if config.is_encoder_decoder:
@@ -186,7 +192,7 @@ def _check_heads(config: Any, settings: dict[str, Any]) -> None:
     # Qwen3's own defaults (32 key-value heads, head width 128) are for its published sizes; a small model means these.
     if kv_heads and "num_key_value_heads" not in settings:
         settings["num_key_value_heads"] = kv_heads = heads
-    if "head_dim" not in settings and getattr(config, "head_dim", None) is not None and config.hidden_size % heads == 0:
+    if "head_dim" not in settings and _has_own_head_width(config) and config.hidden_size % heads == 0:
         settings["head_dim"] = config.hidden_size // heads
     if "head_dim" not in settings and config.hidden_size % heads:
         problems.append(f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}")

@@ -30,7 +30,9 @@ def stopping_on_signals(control: Control) -> Iterator[None]:
             raise KeyboardInterrupt
         control.stop = True
 
-    wanted = [signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if hasattr(signal, "SIGBREAK") else [])]
+    # SIGBREAK: a closed console window on Windows; SIGHUP: a lost connection elsewhere.
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    wanted += [getattr(signal, name) for name in ("SIGBREAK", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.signal(number, handle) for number in wanted}
     try:
         yield

@@ -11,8 +11,6 @@ from onecard.spec.paths import expand, locate, make_absolute
 
 def find_run(run: str | Path) -> tuple[RunFolder, Path | None]:
     """Finds the folder of a run and, where one is named, the checkpoint."""
-    from onecard.run.folder import RunFolder
-
     path = newest_run(Path("runs")) if str(run) == "latest" else expand(run)
     if path.parent.name == "checkpoints":
         folder = RunFolder.open(path.parent.parent)

@@ -5,6 +5,7 @@ runs/<name>/
 """
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from onecard.spec import Plan, Recipe
 from onecard.spec.dump import recipe_to_yaml
 from onecard.spec.load import load_recipe
 from onecard.spec.paths import locate, make_absolute
+
+log = logging.getLogger("onecard.run")
 
 _RECIPE = "recipe.yaml"
 _PLAN = "plan.json"
@@ -41,12 +44,7 @@ class RunFolder:
         Raises:
             InputError: the folder already holds a run or other files; nothing is overwritten.
         """
-        if locate(root / _PLAN):
-            raise InputError(
-                f"{root} already holds a run: continue it with `onecard resume {root}`, or give another --output_dir"
-            )
-        if locate(root) and (not root.is_dir() or any(path.name != ".lock" for path in root.iterdir())):
-            raise InputError(f"{root} exists and is not empty: give another --output_dir; nothing was changed")
+        cls.refuse_taken(root)
         folder = cls(root)
         try:
             folder.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -58,6 +56,23 @@ class RunFolder:
             folder._remove()
             raise InputError(f"run folder {root} cannot be made: {error}. Give another --output_dir") from error
         return folder
+
+    @classmethod
+    def refuse_taken(cls, root: Path) -> None:
+        """Refuses a folder in which no new run can begin.
+
+        Raises:
+            InputError: it holds a run or other files, or is a file.
+        """
+        if locate(root / _PLAN):
+            raise InputError(
+                f"{root} already holds a run: continue it with `onecard resume {root}`, or give another --output_dir"
+            )
+        try:
+            if locate(root) and (not root.is_dir() or any(path.name != ".lock" for path in root.iterdir())):
+                raise InputError(f"{root} exists and is not empty: give another --output_dir; nothing was changed")
+        except OSError as error:
+            raise InputError(f"run folder {root} cannot be used: {error}. Give another --output_dir") from error
 
     @classmethod
     def open(cls, root: Path) -> "RunFolder":
@@ -81,7 +96,7 @@ class RunFolder:
         try:
             return Plan.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            copies = [folder / _PLAN for folder in list_checkpoints(self.checkpoints)]
+            copies = [copy for folder in list_checkpoints(self.checkpoints) if (copy := folder / _PLAN) != path]
             remedy = f"copy {copies[-1]} over it" if copies else "start a new run"
             raise CheckpointError(
                 f"{path} cannot be read as a plan ({str(error).splitlines()[0]}): {remedy}"
@@ -138,9 +153,7 @@ class RunFolder:
         if which == "best":
             best = self.best_step()
             return next((path for path in found if step_of_folder(path) == best), found[-1])
-        matches = [
-            path for path in found if which.isascii() and which.isdecimal() and step_of_folder(path) == int(which)
-        ]
+        matches = [path for path in found if str(step_of_folder(path)) == (which.lstrip("0") or "0")]
         if not matches:
             steps = ", ".join(str(step_of_folder(path)) for path in found)
             raise CheckpointError(f"{self.root} has no checkpoint {which!r}: use best, last, or one of {steps}")
@@ -166,6 +179,7 @@ class RunFolder:
         Raises:
             CheckpointError: there are checkpoints, but every one is damaged.
         """
+        self._refuse_lost_checkpoints()
         damaged: dict[Path, str] = {}
         for folder in reversed(list_checkpoints(self.checkpoints)):
             try:
@@ -174,12 +188,30 @@ class RunFolder:
                 damaged[folder] = str(error)
                 continue
             # Not before a whole one is found: a run without any must not look like one that has yet to begin.
-            for other in damaged:
-                other.rename(_unused_name(other.with_name(_DAMAGED + other.name)))
+            for other, reason in damaged.items():
+                aside = _unused_name(other.with_name(_DAMAGED + other.name))
+                other.rename(aside)
+                log.warning("%s It is now %s; going on from %s", reason, aside.name, folder.name)
             return folder
         if damaged:
             raise CheckpointError("\n".join(damaged.values()))
         return None
+
+    def _refuse_lost_checkpoints(self) -> None:
+        """A run whose checkpoints are gone must not look like one that has yet to begin."""
+        if list_checkpoints(self.checkpoints):
+            return
+        torn = sorted(path.name for path in self.checkpoints.glob("step-*"))
+        if torn:
+            raise CheckpointError(
+                f"{self.checkpoints} holds {', '.join(torn)}, but no manifest in any of them, so none can be trusted: "
+                "restore them, or start a new run"
+            )
+        if self.has_record() and b'"event": "saved"' in self.events.read_bytes():
+            raise CheckpointError(
+                f"{self.root} has saved checkpoints, but {self.checkpoints} holds none any more: restore them, or "
+                "start a new run"
+            )
 
     def set_aside_after(self, checkpoint: Path) -> None:
         """Renames checkpoints newer than the one a run continues from: they belong to a record that is cut off."""
@@ -199,8 +231,20 @@ class RunFolder:
 
     def _overtaken(self, step: int) -> list[Path]:
         """Folders once set aside whose step the run has reached again."""
-        aside = [*self.checkpoints.glob(f"{_SUPERSEDED}*"), *self.checkpoints.glob(f"{_DAMAGED}*")]
+        aside = self.checkpoints.glob(f"{_SUPERSEDED}*")
         return [path for path in aside if (match := re.search(r"step-(\d+)", path.name)) and int(match[1]) <= step]
+
+
+def free_folder(root: Path) -> Path:
+    """Makes and returns a folder of this name, or with -2, -3 ... behind it where that is taken."""
+    candidate, number = root, 1
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            number += 1
+            candidate = root.with_name(f"{root.name}-{number}")
 
 
 def newest_run(root: Path) -> Path:

@@ -47,7 +47,7 @@ def run_session(folder: RunFolder, corpus: Corpus, checkpoint: Path | None, on_e
     with ExitStack() as stack:
         # A run that died before its first checkpoint begins its record anew.
         was_begun = folder.has_record()
-        record = JsonlSink(folder.events, truncate_at=restored.document("record")["events_bytes"] if restored else 0)
+        record = JsonlSink(folder.events, truncate_at=_recorded_bytes(restored) if restored else 0)
         stack.callback(record.close)
         sinks = _open_sinks(stack, folder, plan, state.progress.step if was_begun else None)
         control = Control()
@@ -93,6 +93,16 @@ def _restore(state: TrainState, folder: RunFolder, path: Path) -> Checkpoint:
     restore(state, checkpoint)
     folder.set_aside_after(path)
     return checkpoint
+
+
+def _recorded_bytes(checkpoint: Checkpoint) -> int:
+    record = checkpoint.document("record")
+    if isinstance(record, dict) and isinstance(record.get("events_bytes"), int) and record["events_bytes"] >= 0:
+        return int(record["events_bytes"])
+    raise CheckpointError(
+        f"{checkpoint.folder}/record.json does not say how far the record went: delete this folder and resume from the "
+        "checkpoint before it"
+    )
 
 
 def _saved_event(state: TrainState, checkpoint: Checkpoint) -> SavedEvent | None:
@@ -151,4 +161,7 @@ def _set_up_device(plan: Plan) -> None:
             # What the plan was made for: a larger card imitates a smaller one, and Windows does not page to system RAM.
             total_bytes = torch.cuda.get_device_properties(plan.device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, plan.memory_limit_bytes / total_bytes), plan.device)
+    elif plan.num_threads is not None:
+        # Sums depend on how many threads share them, so a run keeps their number wherever it is resumed.
+        torch.set_num_threads(plan.num_threads)
     torch.use_deterministic_algorithms(plan.deterministic)

@@ -105,6 +105,7 @@ class Plan(_Frozen):
     peak_flops: float
     reasons: dict[str, str]
 
+    num_threads: int | None = None
     memory_limit_bytes: int | None = None
     forecast: Forecast | None = None
     alternatives: tuple[Alternative, ...] = ()

@@ -1,10 +1,12 @@
 """A training state to a checkpoint and back, bit for bit."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
 from onecard.checkpoint import Checkpoint, Parts
@@ -31,6 +33,19 @@ def snapshot(state: TrainState, tokenizer: PreTrainedTokenizerBase, record: dict
     )
 
 
+def _progress(checkpoint: Checkpoint) -> Progress:
+    document = checkpoint.document("progress")
+    try:
+        if not isinstance(document, dict) or document.keys() != asdict(Progress()).keys():
+            raise ValueError("its keys are others")
+        return TypeAdapter(Progress).validate_json(json.dumps(document), strict=True)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{checkpoint.folder}/progress.json does not say where the run stood ({str(error).splitlines()[0]}): "
+            "delete this folder and resume from the checkpoint before it"
+        ) from error
+
+
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     """Puts a freshly assembled state where the checkpoint stood.
 
@@ -55,4 +70,4 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
         scale = checkpoint.tensors("loss_scale")
         state.loss_scale.value.copy_(scale["value"])
         state.loss_scale.num_good_steps.copy_(scale["num_good_steps"])
-    state.progress = Progress(**checkpoint.document("progress"))
+    state.progress = _progress(checkpoint)
