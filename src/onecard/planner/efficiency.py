@@ -58,8 +58,8 @@ class Efficiencies:
     embedding: float = 0.5
     copy: float = 0.8
     fused: float = 0.8
-    # The head of GPT-2 on an A100: a step takes 8.8 ms less with 50304 than with 50257 words, and the aligned products
-    # take about 8 (rasbt/LLMs-from-scratch, ch05/10, compiled).
+    # Judgement for cards with wide tensor cores: an odd vocabulary costs an A100 8.8 ms where the aligned products take
+    # about 8, and that is compiled, which pads (rasbt/LLMs-from-scratch, ch05/10). GeForce cards are below.
     misaligned: float = 0.47
     # 1.3 us between kernels of a recorded graph (H100 NVL), and the time to fill and drain a card.
     kernel_s: float = 2.5e-6
@@ -69,6 +69,7 @@ class Efficiencies:
     dispatch_range: tuple[float, float] = (0.5, 1.7)
     fused_dispatch_s: float = 4e-6
     uses_tf32: bool = False
+    # All 54 rows of benchmarks/planner_time.py took 0.86 to 1.58 times the prediction; no GeForce card is among them.
     low: float = 0.8
     high: float = 1.6
 
