@@ -257,6 +257,14 @@ def test_one_run_moves_what_it_spends_its_time_on() -> None:
     assert 1.0 < moved_by["pointwise"] < 1.2
 
 
+def test_noise_does_not_move_what_takes_a_hundredth_of_a_step() -> None:
+    # Six times slower norms would explain the second run, but so does chance.
+    runs = [Measured(1.0, {"gemm_16bit": 1.0}), Measured(1.05, {"gemm_16bit": 0.99, "reduction": 0.01})]
+    found = calibrate(EVEN, runs)
+    assert found.reduction == pytest.approx(EVEN.reduction, rel=0.1)
+    assert found.gemm_16bit == pytest.approx(EVEN.gemm_16bit, rel=0.05)
+
+
 def test_runs_that_wait_for_python_tell_nothing_of_the_card() -> None:
     assert calibrate(EVEN, [Measured(2.0, {"gemm_16bit": 0.5, "launches": 1.5})]) == EVEN
 
