@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+
+from onecard.planner.traffic import count_bytes, count_flops, is_free, written_inputs
 
 # Extra device memory that a kernel takes while it runs: operator -> bytes, from its arguments.
 Scratch = Callable[..., int]
@@ -28,7 +29,10 @@ Scratch = Callable[..., int]
 
 @dataclass
 class Work:
-    """Arithmetic and memory traffic of the calls of one operator in one phase with one shape."""
+    """Arithmetic and memory traffic of the calls of one operator in one phase with one shape.
+
+    `micro_batch` counts from 1; 0 is what belongs to none. The first differs from the rest, which add to gradients.
+    """
 
     name: str
     phase: str
@@ -37,6 +41,7 @@ class Work:
     num_calls: int = 0
     flops: int = 0
     num_bytes: int = 0
+    micro_batch: int = 0
 
 
 @dataclass
@@ -57,14 +62,15 @@ class Record:
 class Recorder(TorchDispatchMode):
     """Records while it is entered.
 
-    `phase` names what is going on. Whoever runs the program sets it, but a backward pass is noticed, and what follows
-    it is the update.
+    `phase` names what is going on and `micro_batch` in which one. Whoever runs the program sets them, but a backward
+    pass is noticed, and what follows it is the update.
     """
 
     def __init__(self, scratch: dict[str, Scratch] | None = None) -> None:
         super().__init__()
         self.record = Record()
         self.phase = "start"
+        self.micro_batch = 0
         self._scratch = scratch or {}
         self._ids: dict[int, int] = {}
         self._references: dict[int, Any] = {}
@@ -133,22 +139,25 @@ class Recorder(TorchDispatchMode):
         args, kwargs, out = call
         inputs = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
         outputs = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
-        if func.is_view or not outputs:
+        written = written_inputs(func, args, kwargs)
+        results = outputs or written
+        if not results or is_free(func, inputs, outputs, written):
             return
-        first = max(outputs, key=Tensor.numel)
+        first = max(results, key=Tensor.numel)
         shape = _matrix_shape(name, inputs) or tuple(first.shape)
-        key = (name, phase, shape, first.dtype)
+        key = (name, phase, shape, first.dtype, self.micro_batch)
         if (work := self._work.get(key)) is None:
-            work = self._work[key] = Work(name, phase, shape, str(first.dtype).removeprefix("torch."))
+            dtype = str(first.dtype).removeprefix("torch.")
+            work = self._work[key] = Work(name, phase, shape, dtype, micro_batch=self.micro_batch)
             self.record.work.append(work)
         work.num_calls += 1
-        formula = flop_registry.get(func.overloadpacket)
-        work.flops += int(formula(*args, **kwargs, out_val=out)) if formula is not None else 0
-        work.num_bytes += sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
+        work.flops += count_flops(func, args, kwargs, out)
+        work.num_bytes += count_bytes(name, inputs, outputs, written)
 
 
 def _matrix_shape(name: str, inputs: list[Tensor]) -> tuple[int, ...] | None:
     """Sizes M, N, K of a matrix product (with the batch before them), which decide how fast it runs."""
+    name = name.removesuffix("_")
     if name in ("mm", "addmm"):
         left, right = inputs[-2], inputs[-1]
         return (left.shape[0], right.shape[1], left.shape[1])

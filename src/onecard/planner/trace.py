@@ -71,6 +71,7 @@ def _announce_phases(recorder: Recorder, state: TrainState) -> None:
     def enter(*_: object) -> None:
         if state.model.training:
             recorder.phase = "forward"
+            recorder.micro_batch += 1
 
     def leave(*_: object) -> None:
         if state.model.training:
@@ -99,6 +100,7 @@ def _step(recorder: Recorder, state: TrainState, num_micro_batches: int, has_bor
 def _evaluate(recorder: Recorder, state: TrainState, has_borders: bool) -> None:
     plan = state.plan
     recorder.phase = "evaluation"
+    recorder.micro_batch = 0
     state.model.eval()
     batch = _batch(plan, plan.eval_batch_size, has_borders)
     sum_rows(Decoder(state.model, compiled=False), state.head, batch, plan.attn_implementation)

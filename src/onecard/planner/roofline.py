@@ -1,0 +1,208 @@
+"""How long a plan takes on a card that need not be there.
+
+    trace of two micro-batches ──► all of a step ──► seconds on the card ─┐
+                                        └──────────► seconds of Python ───┴──► the larger is a step's time
+
+The card works off what Python queues, and nothing in a step waits for it, so the slower of both decides.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from onecard.hardware import Card
+from onecard.planner.efficiency import Efficiencies, default_efficiencies
+from onecard.planner.kernels import class_of, is_fused, time_kernel
+from onecard.planner.recorder import Work
+from onecard.planner.trace import Trace
+from onecard.spec import Plan
+
+# Writing and hashing a checkpoint, assumed: one core hashes about 1 GB/s, a disk takes 0.2 (hard disk) to 3 (NVMe).
+_SAVE_BYTES_PER_S = 0.5e9
+# Tokens that one loader process gives, assumed: the measured runs of data_path.json wait 0.1 % of their time for it.
+_DATA_TOKENS_PER_S = 5e6
+# What compiling gains where the trace is of the eager step: 250 against 135 ms (nanoGPT's README, A100).
+_COMPILED_SHARE = 0.54
+_PER_MICRO_BATCH = ("forward", "loss", "backward")
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Predicted times in seconds; `low_s` and `high_s` bound a step.
+
+    `seconds` tells how long each kind of operator takes in a step; "launches" is what Python takes beyond them.
+    `total_s` is the whole run with evaluations and checkpoints, without samples, compiling and start.
+    `share_of_peak` is the model's arithmetic by that of the card. `energy_wh` is a range, None where the card's power
+    is not known.
+    """
+
+    step_s: float
+    low_s: float
+    high_s: float
+    tokens_per_s: float
+    share_of_peak: float
+    limited_by: Literal["arithmetic", "bandwidth", "launches", "data"]
+    seconds: dict[str, float]
+    evaluation_s: float
+    save_s: float
+    total_s: float
+    energy_wh: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """What some work takes: on the card, by kind and by limit, and in Python."""
+
+    seconds: Mapping[str, float]
+    limits: Mapping[str, float]
+    host_s: float
+
+    @property
+    def card_s(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def all_s(self) -> float:
+        return max(self.card_s, self.host_s)
+
+
+def predict_time(trace: Trace, plan: Plan, card: Card, efficiencies: Efficiencies | None = None) -> StepTime:
+    """Predicts a step and the run of `plan` on `card` from a trace of two of its micro-batches.
+
+    Takes milliseconds. Before `calibrate` has seen the card, the errors are those of benchmarks/planner_time.py.
+    """
+    efficiencies = efficiencies or default_efficiencies(card)
+    step = _pass(list(_of_step(trace, plan)), card, efficiencies, plan.max_seq_length)
+    data_s = plan.tokens_per_step / (_DATA_TOKENS_PER_S * max(1, plan.dataloader_num_workers))
+    step_s = max(step.all_s, data_s)
+    low_s, high_s = _band(trace, plan, card, efficiencies)
+    evaluation_s = _evaluation_s(trace, plan, card, efficiencies)
+    save_s = _resident_bytes(trace) / _SAVE_BYTES_PER_S
+    num_evaluations, num_saves = _count_milestones(plan)
+    aside_s = num_evaluations * evaluation_s + num_saves * save_s
+    total_s = plan.schedule.num_steps * step_s + aside_s
+    seconds = dict(step.seconds) | {"launches": max(0.0, step.host_s - step.card_s)}
+    return StepTime(
+        step_s=step_s,
+        low_s=min(step_s, max(low_s, data_s)),
+        high_s=max(high_s, step_s),
+        tokens_per_s=plan.tokens_per_step / step_s,
+        share_of_peak=plan.flops_per_token * plan.tokens_per_step / (step_s * _peak_of(plan, card)),
+        limited_by="data" if data_s > step.all_s else _limit(step),
+        seconds=seconds,
+        evaluation_s=evaluation_s,
+        save_s=save_s,
+        total_s=total_s,
+        energy_wh=_energy(card, total_s * low_s / step_s, total_s * high_s / step_s),
+    )
+
+
+def _of_step(trace: Trace, plan: Plan) -> Iterator[tuple[Work, float]]:
+    """The work of a step, and how often it is done in each: the second micro-batch stands for all but the first."""
+    num_micro_batches = plan.total_batch_size / plan.micro_batch_size
+    for work in trace.record.work:
+        if work.phase == "evaluation":
+            continue
+        if trace.num_micro_batches == 1:
+            yield work, 1.0
+        elif work.micro_batch == 0:
+            share = num_micro_batches / trace.num_micro_batches
+            yield work, 1.0 if work.phase == "update" else share
+        elif (work.micro_batch == 1) == (work.phase in _PER_MICRO_BATCH):
+            # The first micro-batch itself, or the update at the end of the last.
+            yield work, 1.0
+        else:
+            # Those after the first, or what follows each backward pass but the last.
+            yield work, num_micro_batches - 1
+
+
+def _pass(work_and_times: list[tuple[Work, float]], card: Card, efficiencies: Efficiencies, length: int) -> _Passed:
+    seconds: dict[str, float] = defaultdict(float)
+    limits: dict[str, float] = defaultdict(float)
+    host_s = 0.0
+    is_compiled = any(is_fused(work) for work, _ in work_and_times)
+    for work, times in work_and_times:
+        kernel = time_kernel(work, card, efficiencies, length)
+        seconds[class_of(work, efficiencies)] += times * kernel.seconds
+        limits[kernel.limit] += times * kernel.seconds
+        is_graph = is_compiled and work.phase in ("forward", "backward")
+        dispatch_s = efficiencies.fused_dispatch_s if is_graph else efficiencies.dispatch_s
+        host_s += times * work.num_calls * dispatch_s
+    return _Passed(seconds, limits, host_s)
+
+
+def _limit(step: _Passed) -> Literal["arithmetic", "bandwidth", "launches"]:
+    if step.host_s > step.card_s:
+        return "launches"
+    names: tuple[Literal["arithmetic", "bandwidth", "launches"], ...] = ("arithmetic", "bandwidth", "launches")
+    return max(names, key=lambda name: step.limits[name])
+
+
+def _band(trace: Trace, plan: Plan, card: Card, efficiencies: Efficiencies) -> tuple[float, float]:
+    """Seconds of a step if everything uncertain goes well, or badly."""
+    work = list(_of_step(trace, plan))
+    bounds = []
+    for place, factor in ((1, efficiencies.low), (0, efficiencies.high)):
+        at_limit = _at_power_limit(card, place)
+        hosts = replace(efficiencies, dispatch_s=efficiencies.dispatch_s * efficiencies.dispatch_range[1 - place])
+        passed = _pass(work, at_limit, hosts, plan.max_seq_length)
+        bounds.append(max(passed.card_s * factor, passed.host_s))
+    low, high = bounds
+    if plan.torch_compile and not any(is_fused(each) for each, _ in work):
+        low *= _COMPILED_SHARE
+    return low, high
+
+
+def _at_power_limit(card: Card, place: int) -> Card:
+    """A laptop's card at its lowest (0) or highest (1) power limit."""
+    if card.flops_16bit_range is None or card.boost_clock_range_hz is None or not card.boost_clock_hz:
+        return card
+    clock = card.boost_clock_range_hz[place] / card.boost_clock_hz
+    bandwidth = card.bandwidth_range_bytes_per_s
+    return replace(
+        card,
+        flops_16bit=card.flops_16bit_range[place],
+        tf32_flops=card.tf32_flops * clock if card.tf32_flops else None,
+        fp32_flops=card.fp32_flops * clock,
+        bandwidth_bytes_per_s=bandwidth[place] if bandwidth else card.bandwidth_bytes_per_s,
+    )
+
+
+def _evaluation_s(trace: Trace, plan: Plan, card: Card, efficiencies: Efficiencies) -> float:
+    work = [(work, 1.0) for work in trace.record.work if work.phase == "evaluation"]
+    return _num_eval_batches(plan) * _pass(work, card, efficiencies, plan.max_seq_length).all_s
+
+
+def _num_eval_batches(plan: Plan) -> float:
+    whole = plan.corpus.num_heldout_tokens / (plan.max_seq_length * plan.eval_batch_size)
+    return whole if plan.eval_batches is None else min(whole, plan.eval_batches)
+
+
+def _resident_bytes(trace: Trace) -> int:
+    """What a checkpoint holds: weights and moments, which are there before the first step."""
+    record = trace.record
+    return sum(record.sizes[number] for number in record.order[: trace.resident_end] if number in record.labels)
+
+
+def _count_milestones(plan: Plan) -> tuple[int, int]:
+    """Evaluations and checkpoints of a run; a new best is saved too, and every evaluation may be one."""
+    num_steps = plan.schedule.num_steps
+    last = {num_steps}
+    evaluations = set(range(plan.eval_steps, num_steps + 1, plan.eval_steps)) | last
+    if not plan.corpus.num_heldout_tokens:
+        evaluations = set()
+    saves = set(range(plan.save_steps, num_steps + 1, plan.save_steps)) | last
+    return len(evaluations), len(saves | evaluations)
+
+
+def _peak_of(plan: Plan, card: Card) -> float:
+    if plan.precision == "fp32":
+        return card.fp32_flops
+    return card.flops_16bit or card.fp16_flops or card.fp32_flops
+
+
+def _energy(card: Card, low_s: float, high_s: float) -> tuple[float, float] | None:
+    """Watt-hours of the card alone, at full power from start to end."""
+    power = card.power_limits_w or ((card.tdp_w, card.tdp_w) if card.tdp_w else None)
+    return None if power is None else (power[0] * low_s / 3600, power[1] * high_s / 3600)
