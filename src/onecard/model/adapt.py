@@ -1,8 +1,8 @@
 """Which weights move, and how the frozen ones rest.
 
-    full     all weights move
-    lora     adapters move; the weights rest as they are
-    qlora    adapters move; linear layers rest in 4 bits (NF4), embeddings, norms and head as they are
+full     all weights move
+lora     adapters move; the weights rest as they are
+qlora    adapters move; linear layers rest in 4 bits (NF4), embeddings, norms and head as they are
 """
 
 import difflib
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from onecard.errors import InputError
-from onecard.model.nf4 import NF4Linear, load_operators
+from onecard.model.nf4 import NF4Linear, find_linears, load_operators
 from onecard.spec import AdaptPlan
 
 
@@ -40,16 +40,6 @@ def adapt(model: PreTrainedModel, plan: AdaptPlan | None, *, seed: int, device: 
     from onecard.model.lora import inject  # PEFT takes a second to import, which pretraining need not wait for
 
     inject(model, plan, targets, seed)
-
-
-def find_linears(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
-    """The linear layers of a model by name, without its head."""
-    head = model.get_output_embeddings()
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
-    }
 
 
 def _find_targets(

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from onecard.errors import InputError
@@ -42,6 +43,16 @@ def load_operators() -> None:
             f"method qlora needs bitsandbytes, which cannot be loaded here ({error}): install it with "
             "pip install 'onecard[quant]', or use method lora"
         ) from error
+
+
+def find_linears(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
+    """The linear layers of a model by name, without its head."""
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
 
 
 class NF4Linear(nn.Module):
