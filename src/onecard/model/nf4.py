@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -121,7 +122,8 @@ class NF4Linear(nn.Module):
 @cache
 def _codebook() -> list[float]:
     functional = importlib.import_module("bitsandbytes.functional")
-    values: list[float] = functional.create_dynamic_map().tolist()
+    with unset_fake_temporarily():  # it is computed with tensors whose values count
+        values: list[float] = functional.create_dynamic_map().tolist()
     return values
 
 
