@@ -28,12 +28,31 @@ _NAME = "default"
 _PREFIX = "base_model.model."
 
 
-class NF4LoraLinear(LoraLinear):
-    """An adapter beside a weight in 4 bits."""
+class Adapter(LoraLinear):
+    """An adapter beside a linear layer of any kind: PEFT's module with a product that adds as it goes.
+
+    PEFT scales the adapter's output and adds it to the layer's, three tensors of that size and two passes over them.
+    """
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, **settings: Any) -> None:
+        super().__init__(base_layer, adapter_name, **settings)
+        self.fan_in_fan_out = is_stored_in_out(base_layer)
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
-        layer = cast(NF4Linear, module)
-        return layer.in_features, layer.out_features
+        if isinstance(module, NF4Linear):
+            return module.in_features, module.out_features
+        features: tuple[int, int] = super()._get_in_out_features(module)
+        return features
+
+    def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
+        if self.disable_adapters or self.merged or args or keywords or self.active_adapters != [_NAME]:
+            out: Tensor = super().forward(x, *args, **keywords)
+            return out
+        base = self.base_layer(x)
+        low = self.lora_A[_NAME](self.lora_dropout[_NAME](x))
+        up = self.lora_B[_NAME]
+        out = torch.addmm(base.flatten(0, -2), low.flatten(0, -2), up.weight.T, alpha=self.scaling[_NAME])
+        return out.view(base.shape)
 
 
 def inject(model: PreTrainedModel, plan: AdaptPlan, targets: Mapping[str, nn.Module], seed: int) -> None:
@@ -51,7 +70,7 @@ def inject(model: PreTrainedModel, plan: AdaptPlan, targets: Mapping[str, nn.Mod
         base_model_name_or_path=model.config.name_or_path or None,
         fan_in_fan_out=any(is_stored_in_out(module) for module in targets.values()),
     )
-    config._register_custom_module({NF4Linear: NF4LoraLinear})
+    config._register_custom_module(dict.fromkeys((nn.Linear, Conv1D, NF4Linear), Adapter))
     # Adapters come into being below, not in PEFT, which converts them by swapping tensors: fake ones refuse that.
     with unset_fake_temporarily():
         inject_adapter_in_model(config, model, _NAME, low_cpu_mem_usage=True)
@@ -80,11 +99,9 @@ def _short_names(model: PreTrainedModel, targets: Mapping[str, nn.Module]) -> li
 def merge(model: PreTrainedModel) -> None:
     """Adds each adapter to its weight, so that the model is a plain one again; 4-bit weights become whole, in fp32."""
     for name, layer in list(model.named_modules()):
-        if isinstance(layer, NF4LoraLinear):
-            plain = layer.get_base_layer().to_linear()
-            plain.weight += layer.get_delta_weight(_NAME).to(plain.weight.dtype)
-            model.set_submodule(name, plain)
-        elif isinstance(layer, LoraLayer):
+        if isinstance(layer, LoraLayer):
+            if isinstance(layer.base_layer, NF4Linear):
+                layer.base_layer = layer.base_layer.to_linear()
             cast(Any, layer).merge()
             model.set_submodule(name, layer.get_base_layer())
         elif isinstance(layer, NF4Linear) and not name.endswith(".base_layer"):
