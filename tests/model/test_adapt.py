@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from onecard.errors import CheckpointError, InputError
 from onecard.model.adapt import adapt
 from onecard.model.build import build_model
 from onecard.model.decoder import Decoder
-from onecard.model.folder import _load_adapted, save_adapter_folder, save_model_folder
+from onecard.model.folder import load_model_folder, save_adapter_folder, save_model_folder
 from onecard.model.nf4 import NF4Linear, find_linears
 from onecard.spec import AdaptPlan
 
@@ -134,21 +136,29 @@ def test_plain_peft_loads_the_same_logits(
     torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+@pytest.mark.parametrize(
+    ("name", "method", "bias"), [("qwen3", "lora", "none"), ("qwen3", "qlora", "none"), ("gpt2", "qlora", "all")]
+)
 def test_an_adapter_folder_opens_as_the_model_that_was_trained(
-    name: str, method: str, tmp_path: Path, build: Callable[[str], PreTrainedModel]
+    name: str, method: str, bias: str, tmp_path: Path, build: Callable[[str], PreTrainedModel]
 ) -> None:
-    model = adapted_folder(build(name), method, tmp_path, build(name))
-    torch.testing.assert_close(logits(_load_adapted(tmp_path / "adapter")), logits(model), rtol=1e-4, atol=1e-5)
+    plan = AdaptPlan(method=method, r=4, double_quant=False, bias=bias)
+    model = adapted_folder(build(name), plan, tmp_path, build(name))
+    loaded, _ = load_model_folder(tmp_path / "adapter", torch.float32)
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-5)
+
+    half, _ = load_model_folder(tmp_path / "adapter", torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in half.buffers()} <= {torch.float32}
 
 
-def adapted_folder(model: PreTrainedModel, method: str, root: Path, base: PreTrainedModel) -> PreTrainedModel:
+def adapted_folder(model: PreTrainedModel, plan: AdaptPlan, root: Path, base: PreTrainedModel) -> PreTrainedModel:
     save_model_folder(base, {}, root / "base")
     model.config.name_or_path = str(root / "base")
-    adapt(model, AdaptPlan(method=method, r=4, double_quant=False), seed=0)
+    adapt(model, plan, seed=0)
     disturb(model)
-    (root / "adapter").mkdir()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")), unk_token="a")
+    tokenizer.save_pretrained(root / "adapter")
     save_adapter_folder(model, {}, root / "adapter")
     return model
 
@@ -182,10 +192,10 @@ def rename_weights(root: Path) -> None:
 def test_an_adapter_that_cannot_be_used_is_explained(
     damage: Callable[[Path], None], message: str, tmp_path: Path, build: Callable[[str], PreTrainedModel]
 ) -> None:
-    adapted_folder(build("llama"), "lora", tmp_path, build("llama"))
+    adapted_folder(build("llama"), AdaptPlan(method="lora", r=4), tmp_path, build("llama"))
     damage(tmp_path)
     with pytest.raises(CheckpointError, match=message):
-        _load_adapted(tmp_path / "adapter")
+        load_model_folder(tmp_path / "adapter", torch.float32)
 
 
 # Dynamo instantiates torch.autograd.Function, which warns against that (PyTorch 2.13).

@@ -62,7 +62,7 @@ def load_model_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel
         CheckpointError: the folder holds no model that transformers can read, or one whose weights are not numbers.
     """
     is_adapter = (folder / "adapter_config.json").is_file()
-    model = _load_adapted(folder).to(dtype) if is_adapter else _load(folder, dtype)
+    model = _load_adapted(folder, dtype) if is_adapter else _load(folder, dtype)
     if broken := next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None):
         raise CheckpointError(
             f"{folder}: the weights {broken} are not finite, so the model can write nothing: use an earlier checkpoint"
@@ -72,7 +72,7 @@ def load_model_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel
     return model.eval(), tokenizer
 
 
-def _load_adapted(folder: Path) -> PreTrainedModel:
+def _load_adapted(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     from onecard.model import lora
 
     with _explained(folder, "adapter"):
@@ -90,6 +90,9 @@ def _load_adapted(folder: Path) -> PreTrainedModel:
             f"{folder}: its adapter is not one of {base}: {len(unplaced)} parts differ, the first is {unplaced[0]}. "
             "Use the model it was trained on"
         )
+    for parameter in model.parameters():  # and no buffer: rotary frequencies would lose their precision
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
     return model
 
 

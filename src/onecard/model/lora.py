@@ -29,9 +29,9 @@ _PREFIX = "base_model.model."
 
 
 class Adapter(LoraLinear):
-    """An adapter beside a linear layer of any kind: PEFT's module with a product that adds as it goes.
+    """An adapter beside a linear layer of any kind: PEFT's module, whose last product adds to the layer's output.
 
-    PEFT scales the adapter's output and adds it to the layer's, three tensors of that size and two passes over them.
+    PEFT scales that product and adds it in steps of their own, forward and backward.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, **settings: Any) -> None:
