@@ -126,7 +126,7 @@ def generate(
     checkpoint: str = "best",
     device: str = "auto",
 ) -> list[str]:
-    """Completes prompts with a run's checkpoint, or with any model folder; returns completions without their prompts.
+    """Completes prompts with a run's checkpoint, or any folder of a model or adapter; gives them without their prompts.
 
     `temperature` 0 takes the likeliest token. `checkpoint` is best, last or a step number, for a run folder.
 
@@ -209,7 +209,8 @@ def _model_folder(path: Path, checkpoint: str) -> Path:
     from onecard.checkpoint import is_checkpoint, read_checkpoint
     from onecard.run.folder import RunFolder
 
-    folder = path if locate(path / "config.json") else RunFolder.open(path).find_checkpoint(checkpoint)
+    is_model = any(locate(path / name) for name in ("config.json", "adapter_config.json"))
+    folder = path if is_model else RunFolder.open(path).find_checkpoint(checkpoint)
     if is_checkpoint(folder):
         read_checkpoint(folder)  # refuses damaged weights; any other model folder has no hashes to compare
     return folder
