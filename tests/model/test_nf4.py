@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from onecard.errors import InputError
 from onecard.model import nf4
 from onecard.model.nf4 import NF4Linear
+from onecard.planner.recorder import Recorder
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
@@ -60,11 +61,14 @@ def test_products_and_gradients_are_those_of_the_dequantized_weight(kind: str, d
 
 def test_nothing_of_the_size_of_the_weight_is_kept() -> None:
     layer = NF4Linear.from_linear(make_layer(width=1024))
-    kept: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        layer(torch.randn(2, 1024, requires_grad=True))
+    x = torch.randn(2, 1024, requires_grad=True)
+    with Recorder() as recorder:
+        out = layer(x)
+        alive = {number for number in recorder.record.order if number >= 0}
+        alive -= {~number for number in recorder.record.order if number < 0}
+    assert sum(recorder.record.sizes[number] for number in alive) == out.untyped_storage().nbytes()
+    assert sum(recorder.record.sizes) > 4 * 1024 * 48, "the weight was whole for a moment"
     at_rest = sum(buffer.numel() * buffer.element_size() for buffer in layer.buffers())
-    assert sum(tensor.numel() * tensor.element_size() for tensor in kept) <= at_rest
     codebook_bytes = 1024
     assert at_rest - codebook_bytes < 0.53 * 1024 * 48
 
