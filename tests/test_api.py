@@ -128,3 +128,18 @@ def test_names_of_the_package() -> None:
     assert all(callable(getattr(onecard, name)) for name in onecard.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'trane'"):
         _ = onecard.trane  # type: ignore[attr-defined]
+
+
+def test_an_adapter_folder_completes_as_the_model_it_belongs_to(recipe: Recipe, tmp_path: Path) -> None:
+    from onecard.model.adapt import adapt
+    from onecard.model.folder import save_adapter_folder
+    from onecard.spec import AdaptPlan
+
+    root = onecard.train(recipe, output_dir=tmp_path / "run")
+    base = max((root / "checkpoints").glob("step-*"))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    adapt(model, AdaptPlan(method="lora", r=4), seed=0)
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "adapter")
+    save_adapter_folder(model, {}, tmp_path / "adapter")
+    options: dict[str, Any] = {"max_new_tokens": 5, "temperature": 0.0, "device": "cpu"}
+    assert onecard.generate(tmp_path / "adapter", ["the"], **options) == onecard.generate(base, ["the"], **options)

@@ -167,7 +167,7 @@ def generate(
     checkpoint: str = "best",
     device: str = "auto",
 ) -> list[str]:
-    """Completes prompts with a run's checkpoint, or with any model folder; returns completions without their prompts.
+    """Completes prompts with a run's checkpoint, or any folder of a model or adapter; gives them without their prompts.
 
     `temperature` 0 takes the likeliest token. `checkpoint` is best, last or a step number, for a run folder.
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from onecard.data import Batch
+from onecard.spec import AdaptPlan
 from onecard.training.state import TrainState
 from onecard.training.step import MicroBatch, StepStats, place, train_step
 
@@ -208,6 +209,29 @@ def test_a_step_over_packed_documents_never_waits(
         with without_waiting(device):
             stats = step(state, [place(batch, state) for _ in range(2)])
         assert stats.is_finite.item()
+
+
+@SAYS_IT_IS_A_PROTOTYPE
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("name", "method"), [("llama", "qlora"), ("gpt2", "lora"), ("gpt2", "qlora")])
+def test_adapted_steps_never_wait_and_are_those_of_the_cpu(
+    name: str, method: str, precision: str, device: str, tiny_state: StateFactory, random_micro_batch: BatchFactory
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    changes: dict[str, Any] = {"optimizer": "adamw", "adapt": AdaptPlan(method=method, r=4)}
+    state = tiny_state(name, precision=precision, device=device, **changes)
+    reference = tiny_state(name, precision="fp32", device="cpu", **changes)
+    for seed in SEEDS:
+        batch = random_micro_batch(8, seed)
+        expected = step(reference, on("cpu", batch))
+        batches = on(device, batch)
+        if seed == 0:  # libraries are loaded by the first
+            found = step(state, batches)
+        else:
+            with without_waiting(device):
+                found = step(state, batches)
+        assert distance(found.loss, expected.loss) < (1e-4 if precision == "fp32" else 0.02)
+        assert distance(found.gradient_norm, expected.gradient_norm) < (1e-3 if precision == "fp32" else 0.1)
 
 
 @SAYS_IT_IS_A_PROTOTYPE

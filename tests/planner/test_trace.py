@@ -6,7 +6,7 @@ import pytest
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onecard.planner.trace import record_plan
-from onecard.spec import Plan
+from onecard.spec import AdaptPlan, Plan
 
 
 @pytest.mark.parametrize("has_borders", [True, False], ids=["borders", "plain"])
@@ -30,6 +30,46 @@ def test_fake_and_real_steps_allocate_the_same_bytes_in_the_same_order(
         micro_batch_size=2,
         total_batch_size=5,
     )
+    check_equal(plan, has_borders)
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    ("name", "method", "precision"), [("qwen3", "qlora", "bf16"), ("llama", "lora", "fp32"), ("gpt2", "qlora", "bf16")]
+)
+def test_fake_and_real_adapters_allocate_the_same_bytes_in_the_same_order(
+    name: str, method: str, precision: str, gradient_checkpointing: bool, tiny_plan: Callable[..., Plan]
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    plan = tiny_plan(
+        name,
+        optimizer="adamw",
+        precision=precision,
+        gradient_checkpointing=gradient_checkpointing,
+        micro_batch_size=2,
+        total_batch_size=5,
+        adapt=AdaptPlan(method=method, r=4, lora_dropout=0.1),
+    )
+    check_equal(plan, has_borders=True)
+
+
+def test_frozen_weights_are_counted_once_and_as_they_rest(tiny_plan: Callable[..., Plan]) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    adapt = AdaptPlan(method="qlora", r=4)
+    plan = tiny_plan("llama", optimizer="adamw", precision="bf16", adapt=adapt)
+    record = record_plan(plan).record
+    weights = sum(record.sizes[number] for number, label in record.labels.items() if label == "weights")
+
+    vectors, rotary, embedding = 5 * 32, 2 * 4, 97 * 32  # norms; frequencies and their copy; head untied
+    shapes = [(32, 32), (16, 32), (16, 32), (32, 32), (48, 32), (48, 32), (32, 48)] * 2
+    packed = sum(rows * columns // 2 for rows, columns in shapes)
+    scales = sum(-(-rows * columns // 64) + 4 for rows, columns in shapes)  # 8 bits each, one fp32 for 256 of them
+    constants = len(shapes) * (256 * 4 + 4)  # codebook and offset of each layer
+    adapters = sum(4 * (rows + columns) for rows, columns in shapes) * (2 + 4)  # bf16 and fp32 master
+    assert weights == 2 * (vectors + 2 * embedding) + 4 * rotary + packed + scales + constants + adapters
+
+
+def check_equal(plan: Plan, has_borders: bool) -> None:
     real = record_plan(plan, has_borders=has_borders)
     with FakeTensorMode():
         fake = record_plan(plan, has_borders=has_borders)

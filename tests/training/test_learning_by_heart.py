@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from onecard.spec import Plan
+from onecard.spec import AdaptPlan, Plan
 from onecard.training.assemble import assemble
 from onecard.training.step import MicroBatch, train_step
 
@@ -38,8 +38,28 @@ def test_eight_lines_are_learnt_by_heart(
     name: str, optimizer: str, precision: str, tiny_plan: Callable[..., Plan]
 ) -> None:
     plan = tiny_plan(name, optimizer=optimizer, precision=precision, learning_rate=1e-2, init="zero-output")
+    check_learning(plan)
+
+
+# Adapters beside random weights: the head stays as it is drawn, so it is drawn large enough for sure answers.
+@pytest.mark.parametrize(
+    ("name", "method", "precision"),
+    [("gpt2", "lora", "fp32"), ("qwen3", "lora", "bf16"), ("llama", "qlora", "bf16"), ("gpt2", "qlora", "fp32")],
+)
+def test_adapters_learn_eight_lines_by_heart(
+    name: str, method: str, precision: str, tiny_plan: Callable[..., Plan]
+) -> None:
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    plan = tiny_plan(
+        name, optimizer="adamw", precision=precision, learning_rate=1e-2, adapt=AdaptPlan(method=method, r=16)
+    )
+    check_learning(plan, initializer_range=0.2)
+
+
+def check_learning(plan: Plan, **changes: float) -> None:
     settings = plan.model.settings | {"hidden_size": 64, "max_position_embeddings": 64, "num_attention_heads": 4}
-    plan = plan.model_copy(update={"model": plan.model.model_copy(update={"settings": settings})})
+    plan = plan.model_copy(update={"model": plan.model.model_copy(update={"settings": settings | changes})})
     state, batch = assemble(plan), lines_as_batch()
     losses = []
     for step in range(120):

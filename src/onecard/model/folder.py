@@ -36,13 +36,33 @@ def load_masters(folder: Path) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
+def save_adapter_folder(model: PreTrainedModel, masters: Mapping[str, Tensor], folder: Path) -> None:
+    """Saves the adapter of a model in PEFT's format, with `masters` (fp32, by parameter name) for its parameters."""
+    from onecard.model import lora  # PEFT takes a second to import, which runs without adapters need not wait for
+
+    lora.save(model, masters, folder)
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
+    """Loads the adapter of a folder in fp32, by the parameter names of an adapted model.
+
+    Raises:
+        CheckpointError: the folder holds no adapter, or a damaged one.
+    """
+    from onecard.model import lora
+
+    with _explained(folder, "adapter"):
+        return lora.load(model, folder)
+
+
 def load_model_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a model for use, in `dtype`, with its tokenizer.
+    """Loads a model for use, in `dtype`, with its tokenizer; an adapter is merged into the model it belongs to.
 
     Raises:
         CheckpointError: the folder holds no model that transformers can read, or one whose weights are not numbers.
     """
-    model = _load(folder, dtype)
+    is_adapter = (folder / "adapter_config.json").is_file()
+    model = _load_adapted(folder, dtype) if is_adapter else _load(folder, dtype)
     if broken := next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None):
         raise CheckpointError(
             f"{folder}: the weights {broken} are not finite, so the model can write nothing: use an earlier checkpoint"
@@ -52,7 +72,31 @@ def load_model_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel
     return model.eval(), tokenizer
 
 
-def _load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def _load_adapted(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    from onecard.model import lora
+
+    with _explained(folder, "adapter"):
+        base = lora.find_base(folder)
+    if base is None:
+        raise CheckpointError(
+            f"{folder} holds an adapter that does not say which model it belongs to: write the model's folder or name "
+            "into base_model_name_or_path of its adapter_config.json"
+        )
+    model = _load(Path(base) if Path(base).is_dir() else base, torch.float32)
+    with _explained(folder, "adapter"):
+        unplaced = lora.apply(model, folder)
+    if unplaced:
+        raise CheckpointError(
+            f"{folder}: its adapter is not one of {base}: {len(unplaced)} parts differ, the first is {unplaced[0]}. "
+            "Use the model it was trained on"
+        )
+    for parameter in model.parameters():  # and no buffer: rotary frequencies would lose their precision
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    return model
+
+
+def _load(folder: Path | str, dtype: torch.dtype) -> PreTrainedModel:
     with _explained(folder, "model"), _without_progress_bars():
         model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     # transformers would go on with random numbers in their place.
@@ -65,7 +109,7 @@ def _load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 @contextmanager
-def _explained(folder: Path, what: str) -> Iterator[None]:
+def _explained(folder: Path | str, what: str) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, torch.OutOfMemoryError):

@@ -48,7 +48,8 @@ def find_model_folder(path: Path, checkpoint: str) -> Path:
         InputError: neither a model nor a run, or no such checkpoint.
         CheckpointError: the checkpoint is damaged.
     """
-    folder = path if locate(path / "config.json") else RunFolder.open(path).find_checkpoint(checkpoint)
+    is_model = any(locate(path / name) for name in ("config.json", "adapter_config.json"))
+    folder = path if is_model else RunFolder.open(path).find_checkpoint(checkpoint)
     if is_checkpoint(folder):
         read_checkpoint(folder)  # refuses damaged weights; any other model folder has no hashes to compare
     return folder

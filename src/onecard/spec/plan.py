@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from onecard.spec.forecast import Alternative, Forecast
 
@@ -36,6 +36,21 @@ class ModelPlan(_Frozen):
     init: Literal["transformers", "zero-output"]
     num_parameters: int
     num_matrix_parameters: int
+
+
+class AdaptPlan(_Frozen):
+    """Adapters beside frozen weights, by PEFT's names; `qlora` lets those weights rest in 4 bits.
+
+    `double_quant`: whether the scales of 4-bit blocks are quantized, too. A run without this part trains all weights.
+    """
+
+    method: Literal["lora", "qlora"]
+    r: int = Field(default=16, ge=1)
+    lora_alpha: int = Field(default=32, ge=1)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    bias: Literal["none", "all", "lora_only"] = "none"
+    double_quant: bool = True
 
 
 class OptimizerPlan(_Frozen):
@@ -78,6 +93,7 @@ class Plan(_Frozen):
     seed: int
 
     model: ModelPlan
+    adapt: AdaptPlan | None = None
     optimizer: OptimizerPlan
     schedule: SchedulePlan
     corpus: CorpusFacts

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from onecard.model.adapt import adapt
 from onecard.model.build import build_model
 from onecard.model.decoder import Decoder
 from onecard.model.loss import find_head
@@ -20,7 +21,7 @@ def assemble(plan: Plan) -> TrainState:
     Weights depend on the seed alone, not on the device: they are drawn on the CPU.
 
     Raises:
-        InputError: the model cannot be built, or its logits are not those of a plain head.
+        InputError: the model cannot be built or adapted, or its logits are not those of a plain head.
     """
     device = torch.device(plan.device)
     model = build_model(
@@ -30,9 +31,10 @@ def assemble(plan: Plan) -> TrainState:
         seed=plan.seed,
         backend=plan.attn_implementation,
     )
-    masters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    adapt(model, plan.adapt, seed=plan.seed, device=device)
+    masters = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     for tensor in (*model.parameters(), *model.buffers()):
-        # Parameters only change their type: rotary frequencies are buffers and would lose their precision.
+        # Only parameters change their type: rotary frequencies and weights in 4 bits are buffers.
         dtype = DTYPES[plan.precision] if isinstance(tensor, nn.Parameter) else tensor.dtype
         # By `data`, because `Module.to` swaps tensors, which fake ones refuse.
         tensor.data = tensor.data.to(device, dtype)

@@ -11,18 +11,19 @@ from transformers import PreTrainedTokenizerBase
 
 from onecard.checkpoint import Checkpoint, Parts
 from onecard.errors import CheckpointError
-from onecard.model.folder import load_masters, save_model_folder
+from onecard.model.folder import load_adapter, load_masters, save_adapter_folder, save_model_folder
 from onecard.training.state import Progress, TrainState
 
 
 def snapshot(state: TrainState, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]) -> Parts:
-    """Names the parts of a checkpoint: a Hugging Face folder and the rest of the state.
+    """Names the parts of a checkpoint: a Hugging Face folder (of the adapter alone where there is one) and the rest.
 
     `record` is plain data of the caller that is kept beside the state.
     """
 
     def write_files(folder: Path) -> None:
-        save_model_folder(state.model, state.optimizer.masters, folder)
+        save = save_model_folder if state.plan.adapt is None else save_adapter_folder
+        save(state.model, state.optimizer.masters, folder)
         tokenizer.save_pretrained(folder)
 
     scale = {"value": state.loss_scale.value, "num_good_steps": state.loss_scale.num_good_steps}
@@ -52,7 +53,8 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: the checkpoint belongs to another model.
     """
-    masters = load_masters(checkpoint.folder)
+    is_adapted = state.plan.adapt is not None
+    masters = load_adapter(state.model, checkpoint.folder) if is_adapted else load_masters(checkpoint.folder)
     moments = checkpoint.tensors("optimizer")
     expected = {
         name: tensor.shape for name, tensor in {**state.optimizer.masters, **state.optimizer.state_tensors()}.items()

@@ -1,0 +1,242 @@
+"""Adapters change nothing before they are trained, merge into what they compute, and are what plain PEFT reads."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from onecard.errors import CheckpointError, InputError
+from onecard.model.adapt import adapt
+from onecard.model.build import build_model
+from onecard.model.decoder import Decoder
+from onecard.model.folder import load_model_folder, save_adapter_folder, save_model_folder
+from onecard.model.nf4 import NF4Linear, find_linears
+from onecard.spec import AdaptPlan
+
+pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+
+IDS = torch.randint(97, (2, 16), generator=torch.Generator().manual_seed(0))
+NAMES = ["llama", "qwen2", "qwen3", "gpt2"]
+
+
+@pytest.fixture
+def build(settings_of: Callable[..., dict[str, Any]]) -> Callable[[str], PreTrainedModel]:
+    def make(name: str) -> PreTrainedModel:
+        settings = settings_of("llama", model_type="qwen2") if name == "qwen2" else settings_of(name)
+        return build_model(settings, dropout=0.0, init="transformers", seed=0).eval()
+
+    return make
+
+
+def trained(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def disturb(model: PreTrainedModel) -> None:
+    torch.manual_seed(1)
+    for parameter in trained(model).values():
+        parameter += 0.05 * torch.randn_like(parameter)
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel) -> Tensor:
+    out: Tensor = model(input_ids=IDS).logits
+    return out
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("name", NAMES)
+def test_fresh_adapters_change_nothing(name: str, method: str, build: Callable[[str], PreTrainedModel]) -> None:
+    base, model = build(name), build(name)
+    if method == "qlora":
+        for path, module in find_linears(base).items():
+            base.set_submodule(path, NF4Linear.from_linear(module))
+    adapt(model, AdaptPlan(method=method, r=4), seed=0)
+    assert torch.equal(logits(model), logits(base))
+    assert type(model) is type(base)
+
+
+@pytest.mark.parametrize(
+    ("bias", "count"),
+    [("none", 0), ("lora_only", 2 * 4), ("all", 2 * 6 + 1)],  # four linears and two norms per layer, one norm behind
+)
+def test_adapters_move_and_biases_where_asked_for(bias: str, count: int, build: Callable[[str], Any]) -> None:
+    model = build("gpt2")
+    adapt(model, AdaptPlan(method="qlora", r=4, bias=bias), seed=0)
+    moving = trained(model)
+    assert len([name for name in moving if ".lora_" in name]) == 2 * 2 * 4
+    assert len([name for name in moving if name.endswith(".bias")]) == count
+    assert len(moving) == 2 * 2 * 4 + count
+
+
+def test_named_layers_alone_are_adapted_and_adapters_depend_on_the_seed_alone(build: Callable[[str], Any]) -> None:
+    models = []
+    for seed in (0, 0, 1):
+        models.append(build("llama"))
+        torch.rand(3)
+        adapt(models[-1], AdaptPlan(method="lora", r=4, target_modules=("q_proj", "1.mlp.up_proj")), seed=seed)
+    first, same, other = (trained(model) for model in models)
+    assert {name.rsplit(".lora_", 1)[0] for name in first} == {
+        *(f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)),
+        "model.layers.1.mlp.up_proj",
+    }
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_merged_model_computes_what_the_adapted_one_did(
+    name: str, method: str, build: Callable[[str], PreTrainedModel]
+) -> None:
+    from onecard.model.lora import merge
+
+    model, plain = build(name), build(name)
+    adapt(model, AdaptPlan(method=method, r=4), seed=0)
+    disturb(model)
+    expected = logits(model)
+    assert not torch.allclose(expected, logits(plain), atol=1e-2)
+    merge(model)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+    assert {name: p.shape for name, p in model.named_parameters()} == {
+        name: p.shape for name, p in plain.named_parameters()
+    }
+
+
+# PEFT asks transformers for a property by its old name (0.21 and 5.23).
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("bias", ["none", "all"])
+@pytest.mark.parametrize("name", NAMES)
+def test_plain_peft_loads_the_same_logits(
+    name: str, bias: str, tmp_path: Path, build: Callable[[str], PreTrainedModel]
+) -> None:
+    from peft import PeftModel
+
+    save_model_folder(build(name), {}, tmp_path / "base")
+    model = build(name)
+    adapt(model, AdaptPlan(method="lora", r=4, bias=bias), seed=0)
+    disturb(model)
+    expected = logits(model)
+    (tmp_path / "adapter").mkdir()
+    masters = {name: parameter.detach().clone() for name, parameter in trained(model).items()}
+    for parameter in model.parameters():  # as in training with 16 bits: the masters are what counts
+        parameter.data = parameter.data.to(torch.bfloat16)
+    save_adapter_folder(model, masters, tmp_path / "adapter")
+
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "bias"), [("qwen3", "lora", "none"), ("qwen3", "qlora", "none"), ("gpt2", "qlora", "all")]
+)
+def test_an_adapter_folder_opens_as_the_model_that_was_trained(
+    name: str, method: str, bias: str, tmp_path: Path, build: Callable[[str], PreTrainedModel]
+) -> None:
+    plan = AdaptPlan(method=method, r=4, double_quant=False, bias=bias)
+    model = adapted_folder(build(name), plan, tmp_path, build(name))
+    loaded, _ = load_model_folder(tmp_path / "adapter", torch.float32)
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-5)
+
+    half, _ = load_model_folder(tmp_path / "adapter", torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in half.buffers()} <= {torch.float32}
+
+
+def adapted_folder(model: PreTrainedModel, plan: AdaptPlan, root: Path, base: PreTrainedModel) -> PreTrainedModel:
+    save_model_folder(base, {}, root / "base")
+    model.config.name_or_path = str(root / "base")
+    adapt(model, plan, seed=0)
+    disturb(model)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")), unk_token="a")
+    tokenizer.save_pretrained(root / "adapter")
+    save_adapter_folder(model, {}, root / "adapter")
+    return model
+
+
+def forget_base(root: Path) -> None:
+    path = root / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"base_model_name_or_path": None}), encoding="utf-8")
+
+
+def cut_weights(root: Path) -> None:
+    path = root / "adapter" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def rename_weights(root: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = root / "adapter" / "adapter_model.safetensors"
+    save_file({name.replace("q_proj", "z_proj"): tensor for name, tensor in load_file(path).items()}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (forget_base, "does not say which model it belongs to"),
+        (cut_weights, "holds no adapter that transformers can read"),
+        (rename_weights, "8 parts differ"),
+    ],
+)
+def test_an_adapter_that_cannot_be_used_is_explained(
+    damage: Callable[[Path], None], message: str, tmp_path: Path, build: Callable[[str], PreTrainedModel]
+) -> None:
+    adapted_folder(build("llama"), AdaptPlan(method="lora", r=4), tmp_path, build("llama"))
+    damage(tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        load_model_folder(tmp_path / "adapter", torch.float32)
+
+
+# Dynamo instantiates torch.autograd.Function, which warns against that (PyTorch 2.13).
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize(("name", "method"), [("qwen3", "qlora"), ("gpt2", "lora")])
+def test_adapted_decoders_compile_without_a_graph_break(
+    name: str, method: str, build: Callable[[str], PreTrainedModel]
+) -> None:
+    model = build(name)
+    adapt(model, AdaptPlan(method=method, r=4), seed=0)
+    disturb(model)
+    decoder = Decoder(model, compiled=False)
+    gradients = []
+    for compiled in (False, True):
+        if compiled:
+            decoder._call = torch.compile(model.base_model, fullgraph=True, backend="aot_eager")
+        decoder(IDS, None).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in trained(model).items()})
+        model.zero_grad()
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[1][name], gradients[0][name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problems"),
+    [
+        ({"target_modules": ("q_porj",)}, ["'q_porj' matches no layer of LlamaForCausalLM", "q_proj"]),
+        ({"target_modules": ("xyz",)}, ["it has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"]),
+        ({"target_modules": ("lm_head",)}, ["'lm_head' is no linear layer inside LlamaForCausalLM"]),
+        ({"target_modules": ("embed_tokens", "c_attn")}, ["'embed_tokens' is no linear", "'c_attn' matches no layer"]),
+        ({"target_modules": ()}, ["target_modules is empty"]),
+        ({"r": 17}, ["r 17 is more than the 16 rows or columns of model.layers.0.self_attn.k_proj", "set r to 16"]),
+        ({"r": 40, "target_modules": ("q_proj", "qproj")}, ["'qproj' matches no layer", "r 40 is more than the 32"]),
+    ],
+)
+def test_adapters_that_cannot_be_are_explained_together(
+    changes: dict[str, Any], problems: list[str], build: Callable[[str], PreTrainedModel]
+) -> None:
+    model = build("llama")
+    with pytest.raises(InputError) as raised:
+        adapt(model, AdaptPlan(method="qlora", **{"r": 4} | changes), seed=0)
+    for problem in problems:
+        assert problem in str(raised.value)
+    assert not any(isinstance(module, NF4Linear) for module in model.modules()), "nothing may be changed"
