@@ -71,9 +71,7 @@ class Program:
     once: Callable[[Recorder], None]
 
 
-def record_program(
-    program: Program, *, num_micro_batches: int = 1, scratch: dict[str, Scratch] | None = None
-) -> Trace:
+def record_program(program: Program, *, num_micro_batches: int = 1, scratch: dict[str, Scratch] | None = None) -> Trace:
     """Records a program on the CPU, with real tensors or under a mode that fakes them."""
     recorder = Recorder(scratch)
     for label, tensors in program.resident.items():
