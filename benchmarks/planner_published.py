@@ -39,6 +39,9 @@ _TABLES_GB = (
 )
 
 
+_ADAPTERS_GB = (9.10, 5.65, 5.48, 19.98, 12.68, 12.38, 10.71, 7.41, 7.25, 25.51, 18.30, 17.98)
+
+
 @dataclass(frozen=True)
 class Case:
     """One published row. `metric` is `reserved` or `allocated`: torch.cuda.memory_reserved or max_memory_allocated."""
@@ -77,7 +80,9 @@ def _rasbt_cases() -> list[Case]:
 
 def _table_cases() -> list[Case]:
     rows = zip(litgpt.RESOURCE_TABLES.items(), _TABLES_GB, strict=True)
-    return [_litgpt_case(name, *row, gb, "litgpt tables", _A100, _TABLES) for (name, row), gb in rows]
+    cases = [_litgpt_case(name, *row, gb, "litgpt LoRA", _A100, _TABLES) for (name, row), gb in rows]
+    rows = zip(litgpt.ADAPTER_TABLES.items(), _ADAPTERS_GB, strict=True)
+    return cases + [_litgpt_case(name, *row, gb, "litgpt adapter", _A100, _TABLES) for (name, row), gb in rows]
 
 
 def _config_hub_cases() -> list[Case]:
@@ -93,7 +98,7 @@ def _litgpt_case(
     *place: Any,
 ) -> Case:
     group, capability, source = place
-    method = "full" if not tuning.rank else f"LoRA {tuning.rank}"
+    method = f"adapter {tuning.adapter}" if tuning.adapter else f"LoRA {tuning.rank}" if tuning.rank else "full"
     what = f"{model}, {tuning.batch} x {tuning.longest}, {method} {tuning.quantization}".strip()
     return Case(
         name,
@@ -142,7 +147,8 @@ def main() -> None:
         groups[group] = {"rows": len(errors), "median": median, "worst": worst}
         print(f"{group:24} {len(errors)} rows, median {median:.2%}, worst {worst:.2%}")
     if not names:
-        write_result("planner_published", {"groups": groups, "rows": rows})
+        missing = dict.fromkeys(rasbt.COMPILED, "compiled: needs planner/compiled")
+        write_result("planner_published", {"groups": groups, "rows": rows, "missing": missing})
 
 
 if __name__ == "__main__":

@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from litgpt_model import Model, Shape, Tuning
+from litgpt_layers import Shape, Tuning
+from litgpt_model import Model
 from torch import Tensor, nn
 
 from onecard.planner.recorder import Recorder
 from onecard.planner.trace import Program
 
 _HEAD_CHUNK = 128
+# Parts of the names of what is trained, by adapter.
+_TRAINED = {0: ("lora_",), 1: ("adapter_",), 2: ("adapter_", "norm")}
 _IGNORED = -100
 
 
@@ -50,9 +53,9 @@ def make_program(shape: Shape, tuning: Tuning) -> Program:
         model = Model(shape, tuning)
     finally:
         torch.set_default_dtype(torch.float32)
-    if tuning.rank:
+    if trained := _TRAINED.get(tuning.adapter, ()) if tuning.adapter or tuning.rank else ():
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name)
+            parameter.requires_grad_(any(part in name for part in trained))
 
     def run(recorder: Recorder) -> None:
         _train(recorder, model, tuning)
@@ -67,7 +70,7 @@ def _train(recorder: Recorder, model: nn.Module, tuning: Tuning) -> None:
         for length in lengths:
             ids, targets = (torch.zeros(tuning.batch, length, dtype=torch.int64) for _ in range(2))
             recorder.phase = "forward"
-            if tuning.rank:
+            if tuning.rank or tuning.adapter:
                 logits = [part.float() for part in model(ids, _HEAD_CHUNK)]
                 logits[-1] = logits[-1][..., :-1, :]
                 loss = _loss_of_chunks(logits, targets[..., 1:])
@@ -93,7 +96,7 @@ class PagedAdamW(torch.optim.Optimizer):
         """Makes the moments; the update itself takes no memory."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.numel() < 100_000 and not self.state[parameter]:
+                if parameter.grad is not None and parameter.numel() < 100_000 and not self.state[parameter]:
                     for name in ("state1", "state2"):
                         self.state[parameter][name] = torch.zeros(parameter.shape, dtype=torch.float32)
 
@@ -136,6 +139,19 @@ def _resource_tables() -> dict[str, tuple[str, Tuning]]:
     return rows
 
 
+def _adapter_tables() -> dict[str, tuple[str, Tuning]]:
+    """Adapter rows of the same tables, of January 2024 (0f021f3a)."""
+    rows = {}
+    number = 28
+    for adapter in (1, 2):
+        for model, longest in (("StableLM Alpha 3B", 1034), ("Llama 2 7B", 1304)):
+            for quantization in ("", "nf4", "nf4-dq"):
+                tuning = Tuning(((longest, 110),), rank=0, adapter=adapter, quantization=quantization)
+                rows[f"P{number:03}"] = (model, tuning)
+                number += 1
+    return rows
+
+
 def _config_hub() -> dict[str, tuple[str, Tuning, float]]:
     """Rows of config_hub/finetune/README.md on one A10G, with the published GB: Alpaca 2k cut to 512 tokens, where
     two micro-batches of full length follow one another now and then."""
@@ -160,4 +176,5 @@ def _config_hub() -> dict[str, tuple[str, Tuning, float]]:
 
 
 RESOURCE_TABLES = _resource_tables()
+ADAPTER_TABLES = _adapter_tables()
 CONFIG_HUB = _config_hub()

@@ -7,7 +7,7 @@ live until the next one begins, through the evaluation.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -196,4 +196,11 @@ EAGER = {
     "P005": Variant(is_fused=True, is_bf16=True),
     "P006": Variant(is_fused=True, is_bf16=True, has_torch_layers=True),
     "P007": _STEP_7,
+}
+# `torch.compile(model)` alone; loss, gradients' lives and optimizer are as above. To be recorded with what a compiled
+# model keeps and frees; `make_program` would record them as eager.
+COMPILED = {
+    "P008": _STEP_7,
+    "P009": replace(_STEP_7, vocabulary=50304),
+    "P010": replace(_STEP_7, vocabulary=50304, batch=32),
 }
