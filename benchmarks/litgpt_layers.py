@@ -45,10 +45,10 @@ class Tuning:
     batch: int = 1
     rank: int = 8
     adapts_all: bool = False
-    # LLaMA-Adapter 1 or 2 in place of LoRA; 0 for none.
-    adapter: int = 0
     quantization: str = ""
     is_of_2023: bool = True
+    # LLaMA-Adapter 1 or 2 in place of LoRA; 0 for none.
+    adapter: int = 0
 
     @property
     def longest(self) -> int:

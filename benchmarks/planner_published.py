@@ -2,8 +2,8 @@
 
 Each row is a script written anew from its published source, recorded on tensors without storage and replayed through
 the simulated allocator; nothing is fitted. PyTorch is today's, not the version of the row. Rows that were off while the
-replicas were written have shown what was missing there, so only the adapter rows, whose first prediction stands, were
-never looked at before. Takes about five minutes on two cores.
+replicas were written have shown what was missing there; the adapter rows and the vision transformer stand as they were
+first predicted. Takes about five minutes on two cores.
 
     python benchmarks/planner_published.py [part of a row's name ...]
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 import published_litgpt as litgpt
 import published_rasbt as rasbt
+import published_vit as vit
 from record import write_result
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -30,6 +31,7 @@ _A100, _A10G = (8, 0), (8, 6)
 _RASBT = "github.com/rasbt/LLMs-from-scratch@28c65cdfbc ch05/10_llm-training-speed/README.md"
 _TABLES = "github.com/Lightning-AI/litgpt@26857050fe tutorials/resource-tables.md"
 _CONFIG_HUB = "github.com/Lightning-AI/litgpt@00af8b0d (27 September 2024) config_hub/finetune/README.md"
+_VIT = "github.com/rasbt/pytorch-memory-optim (14 July 2023) logs.md; the card is not named there"
 _RASBT_GIB = (26.2617, 26.2422, 26.2422, 26.2422, 13.7871, 11.5645, 5.9004)
 _TABLES_GB = (
     *(4.82, 3.78, 3.72, 6.76, 10.68),
@@ -58,7 +60,7 @@ class Case:
 
 def list_cases() -> list[Case]:
     """Every row that has a replica."""
-    return [*_rasbt_cases(), *_table_cases(), *_config_hub_cases()]
+    return [*_rasbt_cases(), *_table_cases(), *_config_hub_cases(), *_vit_cases()]
 
 
 def _rasbt_cases() -> list[Case]:
@@ -88,6 +90,15 @@ def _table_cases() -> list[Case]:
 def _config_hub_cases() -> list[Case]:
     rows = litgpt.CONFIG_HUB.items()
     return [_litgpt_case(name, *row, "litgpt hub", _A10G, _CONFIG_HUB) for name, row in rows]
+
+
+def _vit_cases() -> list[Case]:
+    def case(name: str, variant: vit.Variant, gigabytes: float) -> Case:
+        what = f"ViT-L/16, {variant.batch} x 197, {'bf16' if variant.is_bf16 else 'fp32'}, eager"
+        place = (_A100, _VIT, lambda: vit.make_program(variant))
+        return Case(name, "vision transformer", what, gigabytes * 1e9, "reserved", *place)
+
+    return [case(name, *row) for name, row in vit.ROWS.items()]
 
 
 def _litgpt_case(

@@ -168,7 +168,8 @@ def _config_hub() -> dict[str, tuple[str, Tuning, float]]:
     ):
         for name, batch, gigabytes in zip(("lora", "qlora"), batches, published, strict=True):
             quantization = "nf4" if name == "qlora" else ""
-            tuning = Tuning(((512, 512),) * 2, batch, rank, adapts_all, quantization, is_of_2023=False)
+            lengths = ((512, 512),) * 2
+            tuning = Tuning(lengths, batch, rank, adapts_all, quantization=quantization, is_of_2023=False)
             rows[f"{model} {name}"] = (model, tuning, gigabytes)
     # Left out: Llama 3.2 1B full, 8.70 GB, less than its weights and the two moments of each (9.0 GB).
     rows["TinyLlama 1.1B full"] = ("TinyLlama 1.1B", Tuning(((512, 512),) * 2, 4, 0, is_of_2023=False), 14.10)
