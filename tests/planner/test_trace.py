@@ -3,9 +3,12 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from onecard.planner.trace import record_plan
+from onecard.planner.recorder import Recorder
+from onecard.planner.replay import replay
+from onecard.planner.trace import Program, record_plan, record_program
 from onecard.spec import AdaptPlan, Plan
 
 
@@ -75,3 +78,17 @@ def check_equal(plan: Plan, has_borders: bool) -> None:
         fake = record_plan(plan, has_borders=has_borders)
     assert fake.record == real.record
     assert (fake.resident_end, fake.step_end) == (real.resident_end, real.step_end)
+
+
+def test_a_program_whose_iterations_overlap_is_played_once() -> None:
+    weights = torch.zeros(1024, 1024)
+
+    def run(_: Recorder) -> None:
+        kept = weights + 1
+        for _ in range(3):
+            kept = kept + 1
+
+    trace = record_program(Program({"weights": [weights]}, None, run))
+    # The weights, what an iteration begins with and what it makes.
+    assert replay(trace, workspace_bytes=0).allocated_bytes == 3 * weights.nbytes
+    assert trace.resident_end == trace.step_end == 1

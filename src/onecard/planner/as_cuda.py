@@ -48,11 +48,17 @@ class _Attention:
         self._capability = compute_capability
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options: Any,
     ) -> Tensor:
         """Takes flash without a mask, memory-efficient with one, the plain kernel otherwise."""
-        dropout, is_causal = options.get("dropout_p", 0.0), options.get("is_causal", False)
-        scale = options.get("scale")
+        dropout, scale = dropout_p, options.get("scale")
         width = query.shape[-1]
         is_half = query.dtype in (torch.bfloat16, torch.float16)
         if attn_mask is None and is_half and self._capability >= (8, 0) and width <= 256:

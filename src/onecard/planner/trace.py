@@ -1,5 +1,6 @@
 """The trainer's own step on tensors without storage, recorded: what a plan would allocate and compute on a card."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ from onecard.training.step import place, train_step
 
 @dataclass(frozen=True)
 class Trace:
-    """A record in three parts: `order[:resident_end]` stays for the whole run, then a step, then an evaluation batch.
+    """A record in three parts: `order[:resident_end]` stays for the whole run, then a step, then what runs once.
 
     The step has at most two micro-batches: the first, and one that adds to gradients that are there.
     """
@@ -43,28 +44,54 @@ def trace_plan(plan: Plan, compute_capability: tuple[int, int], *, has_borders: 
 
 def record_plan(plan: Plan, *, has_borders: bool = True, scratch: dict[str, Scratch] | None = None) -> Trace:
     """Records one update and one evaluation batch on the CPU, with real tensors or under a mode that fakes them."""
-    recorder = Recorder(scratch)
     num_micro_batches = min(2, plan.num_micro_batches)
     state = assemble(plan.model_copy(update={"device": "cpu", "torch_compile": False}))
-    _adopt_resident(recorder, state)
-    resident_end = len(recorder.record.order)
-    _announce_phases(recorder, state)
-    with recorder:
+
+    def step(recorder: Recorder) -> None:
+        _announce_phases(recorder, state)
         _step(recorder, state, num_micro_batches, has_borders)
+
+    return record_program(
+        Program(_resident_tensors(state), step, lambda recorder: _evaluate(recorder, state, has_borders)),
+        num_micro_batches=num_micro_batches,
+        scratch=scratch,
+    )
+
+
+@dataclass(frozen=True)
+class Program:
+    """Anything that can be recorded: tensors that are there, by kind, a step that is repeated, and what runs once.
+
+    A step leaves behind what it found, so that its record can be played again and again. A program whose iterations
+    hold on to things of earlier ones has no such step: all of it belongs into `once`.
+    """
+
+    resident: dict[str, list[Tensor]]
+    step: Callable[[Recorder], None] | None
+    once: Callable[[Recorder], None]
+
+
+def record_program(program: Program, *, num_micro_batches: int = 1, scratch: dict[str, Scratch] | None = None) -> Trace:
+    """Records a program on the CPU, with real tensors or under a mode that fakes them."""
+    recorder = Recorder(scratch)
+    for label, tensors in program.resident.items():
+        for tensor in tensors:
+            recorder.adopt(tensor, label)
+    resident_end = len(recorder.record.order)
+    with recorder:
+        if program.step is not None:
+            program.step(recorder)
         step_end = len(recorder.record.order)
-        _evaluate(recorder, state, has_borders)
+        program.once(recorder)
     return Trace(recorder.record, resident_end, step_end, num_micro_batches)
 
 
-def _adopt_resident(recorder: Recorder, state: TrainState) -> None:
-    """Counts what lies on the card before the first step, in the order in which `assemble` puts it there."""
-    groups: dict[str, list[Tensor]] = {
+def _resident_tensors(state: TrainState) -> dict[str, list[Tensor]]:
+    """What lies on the card before the first step, in the order in which `assemble` puts it there."""
+    return {
         "weights": [*state.model.parameters(), *state.model.buffers(), *state.optimizer.masters.values()],
         "optimizer": [*state.optimizer.state_tensors().values(), state.loss_scale.value],
     }
-    for label, tensors in groups.items():
-        for tensor in tensors:
-            recorder.adopt(tensor, label)
 
 
 def _announce_phases(recorder: Recorder, state: TrainState) -> None:
