@@ -34,7 +34,7 @@ class Decoder:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Gives the parameters of the decoder, compiled or not."""
-        return self._plain.parameters()  # type: ignore[no-any-return]
+        return self._plain.parameters()
 
     def __call__(self, ids_BT: Tensor, borders: DocumentBorders | None) -> Tensor:
         """Gives hidden states [B * T, D] for ids [B, T].
