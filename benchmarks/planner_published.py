@@ -21,6 +21,7 @@ from record import write_result
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onecard.planner.as_cuda import SCRATCH, as_cuda
+from onecard.planner.recorder import Recorder
 from onecard.planner.replay import replay
 from onecard.planner.trace import Program, record_program
 from onecard.units import GIB
@@ -126,7 +127,7 @@ def _litgpt_case(
 def predict(case: Case) -> dict[str, Any]:
     """Bytes of the row by its own metric, published and predicted."""
     with FakeTensorMode(), as_cuda(case.capability):
-        trace = record_program(case.make_program(), scratch=SCRATCH)
+        trace = record_program(case.make_program(), recorder=Recorder(SCRATCH))
     peak = replay(trace, _WORKSPACE_BYTES)
     predicted = peak.reserved_bytes if case.metric == "reserved" else peak.allocated_bytes
     return {

@@ -30,6 +30,7 @@ def forecast_rows(plan: "Plan") -> list[tuple[str, str]]:
             f"{format_bytes(memory.peak_high_bytes)}) of {format_bytes(memory.limit_bytes)} that PyTorch can have, "
             f"besides {format_bytes(memory.context_bytes)} for CUDA; fullest in: {memory.peak_phase}",
         ),
+        *([("", memory.note)] if memory.note else []),
         ("host, disk", f"{format_bytes(memory.host_peak_bytes)} of RAM, {format_bytes(memory.disk_bytes)} on the disk"),
     ]
     if plan.forecast.time is not None:
@@ -60,7 +61,7 @@ def alternative_row(row: "Alternative", plan: "Plan") -> tuple[str, ...]:
     """One row of the ladder: what is changed, memory, time of a step, whether it fits."""
     changed = ", ".join(f"{name} {_word(value)}" for name, value in row.settings.items()) or "as planned"
     time = "" if row.step_s is None else f"{row.step_s:.3g} s a step"
-    mark = " (between traced rows)" if row.is_interpolated else ""
+    mark = ", before compiling" if row.is_bound else ""
     return changed, format_bytes(row.peak_bytes), time, ("fits" if row.fits else "does not fit") + mark
 
 
@@ -97,7 +98,7 @@ def plan_document(plan: "Plan", alternatives: "Iterable[Alternative]" = ()) -> d
 
 def _time_rows(plan: "Plan", time: "TimeForecast") -> list[tuple[str, str]]:
     per_parameter = plan.schedule.num_steps * plan.tokens_per_step / plan.model.num_parameters
-    energy = "" if time.energy_wh is None else f", about {time.energy_wh / 1000:.2g} kWh"
+    energy = "" if time.energy_wh is None else f", {_kwh(*time.energy_wh)} kWh"
     return [
         (
             "speed",
@@ -107,6 +108,11 @@ def _time_rows(plan: "Plan", time: "TimeForecast") -> list[tuple[str, str]]:
         ),
         ("whole run", f"{format_seconds(time.total_s)}{energy}; {per_parameter:.1f} tokens per parameter"),
     ]
+
+
+def _kwh(low_wh: float, high_wh: float) -> str:
+    low, high = f"{low_wh / 1000:.2g}", f"{high_wh / 1000:.2g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _word(value: Any) -> str:

@@ -1,9 +1,10 @@
 """Ids in, hidden states out."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from transformers import PreTrainedModel
 
@@ -30,6 +31,10 @@ class Decoder:
         """Stops using the compiler."""
         self._call = self._plain
         self.is_compiled = False
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Gives the parameters of the decoder, compiled or not."""
+        return self._plain.parameters()
 
     def __call__(self, ids_BT: Tensor, borders: DocumentBorders | None) -> Tensor:
         """Gives hidden states [B * T, D] for ids [B, T].

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUTanh, NewGELUActivation
 
+from onecard.model.target import device_kind
+
 # gelu(x) = x sigmoid(LINEAR x + CUBIC x^3), because 0.5 (1 + tanh u) = sigmoid(2u)
 # with u = sqrt(2 / pi) (x + 0.044715 x^3).
 _LINEAR = 2 * math.sqrt(2 / math.pi)
@@ -23,7 +25,7 @@ class TanhGelu(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() and x.device.type == "cpu":
+        if torch.compiler.is_compiling() and device_kind(x.device) == "cpu":
             return x * torch.sigmoid(x * (_LINEAR + _CUBIC * x * x))
         return F.gelu(x, approximate="tanh")
 

@@ -27,7 +27,7 @@ def as_cuda(compute_capability: tuple[int, int]) -> Iterator[None]:
     pass, in which checkpointed layers run again.
     """
     rerouted = {
-        "scaled_dot_product_attention": _Attention(compute_capability),
+        "scaled_dot_product_attention": _Attention(compute_capability).attend,
         "dropout": _dropout,
         "rms_norm": _rms_norm,
     }
@@ -47,7 +47,7 @@ class _Attention:
     def __init__(self, compute_capability: tuple[int, int]) -> None:
         self._capability = compute_capability
 
-    def __call__(
+    def attend(
         self,
         query: Tensor,
         key: Tensor,
@@ -86,6 +86,8 @@ def _as_bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    if torch.compiler.is_compiling():  # it writes the same out itself
+        return torch.dropout(input, p, training)
     if p == 0.0 or not training:
         return input
     return _aten.native_dropout(input, p, True)[0]
@@ -94,6 +96,8 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
 def _rms_norm(
     input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
+    if torch.compiler.is_compiling():  # it takes the formula apart, on a card too
+        return torch.rms_norm(input, normalized_shape, weight, eps)
     weight = torch.ones(normalized_shape, dtype=input.dtype) if weight is None else weight
     return _rms_norm_forward(input, weight)[0]
 

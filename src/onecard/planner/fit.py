@@ -44,7 +44,7 @@ def fit_plan(draft: Plan, recipe: Recipe, target: Target) -> Plan:
     sizes = _micro_batches(draft) if is_free or _is_open(recipe) else [draft.micro_batch_size]
     recomputes = [False, True] if is_free or recipe.gradient_checkpointing == "auto" else [draft.gradient_checkpointing]
     if len(sizes) == len(recomputes) == 1:
-        given = _evaluate(draft, target)
+        given = _evaluate(draft, target, may_compile=True)
         if not given.forecast.memory.fits:
             raise _does_not_fit(given, target)
         return given.plan.model_copy(update={"forecast": given.forecast})
@@ -57,7 +57,9 @@ def fit_plan(draft: Plan, recipe: Recipe, target: Target) -> Plan:
         smallest = {"micro_batch_size": sizes[0], "eval_batch_size": sizes[0], "gradient_checkpointing": recomputes[-1]}
         raise _does_not_fit(_evaluate(draft.model_copy(update=smallest), target), target)
     chosen = min(found, key=lambda candidate: (candidate.step_s or 0.0, candidate.plan.gradient_checkpointing))
-    reasons = _reasons(chosen, found, draft, len(sizes) > 1, len(recomputes) > 1)
+    reasons = _reasons(chosen, found, len(sizes) > 1, len(recomputes) > 1)
+    if chosen.plan.torch_compile:
+        chosen = _evaluate(chosen.plan, target, may_compile=True)
     return chosen.plan.model_copy(update={"forecast": chosen.forecast, "reasons": draft.reasons | reasons})
 
 
@@ -74,7 +76,12 @@ def _row(candidate: Candidate, changes: dict[str, Any], *, is_chosen: bool = Fal
     if "optimizer" in shown:
         shown["optimizer"] = shown["optimizer"].name
     return Alternative(
-        settings=shown, peak_bytes=memory.peak_bytes, step_s=candidate.step_s, fits=memory.fits, is_chosen=is_chosen
+        settings=shown,
+        peak_bytes=memory.peak_bytes,
+        step_s=candidate.step_s,
+        fits=memory.fits,
+        is_chosen=is_chosen,
+        is_bound=memory.note is not None,
     )
 
 
@@ -118,13 +125,12 @@ def _largest_that_fits(draft: Plan, sizes: list[int], target: Target) -> Candida
     return min(fitting, key=lambda one: (one.step_s or 0.0, -one.plan.micro_batch_size)) if fitting else None
 
 
-def _evaluate(plan: Plan, target: Target) -> Candidate:
-    return Candidate(plan, forecast(plan, target).forecast)
+def _evaluate(plan: Plan, target: Target, *, may_compile: bool = False) -> Candidate:
+    # A search looks at many candidates; the compiler takes its time with each, and saves memory with all of them.
+    return Candidate(plan, forecast(plan, target, may_compile=may_compile).forecast)
 
 
-def _reasons(
-    chosen: Candidate, found: list[Candidate], draft: Plan, has_sizes: bool, has_checkpointing: bool
-) -> dict[str, str]:
+def _reasons(chosen: Candidate, found: list[Candidate], has_sizes: bool, has_checkpointing: bool) -> dict[str, str]:
     memory, reasons = chosen.forecast.memory, dict[str, str]()
     if has_sizes:
         reasons["micro_batch_size"] = (

@@ -3,19 +3,24 @@
 import os
 from dataclasses import dataclass
 
-from onecard.hardware import context_bytes, workspace_bytes
+from onecard.hardware import Card, context_bytes, workspace_bytes
 from onecard.planner.allocator_settings import AllocatorSettings
+from onecard.planner.compiled import CannotTraceCompiled
 from onecard.planner.device import Target
 from onecard.planner.replay import Peak, replay
+from onecard.planner.roofline import predict_time
 from onecard.planner.trace import Trace
 from onecard.planner.trace_cache import trace_cached
-from onecard.spec import Forecast, MemoryForecast, Plan
+from onecard.spec import Forecast, MemoryForecast, Plan, TimeForecast
 from onecard.units import GIB
 
 # How far the reserved peak of a card may lie from the replayed one, down and up. Eager rows published for an A100 came
 # out within 1 %, compiled ones 3 to 8 % low; fragments differ from run to run.
 _EAGER_BAND = (0.03, 0.04)
 _COMPILED_BAND = (0.03, 0.10)
+# A compiled step keeps less than an eager one, rarely less than half.
+_BOUND_BAND = (0.5, 0.05)
+_NOT_COMPILED = "traced without the compiler, so this is an upper bound"
 # A process with PyTorch, transformers and CUDA's libraries, before it holds a model.
 _PROCESS_BYTES = int(2.5 * GIB)
 # cuBLAS on a card the catalogue does not know: the larger of the two sizes.
@@ -32,18 +37,40 @@ class Outlook:
     trace: Trace
 
 
-def forecast(plan: Plan, target: Target) -> Outlook:
+def forecast(plan: Plan, target: Target, *, may_compile: bool = True) -> Outlook:
     """Predicts memory and time of a plan on a GPU, from a trace of its own step.
 
-    Seconds for a plan that was not traced before, an instant otherwise.
+    Seconds for a plan that was not traced before, up to a minute for a compiled one, an instant otherwise. Without
+    `may_compile`, and where the compiler cannot be traced, a compiled plan is bounded by its eager step.
     """
     assert target.capability is not None
-    trace = trace_cached(plan, target.capability)
-    memory = _memory(plan, target, trace)
-    return Outlook(Forecast(card=target.name, memory=memory, time=None), trace)
+    note = _NOT_COMPILED if plan.torch_compile and not may_compile else None
+    try:
+        traced = plan if may_compile else plan.model_copy(update={"torch_compile": False})
+        trace = trace_cached(traced, target.capability)
+    except CannotTraceCompiled as error:
+        note = f"{_NOT_COMPILED} ({error}); the first seconds of the run will tell"
+        trace = trace_cached(plan.model_copy(update={"torch_compile": False}), target.capability)
+    memory = _memory(plan, target, trace, note)
+    time = _time(plan, target.card, trace) if target.card else None
+    return Outlook(Forecast(card=target.name, memory=memory, time=time), trace)
 
 
-def _memory(plan: Plan, target: Target, trace: Trace) -> MemoryForecast:
+def _time(plan: Plan, card: Card, trace: Trace) -> TimeForecast:
+    found = predict_time(trace, plan, card)
+    return TimeForecast(
+        step_s=found.step_s,
+        step_low_s=found.low_s,
+        step_high_s=found.high_s,
+        tokens_per_s=found.tokens_per_s,
+        total_s=found.total_s,
+        limited_by=found.limited_by,
+        share_of_peak=found.share_of_peak,
+        energy_wh=found.energy_wh,
+    )
+
+
+def _memory(plan: Plan, target: Target, trace: Trace, note: str | None) -> MemoryForecast:
     settings = AllocatorSettings.from_environment(os.environ, "win32" if target.host == "windows" else "linux")
     limit = plan.memory_limit_bytes
     assert limit is not None
@@ -54,7 +81,7 @@ def _memory(plan: Plan, target: Target, trace: Trace) -> MemoryForecast:
     if not fits and (capped := replay(trace, workspace, settings, limit)).fits:
         # Near its limit the allocator gives back what it has cached.
         peak, fits = capped, True
-    below, above = _COMPILED_BAND if plan.torch_compile else _EAGER_BAND
+    below, above = _EAGER_BAND if not plan.torch_compile else _COMPILED_BAND if note is None else _BOUND_BAND
     return MemoryForecast(
         fits=fits,
         limit_bytes=limit,
@@ -68,6 +95,7 @@ def _memory(plan: Plan, target: Target, trace: Trace) -> MemoryForecast:
         phase_bytes=peak.phase_bytes,
         host_peak_bytes=_host_bytes(plan),
         disk_bytes=_disk_bytes(plan),
+        note=note,
     )
 
 

@@ -91,13 +91,25 @@ class Recorder(TorchDispatchMode):
         if (number := self._ids.get(tensor.untyped_storage()._cdata)) is not None:
             self.record.labels[number] = label
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Lets compiled programs run under this mode, which then sees what they call."""
+        return True
+
+    def count_kernel(self, tensors: list[Tensor]) -> None:
+        """Counts one fused kernel that reads or writes each of these tensors once.
+
+        Of a table in which it looks up rows, all counts.
+        """
+        work = self._work_of("fused", self._current_phase(), tuple(max(tensors, key=Tensor.numel).shape), tensors[-1])
+        work.num_calls += 1
+        work.num_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if is_backward := torch._C._current_autograd_node() is not None:
-            self.phase = "update"
-        phase = "backward" if is_backward else self.phase
+        phase = self._current_phase()
         name = func.overloadpacket.__name__
         fresh = [
             tensor
@@ -111,6 +123,12 @@ class Recorder(TorchDispatchMode):
             self.record.order.append(~number)
         self._count(func, name, phase, (args, kwargs or {}, out))
         return out
+
+    def _current_phase(self) -> str:
+        if torch._C._current_autograd_node() is None:
+            return self.phase
+        self.phase = "update"
+        return "backward"
 
     def _number(self, tensor: Tensor, phase: str | None = None) -> int:
         storage = tensor.untyped_storage()
@@ -137,22 +155,26 @@ class Recorder(TorchDispatchMode):
 
     def _count(self, func: Any, name: str, phase: str, call: tuple[Any, dict[str, Any], Any]) -> None:
         args, kwargs, out = call
-        inputs = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
+        named = [value for key, value in kwargs.items() if key != "out"]
+        inputs = [tensor for tensor in tree_leaves((args, named)) if isinstance(tensor, Tensor)]
         outputs = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
         written = written_inputs(func, args, kwargs)
         results = outputs or written
         if not results or is_free(func, inputs, outputs, written):
             return
         first = max(results, key=Tensor.numel)
-        shape = _matrix_shape(name, inputs) or tuple(first.shape)
-        key = (name, phase, shape, first.dtype, self.micro_batch)
-        if (work := self._work.get(key)) is None:
-            dtype = str(first.dtype).removeprefix("torch.")
-            work = self._work[key] = Work(name, phase, shape, dtype, micro_batch=self.micro_batch)
-            self.record.work.append(work)
+        work = self._work_of(name, phase, _matrix_shape(name, inputs) or tuple(first.shape), first)
         work.num_calls += 1
         work.flops += count_flops(func, args, kwargs, out)
         work.num_bytes += count_bytes(name, inputs, outputs, written)
+
+    def _work_of(self, name: str, phase: str, shape: tuple[int, ...], like: Tensor) -> Work:
+        key = (name, phase, shape, like.dtype, self.micro_batch)
+        if (work := self._work.get(key)) is None:
+            dtype = str(like.dtype).removeprefix("torch.")
+            work = self._work[key] = Work(name, phase, shape, dtype, micro_batch=self.micro_batch)
+            self.record.work.append(work)
+        return work
 
 
 def _matrix_shape(name: str, inputs: list[Tensor]) -> tuple[int, ...] | None:

@@ -1,6 +1,7 @@
 """The trainer's own step on tensors without storage, recorded: what a plan would allocate and compute on a card."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onecard.data import Batch
 from onecard.evaluation.heldout import sum_rows
+from onecard.model.attention import DocumentBorders
 from onecard.model.decoder import Decoder
 from onecard.model.target import traced_as
 from onecard.planner.as_cuda import SCRATCH, as_cuda
-from onecard.planner.recorder import Record, Recorder, Scratch
+from onecard.planner.compiled import compile_ahead, compiling_for_card
+from onecard.planner.recorder import Record, Recorder
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
 from onecard.training.state import TrainState
@@ -33,29 +36,38 @@ class Trace:
 
 
 def trace_plan(plan: Plan, compute_capability: tuple[int, int], *, has_borders: bool = True) -> Trace:
-    """Traces one update and one evaluation batch of an eager plan as a card of this capability would run them.
+    """Traces one update and one evaluation batch of a plan as a card of this capability would run them.
 
     `has_borders`: whether documents end inside the rows of a batch, which asks for other attention kernels.
-    Takes seconds and no memory to speak of.
+    Takes seconds and no memory to speak of; for a compiled plan, about as long as the compiler.
+
+    Raises:
+        CannotTraceCompiled: the plan is compiled and this PyTorch's compiler fails or is unknown.
     """
-    with FakeTensorMode(), traced_as("cuda"), as_cuda(compute_capability):
-        return record_plan(plan, has_borders=has_borders, scratch=SCRATCH)
+    recorder = Recorder(SCRATCH)
+    compiler: AbstractContextManager[None] = nullcontext()
+    if plan.torch_compile:
+        compiler = compiling_for_card(recorder.count_kernel)
+    with FakeTensorMode(), traced_as("cuda"), as_cuda(compute_capability), compiler:
+        return record_plan(plan, has_borders=has_borders, recorder=recorder)
 
 
-def record_plan(plan: Plan, *, has_borders: bool = True, scratch: dict[str, Scratch] | None = None) -> Trace:
+def record_plan(plan: Plan, *, has_borders: bool = True, recorder: Recorder | None = None) -> Trace:
     """Records one update and one evaluation batch on the CPU, with real tensors or under a mode that fakes them."""
     num_micro_batches = min(2, plan.num_micro_batches)
-    state = assemble(plan.model_copy(update={"device": "cpu", "torch_compile": False}))
-
-    def step(recorder: Recorder) -> None:
-        _announce_phases(recorder, state)
-        _step(recorder, state, num_micro_batches, has_borders)
-
-    return record_program(
-        Program(_resident_tensors(state), step, lambda recorder: _evaluate(recorder, state, has_borders)),
-        num_micro_batches=num_micro_batches,
-        scratch=scratch,
+    state = assemble(plan.model_copy(update={"device": "cpu"}))
+    program = Program(
+        _resident_tensors(state),
+        lambda recorder: _step(recorder, state, num_micro_batches, has_borders),
+        lambda recorder: _evaluate(recorder, state, has_borders),
     )
+    recorder = recorder or Recorder()
+    _label_gradients(recorder, state)
+    state.decoder = _AnnouncedDecoder(state, recorder)
+    if plan.torch_compile:
+        batch = place(_batch(plan, plan.micro_batch_size, has_borders), state)
+        compile_ahead(state.decoder, batch.ids, batch.borders)
+    return record_program(program, num_micro_batches=num_micro_batches, recorder=recorder)
 
 
 @dataclass(frozen=True)
@@ -71,9 +83,9 @@ class Program:
     once: Callable[[Recorder], None]
 
 
-def record_program(program: Program, *, num_micro_batches: int = 1, scratch: dict[str, Scratch] | None = None) -> Trace:
+def record_program(program: Program, *, num_micro_batches: int = 1, recorder: Recorder | None = None) -> Trace:
     """Records a program on the CPU, with real tensors or under a mode that fakes them."""
-    recorder = Recorder(scratch)
+    recorder = recorder or Recorder()
     for label, tensors in program.resident.items():
         for tensor in tensors:
             recorder.adopt(tensor, label)
@@ -94,18 +106,22 @@ def _resident_tensors(state: TrainState) -> dict[str, list[Tensor]]:
     }
 
 
-def _announce_phases(recorder: Recorder, state: TrainState) -> None:
-    def enter(*_: object) -> None:
-        if state.model.training:
-            recorder.phase = "forward"
-            recorder.micro_batch += 1
+class _AnnouncedDecoder(Decoder):
+    """Tells a recorder when the decoder runs."""
 
-    def leave(*_: object) -> None:
-        if state.model.training:
-            recorder.phase = "loss"
+    def __init__(self, state: TrainState, recorder: Recorder) -> None:
+        super().__init__(state.model, compiled=state.plan.torch_compile)
+        self._recorder = recorder
 
-    state.model.base_model.register_forward_pre_hook(enter)
-    state.model.base_model.register_forward_hook(leave)
+    def __call__(self, ids_BT: Tensor, borders: DocumentBorders | None) -> Tensor:
+        self._recorder.phase = "forward"
+        self._recorder.micro_batch += 1
+        hidden_ND = super().__call__(ids_BT, borders)
+        self._recorder.phase = "loss"
+        return hidden_ND
+
+
+def _label_gradients(recorder: Recorder, state: TrainState) -> None:
     for name, master in state.optimizer.masters.items():
         parameter = state.model.get_parameter(name)
 

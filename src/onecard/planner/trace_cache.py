@@ -12,7 +12,7 @@ from onecard.planner.trace import Trace, trace_plan
 from onecard.spec import Plan
 
 # Raised whenever the same plan would give another record.
-_VERSION = 1
+_VERSION = 2
 # What of a plan shapes a step. The rest (seed, schedule, intervals) changes numbers, not storages.
 _SHAPING = (
     *("precision", "torch_compile", "attn_implementation", "gradient_checkpointing", "max_seq_length"),
@@ -30,6 +30,7 @@ def trace_cached(plan: Plan, compute_capability: tuple[int, int]) -> Trace:
         "has_borders": has_borders,
         "num_micro_batches": min(2, plan.num_micro_batches),
         "model": plan.model.model_dump(mode="json"),
+        "adapt": plan.adapt.model_dump(mode="json") if plan.adapt else None,
         "optimizer": [plan.optimizer.name, plan.optimizer.max_grad_norm is None],
         **{name: getattr(plan, name) for name in _SHAPING},
     }

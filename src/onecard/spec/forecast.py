@@ -15,7 +15,7 @@ class MemoryForecast(_Frozen):
     `peak_bytes` is what PyTorch's allocator reserves, between `peak_low_bytes` and `peak_high_bytes`;
     `allocated_bytes` what tensors hold of it; `context_bytes` what CUDA takes beside it. `breakdown` adds up to
     `peak_bytes`, `peak_phase` says where in the run it is, `phase_bytes` what each phase holds at its fullest.
-    `limit_bytes` is what the allocator may reserve on the card.
+    `limit_bytes` is what the allocator may reserve on the card. `note` says what the figures leave open.
     """
 
     fits: bool
@@ -30,13 +30,14 @@ class MemoryForecast(_Frozen):
     phase_bytes: dict[str, int]
     host_peak_bytes: int
     disk_bytes: int
+    note: str | None = None
 
 
 class TimeForecast(_Frozen):
     """Seconds of one step, between `step_low_s` and `step_high_s`, and of the whole run with evaluation and saving.
 
     `limited_by` names what a step waits for: arithmetic, bandwidth, launches or data. `share_of_peak` is of the card's
-    arithmetic; `energy_wh` is None where the card's power is not known.
+    arithmetic; `energy_wh`, from and to, is None where the card's power is not known.
     """
 
     step_s: float
@@ -46,7 +47,7 @@ class TimeForecast(_Frozen):
     total_s: float
     limited_by: str
     share_of_peak: float
-    energy_wh: float | None
+    energy_wh: tuple[float, float] | None
 
 
 class Forecast(_Frozen):
@@ -58,11 +59,11 @@ class Forecast(_Frozen):
 
 
 class Alternative(_Frozen):
-    """The same training with other settings. An interpolated row was not traced, but lies between two that were."""
+    """The same training with other settings. `is_bound`: traced without the compiler, so memory and time are bounds."""
 
     settings: dict[str, Any]
     peak_bytes: int
     step_s: float | None
     fits: bool
     is_chosen: bool = False
-    is_interpolated: bool = False
+    is_bound: bool = False
