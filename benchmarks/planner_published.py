@@ -3,7 +3,7 @@
 Each row is a script written anew from its published source, recorded on tensors without storage and replayed through
 the simulated allocator; nothing is fitted. PyTorch is today's, not the version of the row. Rows that were off while the
 replicas were written have shown what was missing there; the adapter rows and the vision transformer stand as they were
-first predicted. Takes about five minutes on two cores.
+first predicted. Takes some ten minutes on a core.
 
     python benchmarks/planner_published.py [part of a row's name ...]
 """
