@@ -14,7 +14,7 @@ from onecard.spec.paths import expand
 if TYPE_CHECKING:
     from onecard.data import Corpus
     from onecard.hardware import Machine
-    from onecard.observe.events import Event
+    from onecard.observe.events import Event, StepEvent
     from onecard.run.folder import RunFolder
 
 __all__ = ["alternatives", "generate", "load_recipe", "plan", "prepare", "resume", "train"]
@@ -130,7 +130,8 @@ def train(
     with folder.lock(), folder.discarded_unless_begun():
         if on_plan is not None:
             on_plan(decided, root)
-        run_session(folder, corpus, None, on_event)
+        steps = run_session(folder, corpus, None, on_event)
+        _compare(folder, machine, steps)
     return root
 
 
@@ -220,6 +221,21 @@ def _continue(
             on_plan(decided, folder.root)
         run_session(folder, corpus, checkpoint, on_event)
     return folder.root
+
+
+def _compare(folder: "RunFolder", machine: "Machine", steps: "Sequence[StepEvent]") -> None:
+    """Sets what a run on a GPU took beside its plan, in its folder and for the next plan on this card."""
+    from onecard.planner import find_target
+    from onecard.planner.outcomes import remember
+    from onecard.run.outcome import make_outcome
+
+    decided = folder.plan()
+    if decided.forecast is None:
+        return
+    outcome = make_outcome(decided, find_target(decided.device, machine), machine, steps)
+    if outcome is not None:
+        folder.write_outcome(outcome)
+        remember(outcome)
 
 
 def _machine() -> "Machine":

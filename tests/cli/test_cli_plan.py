@@ -83,3 +83,26 @@ def test_a_missing_text_is_no_obstacle(run) -> None:
     done = run(*WORDS[:2], "not/here.txt", *WORDS[3:], "--card", "rtx-3060-12gb", "--json")
     assert done.code == 0, done.stderr
     assert json.loads(done.stdout)["settings"]["corpus"]["num_train_tokens"] == 0
+
+
+def test_outcomes_are_shared_as_json(run, tmp_path: Path) -> None:
+    done = run("cards", "--contribute")
+    assert done.code == 2
+    assert "no run on a known card has been finished here yet" in done.stderr
+    row = {
+        "card": "rtx-4090",
+        "platform": "linux",
+        "torch": "2.13.0",
+        "driver": None,
+        "date": "2026-11-22",
+        "settings": {},
+        "predicted_peak_bytes": 10,
+        "measured_peak_bytes": 11,
+        "predicted_step_s": 1.0,
+        "measured_step_s": 1.5,
+        "seconds": {},
+    }
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "outcomes.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert json.loads(run("cards", "--contribute").stdout) == row
+    assert run("cards", "rtx-3090", "--contribute").code == 2

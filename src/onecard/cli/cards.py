@@ -15,12 +15,18 @@ def cards(
     measure: Annotated[
         bool, typer.Option("--measure", help="Time the card in this machine and keep the result as a local row.")
     ] = False,
+    contribute: Annotated[
+        bool, typer.Option("--contribute", help="Print what runs on this machine took beside their plans, to share.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Lists what cards can do: memory and the usable part of it, speed, PyTorch builds; NAME shows each source."""
     from onecard.cli.cards_text import card_lines, cards_document, cards_rows, table_notes
     from onecard.hardware import all_cards, find_card
 
+    if contribute:
+        _print_outcomes(name)
+        return
     if measure and name is not None:
         raise InputError(f"--measure times the card in this machine and takes no name, but there is {name!r}")
     if measure:
@@ -36,6 +42,20 @@ def cards(
     else:
         print_rows(cards_rows(shown))
         print("\n".join(["", *table_notes()]))
+
+
+def _print_outcomes(name: str | None) -> None:
+    """One JSON object per run, which holds settings and figures and nothing of the text or the machine's paths."""
+    from dataclasses import asdict
+
+    from onecard.hardware import find_card
+    from onecard.planner.outcomes import outcomes_file, outcomes_of
+
+    rows = outcomes_of(find_card(name).key if name else None)
+    if not rows:
+        raise InputError(f"no run on a known card has been finished here yet: {outcomes_file()} holds no rows")
+    for row in rows:
+        print(json.dumps(asdict(row), ensure_ascii=False))
 
 
 def _measure() -> str:

@@ -61,7 +61,7 @@ def alternative_row(row: "Alternative", plan: "Plan") -> tuple[str, ...]:
     """One row of the ladder: what is changed, memory, time of a step, whether it fits."""
     changed = ", ".join(f"{name} {_word(value)}" for name, value in row.settings.items()) or "as planned"
     time = "" if row.step_s is None else f"{row.step_s:.3g} s a step"
-    mark = ", before compiling" if row.is_bound else ""
+    mark = ", before compiling" if row.is_rough else ""
     return changed, format_bytes(row.peak_bytes), time, ("fits" if row.fits else "does not fit") + mark
 
 

@@ -108,6 +108,10 @@ def _print_stopped(run_folder: Path | None) -> None:
 
 
 def _print_next_steps(run_folder: Path) -> None:
+    from onecard.run.folder import RunFolder
+
+    if (outcome := RunFolder(run_folder).outcome()) is not None:
+        print(f"{'as planned?':12}{outcome.describe()}")
     onecard, folder = command("onecard"), quote(run_folder)
     rows = [("run folder", str(run_folder)), ("try it", f'{onecard} generate {folder} --prompt "..."')]
     if (run_folder / "tensorboard").exists():

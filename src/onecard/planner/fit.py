@@ -81,7 +81,7 @@ def _row(candidate: Candidate, changes: dict[str, Any], *, is_chosen: bool = Fal
         step_s=candidate.step_s,
         fits=memory.fits,
         is_chosen=is_chosen,
-        is_bound=memory.note is not None,
+        is_rough=memory.note is not None,
     )
 
 

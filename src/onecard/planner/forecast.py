@@ -7,6 +7,7 @@ from onecard.hardware import Card, context_bytes, workspace_bytes
 from onecard.planner.allocator_settings import AllocatorSettings
 from onecard.planner.compiled import CannotTraceCompiled
 from onecard.planner.device import Target
+from onecard.planner.outcomes import corrected_efficiencies, memory_factor
 from onecard.planner.replay import Peak, replay
 from onecard.planner.roofline import predict_time
 from onecard.planner.trace import Trace
@@ -18,9 +19,9 @@ from onecard.units import GIB
 # out within 1 %, compiled ones 3 to 8 % low; fragments differ from run to run.
 _EAGER_BAND = (0.03, 0.04)
 _COMPILED_BAND = (0.03, 0.10)
-# A compiled step keeps less than an eager one, rarely less than half.
-_BOUND_BAND = (0.5, 0.05)
-_NOT_COMPILED = "traced without the compiler, so this is an upper bound"
+# A compiled step keeps less than an eager one, rarely less than half; with checkpointing it may keep a little more.
+_UNCOMPILED_BAND = (0.5, 0.15)
+_NOT_COMPILED = "traced without the compiler, so the band is wide"
 # A process with PyTorch, transformers and CUDA's libraries, before it holds a model.
 _PROCESS_BYTES = int(2.5 * GIB)
 # cuBLAS on a card the catalogue does not know: the larger of the two sizes.
@@ -41,7 +42,7 @@ def forecast(plan: Plan, target: Target, *, may_compile: bool = True) -> Outlook
     """Predicts memory and time of a plan on a GPU, from a trace of its own step.
 
     Seconds for a plan that was not traced before, up to a minute for a compiled one, an instant otherwise. Without
-    `may_compile`, and where the compiler cannot be traced, a compiled plan is bounded by its eager step.
+    `may_compile`, and where the compiler cannot be traced, the eager step stands in, with a wider band.
     """
     assert target.capability is not None
     note = _NOT_COMPILED if plan.torch_compile and not may_compile else None
@@ -52,12 +53,37 @@ def forecast(plan: Plan, target: Target, *, may_compile: bool = True) -> Outlook
         note = f"{_NOT_COMPILED} ({error}); the first seconds of the run will tell"
         trace = trace_cached(plan.model_copy(update={"torch_compile": False}), target.capability)
     memory = _memory(plan, target, trace, note)
+    if target.card is not None:
+        memory = _corrected(memory, memory_factor(target.card))
     time = _time(plan, target.card, trace) if target.card else None
     return Outlook(Forecast(card=target.name, memory=memory, time=time), trace)
 
 
+def uncorrected_memory(plan: Plan, target: Target) -> MemoryForecast:
+    """The memory of a plan by its trace alone, without what earlier runs on the card have taught."""
+    assert target.capability is not None
+    return _memory(plan, target, trace_cached(plan, target.capability), None)
+
+
+def _corrected(memory: MemoryForecast, factor: float) -> MemoryForecast:
+    if factor == 1.0:
+        return memory
+    peak = int(memory.peak_bytes * factor)
+    slack = memory.breakdown["allocator slack"] + peak - memory.peak_bytes
+    return memory.model_copy(
+        update={
+            "fits": peak <= memory.limit_bytes if factor > 1 else memory.fits or peak <= memory.limit_bytes,
+            "peak_bytes": peak,
+            "peak_low_bytes": int(memory.peak_low_bytes * factor),
+            "peak_high_bytes": int(memory.peak_high_bytes * factor),
+            "breakdown": memory.breakdown | {"allocator slack": slack},
+            "note": f"corrected by {factor - 1:+.1%} after earlier runs on this card",
+        }
+    )
+
+
 def _time(plan: Plan, card: Card, trace: Trace) -> TimeForecast:
-    found = predict_time(trace, plan, card)
+    found = predict_time(trace, plan, card, corrected_efficiencies(card))
     return TimeForecast(
         step_s=found.step_s,
         step_low_s=found.low_s,
@@ -81,7 +107,7 @@ def _memory(plan: Plan, target: Target, trace: Trace, note: str | None) -> Memor
     if not fits and (capped := replay(trace, workspace, settings, limit)).fits:
         # Near its limit the allocator gives back what it has cached.
         peak, fits = capped, True
-    below, above = _EAGER_BAND if not plan.torch_compile else _COMPILED_BAND if note is None else _BOUND_BAND
+    below, above = _EAGER_BAND if not plan.torch_compile else _COMPILED_BAND if note is None else _UNCOMPILED_BAND
     return MemoryForecast(
         fits=fits,
         limit_bytes=limit,

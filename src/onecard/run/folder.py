@@ -10,12 +10,14 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from onecard.checkpoint import list_checkpoints, read_checkpoint, remove_leftovers, step_of_folder
 from onecard.errors import CheckpointError, InputError, RunBusyError
+from onecard.planner.outcomes import Outcome
 from onecard.spec import Plan, Recipe
 from onecard.spec.dump import recipe_to_yaml
 from onecard.spec.load import load_recipe
@@ -25,6 +27,7 @@ log = logging.getLogger("onecard.run")
 
 _RECIPE = "recipe.yaml"
 _PLAN = "plan.json"
+_OUTCOME = "outcome.json"
 _SUPERSEDED = "superseded-"
 _DAMAGED = "damaged-"
 
@@ -101,6 +104,17 @@ class RunFolder:
             raise CheckpointError(
                 f"{path} cannot be read as a plan ({str(error).splitlines()[0]}): {remedy}"
             ) from error
+
+    def write_outcome(self, outcome: Outcome) -> None:
+        """Keeps what the run took beside what was planned."""
+        (self.root / _OUTCOME).write_text(json.dumps(asdict(outcome), indent=1), encoding="utf-8")
+
+    def outcome(self) -> Outcome | None:
+        """What the run took beside what was planned; None before its end and where nothing was predicted."""
+        try:
+            return Outcome(**json.loads((self.root / _OUTCOME).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
 
     def lock(self) -> FileLock:
         """Takes the folder for this process; released when the process ends, however it ends.

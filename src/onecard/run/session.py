@@ -10,7 +10,7 @@ import torch
 from onecard.checkpoint import Checkpoint, read_checkpoint, remove_leftovers
 from onecard.data import BatchStream, BlockSampler, Corpus, StreamSettings
 from onecard.errors import CheckpointError, DoesNotFitError
-from onecard.observe.events import Event, SavedEvent
+from onecard.observe.events import Event, SavedEvent, StepEvent
 from onecard.observe.jsonl import JsonlSink
 from onecard.observe.sinks import Sink, make_sinks
 from onecard.run.control import Control, stopping_on_signals
@@ -26,10 +26,13 @@ from onecard.training.state import TrainState
 OnEvent = Callable[[Event], None]
 
 
-def run_session(folder: RunFolder, corpus: Corpus, checkpoint: Path | None, on_event: OnEvent | None) -> None:
+def run_session(
+    folder: RunFolder, corpus: Corpus, checkpoint: Path | None, on_event: OnEvent | None
+) -> list[StepEvent]:
     """Trains in a locked run folder, from its plan's first step or from a checkpoint, until the plan is done.
 
-    Every event reaches the record `events.jsonl`, the sinks of the recipe and `on_event`, in this order.
+    Every event reaches the record `events.jsonl`, the sinks of the recipe and `on_event`, in this order. Returns the
+    steps that were made.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or the text has changed since.
@@ -54,7 +57,11 @@ def run_session(folder: RunFolder, corpus: Corpus, checkpoint: Path | None, on_e
         stack.enter_context(stopping_on_signals(control))
         stream = stack.enter_context(_open_stream(plan, corpus, state.progress.position))
 
+        steps: list[StepEvent] = []
+
         def tell(event: Event) -> None:
+            if isinstance(event, StepEvent):
+                steps.append(event)
             for sink in (record, *sinks):
                 sink.receive(event)
             if on_event is not None:
@@ -67,6 +74,7 @@ def run_session(folder: RunFolder, corpus: Corpus, checkpoint: Path | None, on_e
         with _explained_memory(state):
             for event in Loop(state, milestones, control, clock).run(stream):
                 tell(event)
+        return steps
 
 
 def _open_sinks(stack: ExitStack, folder: RunFolder, plan: Plan, resumed_at: int | None) -> list[Sink]:

@@ -59,11 +59,11 @@ class Forecast(_Frozen):
 
 
 class Alternative(_Frozen):
-    """The same training with other settings. `is_bound`: traced without the compiler, so memory and time are bounds."""
+    """The same training with other settings. `is_rough`: traced without the compiler."""
 
     settings: dict[str, Any]
     peak_bytes: int
     step_s: float | None
     fits: bool
     is_chosen: bool = False
-    is_bound: bool = False
+    is_rough: bool = False

@@ -1,0 +1,49 @@
+"""A finished run beside its plan."""
+
+import statistics
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from onecard.hardware import Machine
+from onecard.observe.events import StepEvent
+from onecard.planner.device import Target
+from onecard.planner.efficiency import default_efficiencies
+from onecard.planner.forecast import uncorrected_memory
+from onecard.planner.outcomes import Outcome
+from onecard.planner.roofline import predict_time
+from onecard.planner.trace_cache import trace_cached
+from onecard.spec import Plan
+
+# Steps that say how fast a run is: not the first ones, in which libraries load and compilers work.
+_LEAST_STEPS = 20
+_WARM_UP = 10
+_SETTINGS = (
+    *("precision", "torch_compile", "attn_implementation", "gradient_checkpointing", "max_seq_length"),
+    *("micro_batch_size", "total_batch_size", "eval_batch_size"),
+)
+
+
+def make_outcome(plan: Plan, target: Target, machine: Machine, steps: Sequence[StepEvent]) -> Outcome | None:
+    """Sets what a run on a known card took beside what was predicted; None where there is too little to tell."""
+    peaks = [step.memory_bytes for step in steps if step.memory_bytes is not None]
+    if target.card is None or target.capability is None or len(steps) < _LEAST_STEPS or not peaks:
+        return None
+    trace = trace_cached(plan, target.capability)
+    predicted = predict_time(trace, plan, target.card, default_efficiencies(target.card))
+    settings = {name: getattr(plan, name) for name in _SETTINGS}
+    settings |= {"optimizer": plan.optimizer.name, "num_parameters": plan.model.num_parameters}
+    settings["model_type"] = plan.model.settings.get("model_type")
+    return Outcome(
+        card=target.card.key,
+        platform=machine.platform,
+        torch=version("torch"),
+        driver=machine.driver,
+        date=datetime.now(UTC).date().isoformat(),
+        settings=settings,
+        predicted_peak_bytes=uncorrected_memory(plan, target).peak_bytes,
+        measured_peak_bytes=max(peaks),
+        predicted_step_s=predicted.step_s,
+        measured_step_s=statistics.median(step.step_s for step in steps[_WARM_UP:]),
+        seconds=dict(predicted.seconds),
+    )
