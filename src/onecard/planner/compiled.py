@@ -31,7 +31,14 @@ OnKernel = Callable[[list[Tensor]], None]
 
 _KNOWN_VERSIONS = {(2, 13)}
 # Inductor's answers come from its caches otherwise, without a program to look at.
-_SETTINGS: dict[str, Any] = {"cpu_backend": "triton", "fx_graph_cache": False, "fx_graph_remote_cache": False}
+# On a card it tries products of odd sizes with and without padding; at the sizes of training padding wins.
+_SETTINGS: dict[str, Any] = {
+    "cpu_backend": "triton",
+    "force_shape_pad": True,
+    "fx_graph_cache": False,
+    "fx_graph_remote_cache": False,
+    "graph_partition": False,
+}
 
 
 class CannotTraceCompiled(Exception):
@@ -77,6 +84,7 @@ def compile_ahead(decoder: Decoder, ids_BT: Tensor, borders: DocumentBorders | N
 
 def _redirect(stack: ExitStack, on_kernel: OnKernel) -> None:
     import torch._inductor.config as settings
+    from torch._inductor.fx_passes import pad_mm
     from torch._inductor.graph import GraphLowering
     from torch.utils import _triton
 
@@ -88,6 +96,8 @@ def _redirect(stack: ExitStack, on_kernel: OnKernel) -> None:
     stack.callback(torch._dynamo.reset)
     stack.enter_context(settings.patch(_SETTINGS))
     stack.enter_context(mock.patch.object(GraphLowering, "compile_to_module", load))
+    for question in ("check_device", "has_triton"):
+        stack.enter_context(mock.patch.object(pad_mm, question, return_value=True))
     # Names Triton's version in kernels that nobody will compile.
     stack.enter_context(mock.patch.object(_triton, "triton_hash_with_backend", return_value=""))
 
