@@ -22,6 +22,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from onecard.model.attention import DocumentBorders
 from onecard.model.decoder import Decoder
@@ -92,10 +93,18 @@ def _redirect(stack: ExitStack, on_kernel: OnKernel) -> None:
         text, _ = graph.codegen()
         return _load(text.value, on_kernel)
 
+    lower = GraphLowering.run
+
+    def run(graph: Any, *arguments: Any) -> Any:
+        # On a CPU, masks of attention would be written out for every head.
+        with mock.patch.object(FakeTensor, "is_cuda", True):
+            return lower(graph, *arguments)
+
     torch._dynamo.reset()
     stack.callback(torch._dynamo.reset)
     stack.enter_context(settings.patch(_SETTINGS))
     stack.enter_context(mock.patch.object(GraphLowering, "compile_to_module", load))
+    stack.enter_context(mock.patch.object(GraphLowering, "run", run))
     for question in ("check_device", "has_triton"):
         stack.enter_context(mock.patch.object(pad_mm, question, return_value=True))
     # Names Triton's version in kernels that nobody will compile.
