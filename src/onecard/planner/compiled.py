@@ -43,7 +43,11 @@ _SETTINGS: dict[str, Any] = {
 
 
 class CannotTraceCompiled(Exception):
-    """The compiler's program cannot be had here; a result, not a mistake: an eager trace bounds the step from above."""
+    """The compiler's program cannot be had here; a result, not a mistake.
+
+    Without checkpointing an eager trace bounds the step from above; with it, compiled steps of small models were
+    traced up to 15 % larger than eager ones.
+    """
 
 
 @contextmanager
