@@ -19,13 +19,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 
 @pytest.fixture(scope="module")
 def trace_of() -> Callable[[str], Trace]:
-    return cache(lambda plan: trace_plan(Plan.model_validate_json(plan), AMPERE, has_borders=False))
+    return cache(lambda plan: trace_plan(Plan.model_validate_json(plan), AMPERE))
 
 
 @pytest.fixture
 def plan(tiny_plan: Callable[..., Plan], settings_of: Callable[..., dict[str, Any]]) -> Plan:
     """One layer whose activations weigh more than its vocabulary and the scratch of its attention."""
-    sizes = {"num_hidden_layers": 1, "hidden_size": 128, "intermediate_size": 512, "max_position_embeddings": 128}
+    sizes = {"num_hidden_layers": 1, "hidden_size": 128, "intermediate_size": 384, "max_position_embeddings": 128}
     plan = tiny_plan("llama", optimizer="adamw", precision="bf16", micro_batch_size=16, total_batch_size=32)
     model = plan.model.model_copy(update={"settings": settings_of("llama", **sizes), "dropout": 0.1})
     return plan.model_copy(update={"model": model, "max_seq_length": 128})
@@ -66,6 +66,13 @@ def test_matrix_products_are_counted_as_eager_and_the_rest_is_fused(traces: tupl
     kernels = {(work.phase, work.num_calls > 0, work.num_bytes > 0) for work in _fused(compiled)}
     assert kernels == {("forward", True, True), ("backward", True, True)}
     assert not _fused(eager)
+
+
+def test_a_mask_is_not_written_out_for_every_head(plan: Plan, traces: tuple[Trace, Trace]) -> None:
+    num_scores = plan.micro_batch_size * plan.max_seq_length**2
+    record = traces[1].record
+    largest_bytes = max(record.sizes[number] for number in record.order[traces[1].resident_end : traces[1].step_end])
+    assert largest_bytes < 4 * num_scores * 2
 
 
 def test_checkpointing_keeps_less_for_the_backward_pass(plan: Plan, trace_of: Callable[[str], Trace]) -> None:
