@@ -15,12 +15,12 @@ from onecard.data.tokenizer import (
     END_OF_TEXT,
     encode_pieces,
     limit_threads,
-    load_tokenizer,
     separator_id,
     tokenizer_hash,
     train_tokenizer,
     vocabulary_size,
 )
+from onecard.data.tokenizer_files import load_tokenizer
 from onecard.errors import DataError, InputError
 
 TEXT = "The quick brown fox.\n\tjumps  over\n第一回 甄士隐梦幻识通灵，贾雨村风尘怀闺秀。\n" * 20

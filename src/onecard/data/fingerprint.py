@@ -2,13 +2,12 @@
 
 import glob
 import hashlib
-import json
 import sysconfig
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from onecard.data.cache import short_hash, write_json
+from onecard.data.cache import is_read_only, read_sealed, short_hash, write_sealed
 from onecard.data.sources import FileList, Source, SourceFile, list_files
 from onecard.data.text_files import read_text_pieces
 from onecard.errors import DataError
@@ -68,7 +67,7 @@ def fingerprint_source(source: Source, cache_root: Path, progress: Progress | No
     else:
         records = _record_files(listing, known, progress)
     if records != tuple(known.values()):
-        write_json(memory, [asdict(record) for record in records])
+        _remember(memory, records)
     is_plain = all(file.kind == "text" and file.path.suffix.lower() != ".gz" for file in listing.files)
     return Fingerprint(
         source=source,
@@ -93,11 +92,19 @@ def _identity(source: Source) -> dict[str, str | None]:
 
 def _recall(memory: Path) -> dict[str, FileRecord]:
     try:
-        entries = json.loads(memory.read_text(encoding="utf-8"))
-        return {entry["path"]: FileRecord(**entry) for entry in entries}
+        return {entry["path"]: FileRecord(**entry) for entry in read_sealed(memory)}
     except (OSError, ValueError, TypeError, KeyError):
         # Only a memory of hashes: without it the files are hashed again.
         return {}
+
+
+def _remember(memory: Path, records: tuple[FileRecord, ...]) -> None:
+    try:
+        write_sealed(memory, [asdict(record) for record in records])
+    except OSError as error:
+        # A cache that may only be read: the files are then hashed again at every start.
+        if not is_read_only(error):
+            raise
 
 
 def _record_hub(source: Source) -> FileRecord:
