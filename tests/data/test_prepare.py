@@ -1,11 +1,13 @@
 """Prepared corpora: right, reused, rebuilt, restarted, and clear about what is wrong."""
 
 import errno
+import gzip
 import json
 import logging
 import os
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -445,6 +447,34 @@ def test_an_empty_side_is_refused(tmp_path: Path, cache: Path) -> None:
         prepare(request(cache, tmp_path / "b.txt", eval_split="tail", eval_fraction=0.9))
     with pytest.raises(DataError, match="there is no text in it"):
         prepare(request(cache, tmp_path / "rows.jsonl", tokenizer="bytes"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.json", b"[]"),
+        ("rows.jsonl", b'{"text": ""}\n'),
+        ("mark.txt", b"\xef\xbb\xbf"),
+        ("a.txt.gz", gzip.compress(b"", mtime=0)),
+    ],
+    ids=["json", "jsonl", "mark", "gz"],
+)
+@pytest.mark.parametrize("tokenizer", [("bpe", 300), ("char", None), ("bytes", None)])
+def test_text_without_text_is_refused_whatever_the_tokenizer(
+    tmp_path: Path, cache: Path, name: str, content: bytes, tokenizer: tuple[str, int | None]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}': there is no text in it"):
+        prepare(request(cache, tmp_path / name, tokenizer=tokenizer[0], vocab_size=tokenizer[1]))
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names there are always Unicode")
+def test_a_file_whose_name_is_not_utf8_is_read(tmp_path: Path, cache: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "caf\udce9.txt").write_text("some words\n" * 500, encoding="utf-8")
+    first = prepare(request(cache, folder))
+    assert prepare(request(cache, folder)).fingerprint == first.fingerprint
 
 
 def test_a_cache_folder_that_is_not_utf8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

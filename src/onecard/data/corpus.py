@@ -219,6 +219,9 @@ def _reported(
         done_bytes += len(piece.encode("utf-8"))
         if progress is not None:
             progress("training the tokenizer", done_bytes, total_bytes)
+    if done_bytes == 0:
+        names = ", ".join(repr(entry.source.path) for entry, _ in texts)
+        raise DataError(f"dataset {names}: there is no text in it to make a tokenizer from. Give text to train on.")
 
 
 def _corpus(request: CorpusRequest, prepared: list[PreparedCorpus], tokenizer: "PreTrainedTokenizerBase") -> Corpus:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onecard.data.cache import is_read_only, read_sealed, short_hash, write_sealed
 from onecard.data.sources import FileList, Source, SourceFile, list_files
-from onecard.data.text_files import read_text_pieces
+from onecard.data.text_files import read_text_pieces, unreadable
 from onecard.errors import DataError
 from onecard.spec.paths import STDLIB, expand, locate
 
@@ -132,13 +132,15 @@ def _record_files(listing: FileList, known: dict[str, FileRecord], progress: Pro
         except DataError as error:
             problems.append(str(error))
         except OSError as error:
-            problems.append(f"{file.path}: cannot be read ({error.strerror or error}). Is it still there?")
+            problems.append(str(unreadable(file.path, error)))
     if len(problems) == 1:
         raise DataError(problems[0])
     if problems:
         more = f"\n  … and {len(problems) - _PROBLEMS_SHOWN} more" if len(problems) > _PROBLEMS_SHOWN else ""
         lines = "".join(f"\n  - {problem}" for problem in problems[:_PROBLEMS_SHOWN])
-        raise DataError(f"{len(problems)} of {len(listing.files)} files cannot be used:{lines}{more}")
+        total = len(listing.files) + listing.num_empty
+        empty = f" (and {listing.num_empty} empty)" if listing.num_empty else ""
+        raise DataError(f"{len(problems)} of {total} files cannot be used{empty}:{lines}{more}")
     return tuple(records)
 
 
