@@ -1,10 +1,13 @@
 """Prepared corpora: right, reused, rebuilt, restarted, and clear about what is wrong."""
 
 import errno
+import gzip
 import json
 import logging
 import os
+import re
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from transformers import PreTrainedTokenizerFast
 
 from onecard.data import build
@@ -20,7 +24,7 @@ from onecard.data.cache import cache_folder, explained_disk_errors, locked
 from onecard.data.corpus import Corpus, CorpusRequest, prepare, training_pieces
 from onecard.data.sources import Source
 from onecard.data.split import Split
-from onecard.data.token_file import TokenFile
+from onecard.data.token_file import Manifest, TokenFile, hash_samples
 from onecard.errors import DataError
 
 
@@ -128,10 +132,7 @@ def test_two_sources_share_a_tokenizer_and_keep_their_weights(many_files: Path, 
     assert len(corpus.train) == len(corpus.heldout) == 2
     assert len(documents_of(corpus.train[1], corpus)) == 1
     assert corpus.fingerprint != prepare(request(cache, many_files, one_file)).fingerprint
-    assert (
-        len({json.loads((folder / "manifest.json").read_text())["tokenizer_hash"] for folder in built_folders(cache)})
-        == 1
-    )
+    assert len({Manifest.read(folder).tokenizer_hash for folder in built_folders(cache)}) == 1
 
 
 def test_eval_sources_replace_the_split(many_files: Path, one_file: Path, cache: Path) -> None:
@@ -288,23 +289,114 @@ def test_a_file_that_changes_while_it_is_prepared_is_refused(one_file: Path, cac
     assert prepare(request(cache, one_file)).num_train_tokens > 0
 
 
+def assert_built_again(asked: CorpusRequest, first: Corpus, whole: bytes) -> None:
+    again = prepare(asked)
+    assert again.train[0].path.read_bytes() == whole
+    assert (again.fingerprint, again.separator_id) == (first.fingerprint, first.separator_id)
+    assert (again.train_bytes, again.num_heldout_tokens) == (first.train_bytes, first.num_heldout_tokens)
+
+
 @pytest.mark.parametrize("name", ["tokens.bin", "heldout.bin"])
-def test_a_damaged_file_is_named_with_the_remedy(one_file: Path, cache: Path, name: str) -> None:
-    folder = prepare(request(cache, one_file)).train[0].path.parent
-    with (folder / name).open("ab") as stream:
-        stream.write(b"x")
-    with pytest.raises(DataError, match=rf"{name}: it has .* delete the folder .* run `onecard prepare` again"):
-        prepare(request(cache, one_file))
-    (folder / name).unlink()
-    with pytest.raises(DataError, match=f"{name}: it is missing"):
-        prepare(request(cache, one_file))
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda whole: whole + b"x", "it has .* bytes where its manifest says"),
+        (lambda whole: bytes(len(whole)), "it is not what was written"),
+        (lambda whole: b"\xff" * len(whole), "it is not what was written"),
+        (lambda whole: whole[:-2] + b"\1\0", "it is not what was written"),
+        (None, "it is missing"),
+    ],
+)
+def test_a_damaged_token_file_is_built_again_aloud(
+    one_file: Path,
+    cache: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    damage: Callable[[bytes], bytes] | None,
+    message: str,
+) -> None:
+    first = prepare(request(cache, one_file))
+    whole, file = first.train[0].path.read_bytes(), first.train[0].path.with_name(name)
+    damaged = damage(file.read_bytes()) if damage else None
+    file.unlink()
+    if damaged is not None:
+        file.write_bytes(damaged)
+    assert_built_again(request(cache, one_file), first, whole)
+    assert re.search(f"{name}: {message}.*preparing it again", caplog.text)
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"format_version": 99}'])
-def test_a_damaged_manifest_is_named_with_the_remedy(one_file: Path, cache: Path, content: str) -> None:
-    folder = prepare(request(cache, one_file)).train[0].path.parent
-    (folder / "manifest.json").write_text(content, encoding="utf-8")
-    with pytest.raises(DataError, match=r"manifest.json: .*Delete the folder"):
+@pytest.mark.parametrize("change_content", ["separator_id", "vocab_size", "dtype", "train", "source", "samples"])
+def test_a_manifest_changed_by_hand_is_built_again(one_file: Path, cache: Path, change_content: str) -> None:
+    first = prepare(request(cache, one_file))
+    whole, file = first.train[0].path.read_bytes(), first.train[0].path.with_name("manifest.json")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    for wrong in ("x", -1, None, {}, 3):
+        found["content"][change_content] = wrong
+        file.write_text(json.dumps(found), encoding="utf-8")
+        assert_built_again(request(cache, one_file), first, whole)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"format_version": 1}', "[" * 100_000, '{"content": null}'])
+@pytest.mark.parametrize("place", ["corpora/*/manifest.json", "sources/*.json"])
+def test_a_damaged_record_is_made_again(one_file: Path, cache: Path, place: str, content: str) -> None:
+    first = prepare(request(cache, one_file))
+    whole = first.train[0].path.read_bytes()
+    (file,) = cache.glob(place)
+    file.write_text(content, encoding="utf-8")
+    assert_built_again(request(cache, one_file), first, whole)
+
+
+def test_an_id_beyond_the_vocabulary_never_reaches_a_batch(tmp_path: Path) -> None:
+    path = tmp_path / "corpus" / "tokens.bin"
+    path.parent.mkdir()
+    path.write_bytes(np.array([0, 1, 2, 300, 2, 1], dtype="<u2").tobytes())
+    file = TokenFile(path, "<u2", 6, vocab_size=300)
+    assert file[:3].tolist() == [0, 1, 2]
+    with pytest.raises(DataError, match=r"tokens.bin: it holds the id 300.* delete the folder .*corpus"):
+        file[1:5]
+
+
+def test_a_large_token_file_is_sampled_to_its_ends(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.bin"
+    content = bytearray(np.random.default_rng(0).bytes(3_000_001))
+    hashes = set()
+    for place in (None, 0, len(content) - 1, len(content) // 63 + 20):
+        if place is not None:
+            content[place] ^= 1
+        path.write_bytes(content)
+        hashes.add(hash_samples(path))
+    assert len(hashes) == 4
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_damaged_progress_of_a_killed_build_starts_over(many_files: Path, tmp_path: Path) -> None:
+    whole = prepare(request(tmp_path / "whole", many_files))
+    for wrong in ("x", -1, None, [], 10**6):
+        for key in ("counts", "num_pieces_done", "elapsed_s", "content_hash"):
+            with pytest.raises(KeyboardInterrupt):
+                prepare(request(tmp_path / "killed", many_files), interrupt_after(3))
+            (file,) = (tmp_path / "killed").glob("corpora/*/progress.json")
+            found = json.loads(file.read_text(encoding="utf-8"))
+            found["content"][key] = wrong
+            file.write_text(json.dumps(found), encoding="utf-8")
+            assert prepare(request(tmp_path / "killed", many_files)).train_bytes == whole.train_bytes
+            shutil.rmtree(file.parent)
+
+
+def test_a_cache_that_may_only_be_read_is_enough_for_what_is_prepared(
+    one_file: Path, many_files: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepare(request(cache, one_file))
+
+    def refuse(lock: FileLock, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", lock.lock_file)
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    assert prepare(request(cache, one_file)).fingerprint == first.fingerprint
+    with pytest.raises(DataError, match=r"cannot be written \(Permission denied\)"):
+        prepare(request(cache, many_files))
+    first.train[0].path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"cannot be written \(Permission denied\)"):
         prepare(request(cache, one_file))
 
 
@@ -355,6 +447,40 @@ def test_an_empty_side_is_refused(tmp_path: Path, cache: Path) -> None:
         prepare(request(cache, tmp_path / "b.txt", eval_split="tail", eval_fraction=0.9))
     with pytest.raises(DataError, match="there is no text in it"):
         prepare(request(cache, tmp_path / "rows.jsonl", tokenizer="bytes"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.json", b"[]"),
+        ("rows.jsonl", b'{"text": ""}\n'),
+        ("mark.txt", b"\xef\xbb\xbf"),
+        ("a.txt.gz", gzip.compress(b"", mtime=0)),
+    ],
+    ids=["json", "jsonl", "mark", "gz"],
+)
+@pytest.mark.parametrize("tokenizer", [("bpe", 300), ("char", None), ("bytes", None)])
+def test_text_without_text_is_refused_whatever_the_tokenizer(
+    tmp_path: Path, cache: Path, name: str, content: bytes, tokenizer: tuple[str, int | None]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}': there is no text in it"):
+        prepare(request(cache, tmp_path / name, tokenizer=tokenizer[0], vocab_size=tokenizer[1]))
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names there are always Unicode")
+def test_a_file_whose_name_is_not_utf8_is_read(tmp_path: Path, cache: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "caf\udce9.txt").write_text("some words\n" * 500, encoding="utf-8")
+    first = prepare(request(cache, folder))
+    assert prepare(request(cache, folder)).fingerprint == first.fingerprint
+
+
+def test_a_cache_folder_that_is_not_utf8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONECARD_CACHE", "/nowhere/caf\udce9")
+    with pytest.raises(DataError, match=r"/nowhere/caf\\udce9': its name is not UTF-8.* Set ONECARD_CACHE"):
+        cache_folder()
 
 
 def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

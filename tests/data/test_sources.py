@@ -1,10 +1,13 @@
 """Every kind of source gives the same documents, in order; every kind of bad input gives one clear message."""
 
+import errno
 import gzip
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -163,6 +166,8 @@ def test_a_missing_path_never_asks_the_hub(path: str, monkeypatch: pytest.Monkey
         texts(Source(path))
 
 
+# A sound header, then a block of a kind that there is not.
+_BROKEN_DEFLATE = gzip.compress(b"")[:10] + b"\xff" * 40
 BAD_FILES = {
     "gb.txt": ("黛玉葬花".encode("gb18030"), r"not UTF-8: byte 0xF7 at offset 0 .*GB18030"),
     "late.txt": (b"plain ascii\n" * 30_000 + "caf\u00e9 ol\u00e9".encode("cp1252"), r"byte 0xE9 at offset 360,003 "),
@@ -185,6 +190,31 @@ BAD_FILES = {
     "pair.jsonl": (b'{"text": "\\ud800"}\n', "surrogate"),
     "latin.jsonl": (b'{"text": "caf\xe9"}\n', r"latin.jsonl:1: not UTF-8 at byte 13"),
     "list.json": (b'[{"text": "a"},\n', r"list.json:2: broken JSON"),
+    "deflate.txt.gz": (_BROKEN_DEFLATE, "damaged gzip"),
+    "deflate.jsonl.gz": (_BROKEN_DEFLATE, "damaged archive"),
+    "deflate.tar.gz": (_BROKEN_DEFLATE, "damaged archive"),
+    "deflate.tgz": (_BROKEN_DEFLATE, "damaged archive"),
+    "deep.jsonl": (b'{"text": "a"}\n' + b"[" * 100_000, r"deep.jsonl:2: JSON that is nested too deeply"),
+    "deep.json": (b"[" * 100_000, r"deep.json: JSON that is nested too deeply"),
+    "digits.jsonl": (b'{"text": ' + b"1" * 5000 + b"}", r"digits.jsonl:1: JSON with a number of too many digits"),
+    "digits.json": (b"[" + b"1" * 5000 + b"]", r"digits.json: JSON with a number of too many digits"),
+    "pretty.json": (
+        b'{\n  "text": "a",\n  "id": 1\n}\n',
+        r"pretty.json: the object that begins in its first line goes on",
+    ),
+    "torn.jsonl": (b'{"text": ', r"torn.jsonl:1: broken JSON"),
+    "wide.jsonl": ('{"text": "a"}\n'.encode("utf-16"), r"wide.jsonl: not UTF-8 but UTF-16, by"),
+    "widele.json": ('[{"text": "a"}]\n'.encode("utf-16-le"), r"widele.json: not UTF-8 but UTF-16LE"),
+    "nul.jsonl": (b'{"text": "a\\u0000b"}\n', r"nul.jsonl:1: 'text' has a NUL at character 1: it is no text"),
+    "middle.txt": (
+        b"plain ascii\n" * 30_000 + "caf\u00e9 ol\u00e9\n".encode("cp1252"),
+        r"offset 360,003 .* It may be CP1252: save it",
+    ),
+    "mended.txt": (
+        "第一回 甄士隐梦幻识通灵\n".encode() * 9_000 + b"\xe9 \n",
+        r"The text before it is UTF-8: mend the file there",
+    ),
+    "late-nul.txt": (b"plain ascii\n" * 30_000 + b"\0", r"a binary file \(NUL byte at offset 360,000\)"),
     "bad.parquet": (b"PAR1 no", "not a Parquet file"),
     "bad.tar": (b"no tar " * 200, "damaged archive"),
 }
@@ -243,6 +273,51 @@ def test_folder_or_pattern_without_text_says_so(tmp_path: Path) -> None:
         texts(Source(str(tmp_path)))
 
 
+def test_bad_members_of_a_tar_are_told(tmp_path: Path) -> None:
+    members = {"a.json": b"[" * 100_000, "b.txt": b"a\0b", "c.json": b'{"text": ' + b"1" * 5000 + b"}"}
+    write_tar(tmp_path / "bad.tar", members)
+    message = r"(?s)a\.json: JSON that is nested too deeply.*b\.txt: 'text' has a NUL.*c\.json: .*too many digits"
+    with pytest.raises(DataError, match=message):
+        texts(Source(str(tmp_path / "bad.tar")))
+
+
+def test_a_parquet_text_that_is_not_utf8_is_named_by_its_row(tmp_path: Path) -> None:
+    column = pa.array([b"good", b"caf\xe9", b"good"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": column}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet\[1\]: 'text' is not UTF-8 at byte 3"):
+        texts(Source(str(tmp_path / "rows.parquet")))
+
+
+@pytest.mark.parametrize("pattern", ["", "*/*.txt", "**/*.txt", "*/a.txt", "pri*/**/*.txt"])
+def test_a_folder_that_may_not_be_read_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    for name in ("private", "public"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("text", encoding="utf-8")
+    scandir = os.scandir
+
+    def guarded(path: Any = ".") -> Any:
+        if Path(path).name == "private":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(DataError, match=r"private: cannot be read \(Permission denied\)\. Check who may read it\."):
+        texts(Source(str(tmp_path / pattern)))
+    assert texts(Source(str(tmp_path / "pub*" / "*.txt"))) == ["text"]
+
+
+def test_a_file_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / "a.txt").write_text("text", encoding="utf-8")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"a\.txt: cannot be read \(Permission denied\)\. Check who may read it"):
+        texts(Source(str(tmp_path / "a.txt")))
+
+
 def test_a_file_that_vanishes_is_named(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt", "c.txt"):
         (tmp_path / name).write_text(name, encoding="utf-8")
@@ -262,5 +337,6 @@ def test_all_bad_files_of_a_folder_are_told_at_once(tmp_path: Path, cache: Path)
     (folder / "good.txt").write_text("good", encoding="utf-8")
     (folder / "gb.txt").write_bytes("黛玉葬花".encode("gb18030"))
     (folder / "late.txt").write_bytes(b"caf\xe9 au lait")
-    with pytest.raises(DataError, match=r"(?s)2 of 3 files cannot be used.*gb\.txt.*late\.txt"):
+    (folder / "empty.txt").write_bytes(b"")
+    with pytest.raises(DataError, match=r"(?s)2 of 4 files cannot be used \(and 1 empty\).*gb\.txt.*late\.txt"):
         fingerprint_source(Source(str(folder)), cache)

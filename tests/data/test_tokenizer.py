@@ -15,12 +15,12 @@ from onecard.data.tokenizer import (
     END_OF_TEXT,
     encode_pieces,
     limit_threads,
-    load_tokenizer,
     separator_id,
     tokenizer_hash,
     train_tokenizer,
     vocabulary_size,
 )
+from onecard.data.tokenizer_files import load_tokenizer, save_tokenizer
 from onecard.errors import DataError, InputError
 
 TEXT = "The quick brown fox.\n\tjumps  over\n第一回 甄士隐梦幻识通灵，贾雨村风尘怀闺秀。\n" * 20
@@ -168,6 +168,25 @@ def fresh_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("RAYON_NUM_THREADS", "0")
     monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
     return
+
+
+@pytest.mark.usefixtures("fresh_pool")
+def test_the_environment_s_number_of_threads_is_read_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for senseless in ("abc", "-1", "2.5"):
+        monkeypatch.setenv("RAYON_NUM_THREADS", senseless)
+        with pytest.raises(InputError, match=rf"RAYON_NUM_THREADS='{senseless}'.*unset it"), limit_threads(None):
+            pass
+    monkeypatch.setenv("RAYON_NUM_THREADS", "")
+    with limit_threads(None):
+        pass
+
+
+def test_a_tokenizer_that_cannot_be_saved_says_so(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer("bytes", [])
+    # A folder in the way of the file is what the Rust side cannot write.
+    (tmp_path / "bytes.partial" / "tokenizer.json").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"bytes: the tokenizer cannot be saved \(.*Is the disk full\?"):
+        save_tokenizer(tokenizer, tmp_path / "bytes")
 
 
 @pytest.mark.usefixtures("fresh_pool")

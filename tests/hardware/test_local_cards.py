@@ -102,6 +102,9 @@ def test_the_folder_is_the_user_s(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("[cards.x\n", "it is no TOML: .*line 1"),
         ("[cards.x]\nname = 'é'\n".encode("latin-1"), "it is no TOML: .*utf-8"),
+        pytest.param("x = " + "[" * 100_000, "it is nested too deeply", id="deep"),
+        pytest.param("x = " + "1" * 5000, "it is no TOML: .*digits", id="digits"),
+        pytest.param("[cards.x]\nmemory_gib = 0x" + "f" * 5000, "it is no TOML: .*digits", id="hexadecimal"),
         ("cards = 3\n", "`cards` must hold tables"),
         ("[card.x]\n", r"\[card\] is unknown: only \[cards.NAME\] is read"),
         ("[cards]\nx = 3\n", "card x: it must be a table"),

@@ -1,9 +1,11 @@
+import errno
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from onecard.observe import make_sinks
 from onecard.observe.tensorboard import TensorBoardSink
@@ -54,6 +56,20 @@ def test_a_file_torn_by_a_kill_is_read_up_to_the_tear(tmp_path: Path, step_event
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-10])
     assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [1, 2]
+
+
+def test_a_full_disk_is_an_error_of_the_caller(tmp_path: Path, step_event, monkeypatch, capfd) -> None:
+    sink = TensorBoardSink(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", refuse)
+    for use in (lambda: sink.receive(step_event(1)), lambda: TensorBoardSink(tmp_path)):
+        with pytest.raises(OSError, match="No space left"):
+            use()
+    sink.close()
+    assert capfd.readouterr().err == ""
 
 
 def test_samples_arrive_as_text(tmp_path: Path, sampled) -> None:

@@ -8,7 +8,8 @@ from onecard.data.sources import Document, Source, open_documents
 from onecard.data.stream import BatchStream, StreamSettings
 from onecard.data.survey import find_prepared, survey
 from onecard.data.token_file import TokenFile
-from onecard.data.tokenizer import encode_pieces, load_tokenizer, separator_id, train_tokenizer, vocabulary_size
+from onecard.data.tokenizer import encode_pieces, separator_id, train_tokenizer, vocabulary_size
+from onecard.data.tokenizer_files import load_tokenizer
 
 __all__ = [
     "NO_TARGET",

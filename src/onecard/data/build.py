@@ -1,6 +1,5 @@
 """One source to token files: read, split, encode, append; restartable, and reused while nothing changed."""
 
-import json
 import os
 import shutil
 import time
@@ -11,11 +10,11 @@ from dataclasses import asdict, dataclass
 from io import BufferedRandom
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onecard.data.cache import explained_disk_errors, locked, log, short_hash, slug, write_json
+from onecard.data.cache import explained_disk_errors, locked, log, read_sealed, short_hash, slug, write_sealed
 from onecard.data.fingerprint import Fingerprint, Progress
 from onecard.data.sources import open_documents
 from onecard.data.split import Split, split_document
@@ -28,9 +27,11 @@ from onecard.data.token_file import (
     PartCounts,
     PreparedCorpus,
     dtype_for,
+    hash_samples,
     open_prepared,
 )
 from onecard.data.tokenizer import encode_pieces, separator_id, tokenizer_hash, vocabulary_size
+from onecard.data.tokenizer_files import save_tokenizer
 from onecard.errors import DataError
 from onecard.units import MIB, format_bytes
 
@@ -53,7 +54,8 @@ def prepare_corpus(
     """Writes the token files of one source, or opens those there are when source, tokenizer and split are the same.
 
     A killed build goes on where it last saved (every 64 MiB of tokens); two processes wait for one another. Memory is
-    two batches of 2M characters. `split` must be resolved. Raises DataError for bad text, an empty part or a full disk.
+    two batches of 2M characters. `split` must be resolved. What is damaged is built again. Raises DataError for bad
+    text, an empty part or a full disk.
     """
     key = {
         "source": fingerprint.identity,
@@ -61,15 +63,31 @@ def prepare_corpus(
         "split": asdict(split),
     }
     folder = cache_root / "corpora" / f"{slug(fingerprint.source.path)}-{short_hash(key)}"
-    with locked(folder):
-        if (folder / MANIFEST_FILE).is_file():
-            # Not opened before it is known to be right: Windows does not replace files that are mapped.
-            if Manifest.read(folder).content_hash == fingerprint.content_hash:
-                return open_prepared(folder)
-            log.warning("%s has changed since it was prepared: preparing it again", fingerprint.source.path)
-        with explained_disk_errors(folder):
-            _Build(folder, fingerprint, split, tokenizer).run(progress)
+    with explained_disk_errors(folder), locked(folder) as refusal:
+        found = _open_current(folder, fingerprint, key)
+        if found is not None:
+            return found
+        if refusal is not None:
+            raise refusal
+        _Build(folder, fingerprint, split, tokenizer).run(progress)
         return open_prepared(folder)
+
+
+def _open_current(folder: Path, fingerprint: Fingerprint, key: dict[str, Any]) -> PreparedCorpus | None:
+    """Opens what was built from the same text; None, and a word why, where it must be built again."""
+    if not (folder / MANIFEST_FILE).is_file():
+        return None
+    try:
+        manifest = Manifest.read(folder)
+        if {"source": manifest.source, "tokenizer": manifest.tokenizer_hash, "split": manifest.split} != key:
+            log.warning("%s holds another corpus: preparing it again", folder)
+        elif manifest.content_hash != fingerprint.content_hash:
+            log.warning("%s has changed since it was prepared: preparing it again", fingerprint.source.path)
+        else:
+            return open_prepared(folder)
+    except DataError as error:
+        log.warning("%s (preparing it again now)", error)
+    return None
 
 
 @dataclass(frozen=True)
@@ -192,21 +210,19 @@ class _Build:
             )
 
     def _save(self, streams: list[BufferedRandom]) -> None:
-        for stream in streams:
-            stream.flush()
-            os.fsync(stream.fileno())
+        _put_on_disk(streams)
         content = {
             "content_hash": self.fingerprint.content_hash,
             "num_pieces_done": self.num_pieces_done,
             "elapsed_s": self.elapsed_s,
             "counts": [asdict(counts) for counts in self.counts],
         }
-        write_json(self.folder / PROGRESS_FILE, content)
+        write_sealed(self.folder / PROGRESS_FILE, content)
 
     def _restore(self) -> bool:
         """Takes up what an interrupted build of the same content saved; False to start from nothing."""
         try:
-            saved = json.loads((self.folder / PROGRESS_FILE).read_text(encoding="utf-8"))
+            saved = read_sealed(self.folder / PROGRESS_FILE)
             counts = [PartCounts(**entry) for entry in saved["counts"]]
             sizes = [path.stat().st_size for path in self.partials]
         except (OSError, ValueError, TypeError, KeyError):
@@ -235,13 +251,17 @@ class _Build:
             if counts.tokens:
                 stream.write(np.array([self.separator_id], dtype=self.dtype).data)
                 counts.tokens += 1
+        # The manifest must not outlive a power cut that its files do not.
+        _put_on_disk(streams)
 
     def _finish(self) -> None:
         """Puts everything in place; files that another run has mapped are replaced, never written to."""
         (self.folder / MANIFEST_FILE).unlink(missing_ok=True)
-        self.tokenizer.save_pretrained(self.folder / TOKENIZER_FOLDER)
+        save_tokenizer(self.tokenizer, self.folder / TOKENIZER_FOLDER)
+        samples = {}
         for partial, name in zip(self.partials, (TRAIN_FILE, HELDOUT_FILE), strict=True):
             partial.replace(self.folder / name)
+            samples[name] = hash_samples(self.folder / name)
         manifest = Manifest(
             dtype=self.dtype.str,
             vocab_size=self.vocab_size,
@@ -256,6 +276,13 @@ class _Build:
             train=self.counts[False],
             heldout=self.counts[True],
             elapsed_s=round(self.elapsed_s, 3),
+            samples=samples,
         )
         manifest.write(self.folder)
         (self.folder / PROGRESS_FILE).unlink(missing_ok=True)
+
+
+def _put_on_disk(streams: list[BufferedRandom]) -> None:
+    for stream in streams:
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -21,8 +22,19 @@ log = logging.getLogger("onecard.data")
 
 
 def cache_folder(given: Path | None = None) -> Path:
-    """Gives the folder for prepared text: the one given, else $ONECARD_CACHE, else ~/.cache/onecard."""
-    return expand(given or os.environ.get("ONECARD_CACHE") or "~/.cache/onecard").absolute()
+    """Gives the folder for prepared text: the one given, else $ONECARD_CACHE, else ~/.cache/onecard.
+
+    Raises DataError for a path that is not UTF-8: the tokenizers' Rust side cannot write there.
+    """
+    folder = expand(given or os.environ.get("ONECARD_CACHE") or "~/.cache/onecard").absolute()
+    try:
+        str(folder).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"cache folder {str(folder)!a}: its name is not UTF-8, and tokenizers cannot be saved there. Set"
+            " ONECARD_CACHE to a folder with another name."
+        ) from error
+    return folder
 
 
 def short_hash(content: object) -> str:
@@ -34,8 +46,25 @@ def write_json(path: Path, content: object) -> None:
     """Writes a JSON file beside its place and renames it there, so that it is never seen half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    # The name of a file may hold bytes that are no UTF-8: they come out as they went in.
+    beside.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8", errors="surrogateescape")
     beside.replace(path)
+
+
+def write_sealed(path: Path, content: object) -> None:
+    """Writes a JSON file that `read_sealed` recognises as whole."""
+    write_json(path, {"seal": short_hash(content), "content": content})
+
+
+def read_sealed(path: Path) -> Any:
+    """Reads what `write_sealed` wrote; raises ValueError where anything in it has changed, by a fault or by hand."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(found, dict) or found.get("seal") != short_hash(found.get("content")):
+        raise ValueError("it is not as it was written")
+    return found["content"]
 
 
 def slug(path: str) -> str:
@@ -44,18 +73,32 @@ def slug(path: str) -> str:
     return words[:40] or "corpus"
 
 
+def is_read_only(error: OSError) -> bool:
+    """Says whether a place may not be written, rather than being full or broken."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps two processes from building one folder; the second says that it waits."""
+def locked(folder: Path) -> Iterator[OSError | None]:
+    """Keeps two processes from building one folder; the second says that it waits.
+
+    Where a folder is there in a cache that may only be read, gives the refusal: reading needs no lock, but who finds
+    that something must be written raises it.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    refusal = None
     try:
         lock.acquire(timeout=0)
     except Timeout:
         log.warning("another process prepares %s: waiting for it", folder.name)
         lock.acquire()
+    except OSError as error:
+        if not is_read_only(error) or not folder.is_dir():
+            raise
+        refusal = error
     try:
-        yield
+        yield refusal
     finally:
         lock.release()
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +16,10 @@ from onecard.data.token_file import TOKENIZER_FOLDER, PreparedCorpus, TokenFile
 from onecard.data.tokenizer import (
     TRAINED_KINDS,
     limit_threads,
-    load_tokenizer,
-    tokenizer_hash,
     train_tokenizer,
     vocabulary_size,
 )
+from onecard.data.tokenizer_files import load_tokenizer, open_copy, save_tokenizer
 from onecard.errors import DataError
 from onecard.spec import Recipe
 from onecard.units import MIB
@@ -119,7 +117,7 @@ def prepare(request: CorpusRequest, progress: Progress | None = None) -> Corpus:
         texts = [*zip(fingerprints, splits, strict=True), *((entry, whole) for entry in eval_fingerprints)]
         tokenizer = _tokenizer(request, texts, cache_root, progress)
         prepared = [prepare_corpus(entry, rule, tokenizer, cache_root, progress) for entry, rule in texts]
-        return _corpus(request, prepared, _whole_copy(tokenizer, prepared[0].folder / TOKENIZER_FOLDER))
+        return _corpus(request, prepared, open_copy(tokenizer, prepared[0].folder / TOKENIZER_FOLDER))
 
 
 def training_pieces(sources: Iterable[tuple[Source, Split]], limit_bytes: int = TOKENIZER_TEXT_BYTES) -> Iterator[str]:
@@ -180,42 +178,21 @@ def _tokenizer(
     }
     name = f"{slug(request.sources[0].path)}-{request.tokenizer}" if learns else request.tokenizer
     folder = cache_root / "tokenizers" / f"{name}-{short_hash(key)}"
-    with locked(folder):
+    with locked(folder) as refusal:
         if folder.is_dir():
             try:
                 return load_tokenizer(folder)
             except DataError:
                 log.warning("%s is damaged: making the tokenizer again", folder)
+        if refusal is not None:
+            raise refusal
         trained = train_tokenizer(
             request.tokenizer, _reported(_tokenizer_pieces(request, texts), texts, progress), request.vocab_size
         )
         for entry, _ in texts:
             entry.check_unchanged()
-        _save(trained, folder)
+        save_tokenizer(trained, folder)
         return load_tokenizer(folder)
-
-
-def _save(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Writes a tokenizer folder beside its place and renames it there, in place of one that is damaged."""
-    beside = folder.with_name(f"{folder.name}.partial")
-    tokenizer.save_pretrained(beside)
-    if folder.exists():
-        shutil.rmtree(folder)
-    beside.replace(folder)
-
-
-def _whole_copy(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> "PreTrainedTokenizerBase":
-    """Opens the copy of a tokenizer that lies beside its token files, and mends one that is damaged."""
-    try:
-        found = load_tokenizer(folder)
-        if tokenizer_hash(found) == tokenizer_hash(tokenizer):
-            return found
-    except DataError:
-        pass
-    log.warning("%s is damaged: writing it again", folder)
-    with locked(folder.parent):
-        _save(tokenizer, folder)
-    return load_tokenizer(folder)
 
 
 def _text_key(entry: Fingerprint, split: Split, kind: str) -> list[object]:
@@ -242,6 +219,9 @@ def _reported(
         done_bytes += len(piece.encode("utf-8"))
         if progress is not None:
             progress("training the tokenizer", done_bytes, total_bytes)
+    if done_bytes == 0:
+        names = ", ".join(repr(entry.source.path) for entry, _ in texts)
+        raise DataError(f"dataset {names}: there is no text in it to make a tokenizer from. Give text to train on.")
 
 
 def _corpus(request: CorpusRequest, prepared: list[PreparedCorpus], tokenizer: "PreTrainedTokenizerBase") -> Corpus:

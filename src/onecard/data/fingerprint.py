@@ -2,15 +2,14 @@
 
 import glob
 import hashlib
-import json
 import sysconfig
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from onecard.data.cache import short_hash, write_json
+from onecard.data.cache import is_read_only, read_sealed, short_hash, write_sealed
 from onecard.data.sources import FileList, Source, SourceFile, list_files
-from onecard.data.text_files import read_text_pieces
+from onecard.data.text_files import read_text_pieces, unreadable
 from onecard.errors import DataError
 from onecard.spec.paths import STDLIB, expand, locate
 
@@ -68,7 +67,7 @@ def fingerprint_source(source: Source, cache_root: Path, progress: Progress | No
     else:
         records = _record_files(listing, known, progress)
     if records != tuple(known.values()):
-        write_json(memory, [asdict(record) for record in records])
+        _remember(memory, records)
     is_plain = all(file.kind == "text" and file.path.suffix.lower() != ".gz" for file in listing.files)
     return Fingerprint(
         source=source,
@@ -93,11 +92,19 @@ def _identity(source: Source) -> dict[str, str | None]:
 
 def _recall(memory: Path) -> dict[str, FileRecord]:
     try:
-        entries = json.loads(memory.read_text(encoding="utf-8"))
-        return {entry["path"]: FileRecord(**entry) for entry in entries}
+        return {entry["path"]: FileRecord(**entry) for entry in read_sealed(memory)}
     except (OSError, ValueError, TypeError, KeyError):
         # Only a memory of hashes: without it the files are hashed again.
         return {}
+
+
+def _remember(memory: Path, records: tuple[FileRecord, ...]) -> None:
+    try:
+        write_sealed(memory, [asdict(record) for record in records])
+    except OSError as error:
+        # A cache that may only be read: the files are then hashed again at every start.
+        if not is_read_only(error):
+            raise
 
 
 def _record_hub(source: Source) -> FileRecord:
@@ -125,13 +132,15 @@ def _record_files(listing: FileList, known: dict[str, FileRecord], progress: Pro
         except DataError as error:
             problems.append(str(error))
         except OSError as error:
-            problems.append(f"{file.path}: cannot be read ({error.strerror or error}). Is it still there?")
+            problems.append(str(unreadable(file.path, error)))
     if len(problems) == 1:
         raise DataError(problems[0])
     if problems:
         more = f"\n  … and {len(problems) - _PROBLEMS_SHOWN} more" if len(problems) > _PROBLEMS_SHOWN else ""
         lines = "".join(f"\n  - {problem}" for problem in problems[:_PROBLEMS_SHOWN])
-        raise DataError(f"{len(problems)} of {len(listing.files)} files cannot be used:{lines}{more}")
+        total = len(listing.files) + listing.num_empty
+        empty = f" (and {listing.num_empty} empty)" if listing.num_empty else ""
+        raise DataError(f"{len(problems)} of {total} files cannot be used{empty}:{lines}{more}")
     return tuple(records)
 
 

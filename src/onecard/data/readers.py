@@ -5,13 +5,14 @@ import gzip
 import json
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from onecard.data.sources import Document
-from onecard.data.text_files import cut_text, open_bytes
+from onecard.data.text_files import binary_file, cut_text, open_bytes, unreadable
 from onecard.errors import DataError
 
 _PROBLEMS_SHOWN = 5
@@ -31,10 +32,10 @@ def read_rows(path: Path, kind: str, label: str, text_column: str) -> Iterator[D
     reader = {"json": _json_documents, "parquet": _parquet_documents, "tar": _tar_documents}[kind]
     try:
         yield from _collect_problems(path, reader(path, label, text_column))
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{path}: damaged archive ({error}). Fetch or pack it again.") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}). Is it whole and still there?") from error
+        raise unreadable(path, error) from error
 
 
 def read_hub(path: str, name: str | None, split: str, text_column: str) -> Iterator[Document]:
@@ -93,18 +94,27 @@ def _collect_problems(path: Path, entries: Iterable[Document | _RowProblem]) -> 
 
 def _document(origin: str, text: object, text_column: str) -> Document | _RowProblem:
     if not isinstance(text, str):
-        shown = "null" if text is None else f"{type(text).__name__} {str(text)[:40]!r}"
+        shown = "null" if text is None else f"{type(text).__name__} {_shown(text)}"
         return _RowProblem(f"{origin}: {text_column!r} is {shown}, not a string")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         return _RowProblem(f"{origin}: {text_column!r} has half a surrogate pair at character {error.start}")
+    if "\0" in text:
+        return _RowProblem(f"{origin}: {text_column!r} has a NUL at character {text.index(chr(0))}: it is no text")
     return Document(origin, partial(cut_text, text))
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(str(value)[:40])
+    except (ValueError, RecursionError):  # more digits than Python writes, or nested too deeply
+        return "that cannot be shown"
 
 
 def _row_document(origin: str, row: object, text_column: str) -> Document | _RowProblem:
     if not isinstance(row, dict):
-        return _RowProblem(f"{origin}: a row must be an object like {{{text_column!r}: …}}, this is {str(row)[:40]!r}")
+        return _RowProblem(f"{origin}: a row must be an object like {{{text_column!r}: …}}, this is {_shown(row)}")
     if text_column not in row:
         return _RowProblem(f"{origin}: {_missing_column(list(row), text_column)}")
     return _document(origin, row[text_column], text_column)
@@ -123,8 +133,10 @@ def _require_column(origin: object, columns: list[str], text_column: str) -> Non
 
 def _json_documents(path: Path, label: str, text_column: str) -> Iterator[Document | _RowProblem]:
     with open_bytes(path) as stream:
-        is_list = re.match(rb"(\xef\xbb\xbf)?\s*\[", stream.read(64)) is not None
-    if is_list:
+        head = stream.read(64)
+    if b"\0" in head:
+        raise binary_file(path, head.index(0))
+    if re.match(rb"(\xef\xbb\xbf)?\s*\[", head) is not None:
         yield from _json_list_documents(path, label, text_column)
         return
     with open_bytes(path) as stream:
@@ -136,8 +148,29 @@ def _json_documents(path: Path, label: str, text_column: str) -> Iterator[Docume
                     yield _row_document(origin, json.loads(text), text_column)
             except UnicodeDecodeError as error:
                 yield _RowProblem(f"{origin}: not UTF-8 at byte {error.start} of the line")
-            except json.JSONDecodeError as error:
-                yield _RowProblem(f"{origin}: broken JSON at character {error.colno}: {error.msg}")
+            except (ValueError, RecursionError) as error:
+                if number == 1 and _ends_too_early(error) and next(stream, b""):
+                    raise DataError(
+                        f"{path}: the object that begins in its first line goes on in the next. Write every row as one"
+                        f" line, {{{text_column!r}: …}}, or all rows as one list, [{{…}}, {{…}}]."
+                    ) from error
+                yield _RowProblem(f"{origin}: {_json_problem(error)}")
+
+
+def _ends_too_early(error: ValueError | RecursionError) -> bool:
+    return isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc)
+
+
+def _line(error: ValueError | RecursionError) -> str:
+    return f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+
+
+def _json_problem(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"broken JSON at character {error.colno}: {error.msg}"
+    if isinstance(error, RecursionError):
+        return "JSON that is nested too deeply"
+    return "JSON with a number of too many digits"
 
 
 def _json_list_documents(path: Path, label: str, text_column: str) -> Iterator[Document | _RowProblem]:
@@ -147,10 +180,8 @@ def _json_list_documents(path: Path, label: str, text_column: str) -> Iterator[D
         rows = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte offset {error.start:,}. Save it again as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{error.lineno}: broken JSON at character {error.colno}: {error.msg}. Mend it."
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}{_line(error)}: {_json_problem(error)}. Mend it.") from error
     for index, row in enumerate(rows):
         yield _row_document(f"{label}[{index}]", row, text_column)
 
@@ -161,18 +192,25 @@ def _parquet_documents(path: Path, label: str, text_column: str) -> Iterator[Doc
 
     try:
         file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise DataError(f"{path}: not a Parquet file, or damaged ({error}). Fetch or write it again.") from error
     with file:
         _require_column(path, file.schema_arrow.names, text_column)
         row = 0
         try:
             for batch in file.iter_batches(batch_size=1024, columns=[text_column]):
-                for text in batch.column(0).to_pylist():
-                    yield _document(f"{label}[{row}]", text, text_column)
+                for cell in batch.column(0):
+                    yield _cell_document(f"{label}[{row}]", cell, text_column)
                     row += 1
         except pa.ArrowException as error:
             raise DataError(f"{path}: damaged after row {row} ({error}). Fetch or write it again.") from error
+
+
+def _cell_document(origin: str, cell: Any, text_column: str) -> Document | _RowProblem:
+    try:
+        return _document(origin, cell.as_py(), text_column)
+    except UnicodeDecodeError as error:
+        return _RowProblem(f"{origin}: {text_column!r} is not UTF-8 at byte {error.start}")
 
 
 def _tar_documents(path: Path, label: str, text_column: str) -> Iterator[Document | _RowProblem]:
@@ -198,8 +236,8 @@ def _member_document(origin: str, content: bytes, text_column: str) -> Document 
         return _row_document(origin, json.loads(text), text_column)
     except UnicodeDecodeError as error:
         return _RowProblem(f"{origin}: not UTF-8 at byte offset {error.start:,}")
-    except json.JSONDecodeError as error:
-        return _RowProblem(f"{origin}:{error.lineno}: broken JSON at character {error.colno}: {error.msg}")
+    except (ValueError, RecursionError) as error:
+        return _RowProblem(f"{origin}{_line(error)}: {_json_problem(error)}")
 
 
 def _samples(archive: tarfile.TarFile) -> Iterator[dict[str, bytes]]:

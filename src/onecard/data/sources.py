@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
-from onecard.data.text_files import read_text_pieces
+from onecard.data.text_files import read_text_pieces, unreadable
 from onecard.errors import DataError
 from onecard.spec.paths import STDLIB, expand, is_hub_name, locate
 
@@ -34,6 +35,9 @@ ROW_SUFFIXES = {
 _STDLIB_SKIPPED = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data"}
 )
+
+# At the root of a disk, readable by nobody and without text.
+_FOLDERS_OF_SYSTEMS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN"})
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ def _list_stdlib() -> FileList:
 def _list_folder(folder: Path) -> FileList:
     folder = folder.absolute()
     files = []
-    for path in _walk(folder, frozenset({"__pycache__"})):
+    for path in _walk(folder, frozenset({"__pycache__", *_FOLDERS_OF_SYSTEMS})):
         kind = _kind_by_suffix(path)
         if kind is not None:
             files.append(SourceFile(path, kind, path.relative_to(folder).as_posix()))
@@ -192,7 +196,7 @@ def _list_folder(folder: Path) -> FileList:
 def _walk(root: Path, skipped: frozenset[str]) -> list[Path]:
     """Lists the files below a folder in one order on every platform, without hidden ones."""
     found = []
-    for folder, names, files in os.walk(root):
+    for folder, names, files in os.walk(root, onerror=_refuse_folder):
         # In place: os.walk then does not enter what is left out (site-packages can be huge).
         names[:] = [name for name in names if name not in skipped and not name.startswith(".")]
         found += [Path(folder, name) for name in files if not name.startswith(".")]
@@ -203,11 +207,14 @@ def _list_glob(path: Path, given: str) -> FileList:
     pattern = path.absolute()
     try:
         matches = sorted(Path(pattern.anchor).glob(pattern.relative_to(pattern.anchor).as_posix()))
+        _check_folders(Path(pattern.anchor), pattern.relative_to(pattern.anchor).parts)
+        files = [SourceFile(path, file_kind(path), path.name) for path in matches if path.is_file()]
+    except OSError as error:
+        _refuse_folder(error)
     except ValueError as error:
         raise DataError(
             f"dataset {given!r}: this is no pattern ({error}). Write `**` between slashes, as in `folder/**/*.txt`."
         ) from error
-    files = [SourceFile(path, file_kind(path), path.name) for path in matches if path.is_file()]
     if not files:
         raise DataError(
             f"dataset {given!r}: no file matches this pattern (looked in {Path.cwd()}). Check the spelling; `**`"
@@ -216,10 +223,31 @@ def _list_glob(path: Path, given: str) -> FileList:
     return _without_empty(files, given)
 
 
+def _check_folders(root: Path, parts: tuple[str, ...]) -> None:
+    """Raises OSError for a folder that a pattern leads into and that cannot be read: globbing passes over it."""
+    first = next(depth for depth, part in enumerate(parts) if glob.has_magic(part))
+    for depth, part in list(enumerate(parts))[first:]:
+        folders = root.glob("/".join(parts[:depth])) if depth else [root]
+        if part == "**":
+            for folder in folders:
+                for _, names, _ in os.walk(folder, onerror=_refuse_folder):
+                    names[:] = [name for name in names if name not in _FOLDERS_OF_SYSTEMS]
+            return
+        for folder in folders:
+            if folder.is_dir() and folder.name not in _FOLDERS_OF_SYSTEMS:
+                os.scandir(folder).close()
+
+
+def _refuse_folder(error: OSError) -> NoReturn:
+    raise DataError(f"{unreadable(error.filename, error)} Or name the text by a pattern that leaves it out.") from error
+
+
 def _without_empty(files: list[SourceFile], given: str) -> FileList:
     try:
         filled = tuple(file for file in files if file.path.stat().st_size > 0)
     except OSError as error:
+        if isinstance(error, PermissionError):
+            raise unreadable(error.filename, error) from error
         raise DataError(
             f"{error.filename}: cannot be read ({error.strerror}). Is it a broken link, or gone?"
         ) from error

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from onecard.data.corpus import Corpus, CorpusRequest, prepare
 from onecard.data.sources import Source, list_files
-from onecard.data.tokenizer import TRAINED_KINDS, load_tokenizer, vocabulary_size
+from onecard.data.tokenizer import TRAINED_KINDS, vocabulary_size
+from onecard.data.tokenizer_files import load_tokenizer
 from onecard.errors import DataError
 
 # UTF-8 bytes per token, to judge how long a run takes. BPE of 8,192 to 50,257 words gave 2.9 to 4.3 on English, Chinese

@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -11,6 +12,8 @@ from onecard.errors import DataError
 # A batch then has enough pieces for 16 cores; throughput on two cores is the same from 32 KiB to 1 MiB.
 PIECE_BYTES = 128 * 1024
 _SAMPLE_BYTES = 64 * 1024
+# So many characters of several bytes are no accident in another encoding.
+_LEADS_OF_UTF8 = 8
 
 
 def read_text_pieces(path: Path, on_bytes: Callable[[bytes], object] | None = None) -> Iterator[str]:
@@ -22,10 +25,16 @@ def read_text_pieces(path: Path, on_bytes: Callable[[bytes], object] | None = No
     try:
         with open_bytes(path) as stream:
             yield from _cut_at_newlines(_decode(path, stream, on_bytes))
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{path}: damaged gzip file ({error}). Fetch or pack it again.") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}). Is it still there?") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: object, error: OSError) -> DataError:
+    """Says why a file or folder cannot be read, and what to look at."""
+    remedy = "Check who may read it." if isinstance(error, PermissionError) else "Is it whole and still there?"
+    return DataError(f"{path}: cannot be read ({error.strerror or error}). {remedy}")
 
 
 def cut_text(text: str) -> Iterator[str]:
@@ -54,7 +63,7 @@ def _decode(path: Path, stream: BinaryIO, on_bytes: Callable[[bytes], object] | 
         except UnicodeDecodeError as error:
             raise _not_utf8(path, offset + len(chunk) - len(body) - pending + error.start) from error
         if "\0" in text:
-            raise _binary(path, offset + chunk.find(b"\0"))
+            raise binary_file(path, offset + chunk.find(b"\0"))
         # A CR at the very end may be the first half of a CRLF.
         held_back = "\r" if chunk and text.endswith("\r") else ""
         text = text.removesuffix(held_back).replace("\r\n", "\n")
@@ -80,22 +89,23 @@ def _cut_at_newlines(chunks: Iterator[str]) -> Iterator[str]:
 
 
 def _not_utf8(path: Path, offset: int) -> DataError:
-    with open_bytes(path) as stream:
-        sample = stream.read(_SAMPLE_BYTES)
-        stream.seek(offset)
-        byte = stream.read(1)
-    shown = f"byte 0x{byte[0]:02X}" if byte else "the end of the file"
-    encoding = _guess_encoding(sample)
-    if encoding is None:
+    before, after = _sample_around(path, offset)
+    shown = f"byte 0x{after[0]:02X}" if after else "the end of the file"
+    # A sample from the middle begins with a whole line, for no character may be cut in two.
+    whole = before if len(before) == offset else before.partition(b"\n")[2]
+    encoding = _guess_wide(before + after) or _guess_encoding(whole + after)
+    if sum(byte >= 0xC2 for byte in whole) >= _LEADS_OF_UTF8:
+        remedy = "The text before it is UTF-8: mend the file there."
+    elif encoding is None:
         remedy = "It looks like no text at all: leave it out of the corpus, or extract its text first."
     else:
-        remedy = f"It decodes as {encoding}: save it again as UTF-8."
+        remedy = f"It may be {encoding}: save it again as UTF-8."
     return DataError(f"{path}: not UTF-8: {shown} at offset {offset:,} cannot be decoded. {remedy}")
 
 
-def _binary(path: Path, offset: int) -> DataError:
-    with open_bytes(path) as stream:
-        encoding = _guess_encoding(stream.read(_SAMPLE_BYTES))
+def binary_file(path: Path, offset: int) -> DataError:
+    """Says of a file with a NUL byte at `offset` that it is UTF-16 or no text at all."""
+    encoding = _guess_wide(b"".join(_sample_around(path, offset)))
     if encoding is not None:
         return DataError(f"{path}: not UTF-8 but {encoding}, by its NUL bytes. Save it again as UTF-8.")
     return DataError(
@@ -104,14 +114,27 @@ def _binary(path: Path, offset: int) -> DataError:
     )
 
 
-def _guess_encoding(sample: bytes) -> str | None:
-    """Names the encoding a sample decodes as; None for something that looks binary."""
+def _sample_around(path: Path, offset: int) -> tuple[bytes, bytes]:
+    """Reads what stands before an offset, from an even one on as pairs of bytes need it, and what follows."""
+    start = max(0, offset - _SAMPLE_BYTES // 2) // 2 * 2
+    with open_bytes(path) as stream:
+        stream.seek(start)
+        return stream.read(offset - start), stream.read(_SAMPLE_BYTES // 2)
+
+
+def _guess_wide(sample: bytes) -> str | None:
+    """Names the encoding of two bytes per character that a sample has by its mark or its NUL bytes."""
     if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "UTF-16"
+    even, odd = sample[0::2].count(0), sample[1::2].count(0)
+    if max(even, odd) > len(sample) // 8 and min(even, odd) < max(even, odd) // 50 + 1:
+        return "UTF-16LE" if odd > even else "UTF-16BE"
+    return None
+
+
+def _guess_encoding(sample: bytes) -> str | None:
+    """Names the encoding a sample decodes as; None for something that looks binary."""
     if b"\0" in sample:
-        even, odd = sample[0::2].count(0), sample[1::2].count(0)
-        if max(even, odd) > len(sample) // 8 and min(even, odd) < max(even, odd) // 50 + 1:
-            return "UTF-16LE" if odd > even else "UTF-16BE"
         return None
     for encoding in ("gb18030", "shift_jis", "cp1252"):
         try:

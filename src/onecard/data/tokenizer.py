@@ -1,4 +1,4 @@
-"""Text to ids: train a tokenizer, load one, encode with all cores.
+"""Text to ids: train a tokenizer, encode with all cores.
 
 Whatever the kind, it is an ordinary `transformers` tokenizer whose folder any other tool opens.
 """
@@ -8,13 +8,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onecard.errors import DataError, InputError
-from onecard.spec.paths import locate
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 
 TRAINED_KINDS = ("bpe", "char", "bytes")
 END_OF_TEXT = "<|endoftext|>"
-_KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 _BYTE_VOCAB = 257
 
 
@@ -43,26 +40,7 @@ def train_tokenizer(kind: str, pieces: Iterable[str], vocab_size: int | None = N
     size = backend.get_vocab_size()
     if vocab_size is not None and size != vocab_size:
         raise DataError(_vocabulary_mismatch(kind, vocab_size, size))
-    return _as_transformers(backend, END_OF_TEXT)
-
-
-def load_tokenizer(name_or_path: str | Path) -> "PreTrainedTokenizerBase":
-    """Loads any `transformers` tokenizer: a folder, a tokenizer.json file, or a name on the Hub or in its cache.
-
-    Padding and truncation stored with it are switched off. Raises DataError where nothing is found, or where no
-    token can end a text.
-    """
-    path = locate(name_or_path)
-    file = path / "tokenizer.json" if path is not None and path.is_dir() and not _has_config(path) else path
-    if file is not None and file.is_file():
-        tokenizer = _load_file(file)
-    else:
-        tokenizer = _load_pretrained(str(path or name_or_path))
-    if tokenizer.is_fast:
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-    separator_id(tokenizer)
-    return tokenizer
+    return as_transformers(backend, END_OF_TEXT)
 
 
 def separator_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -147,7 +125,13 @@ _pool_size: int | None = None
 
 
 def _default_pool_size() -> int:
-    return int(os.environ.get("RAYON_NUM_THREADS", "0")) or os.cpu_count() or 1
+    given = os.environ.get("RAYON_NUM_THREADS") or "0"
+    if not (given.isascii() and given.isdecimal()):
+        raise InputError(
+            f"RAYON_NUM_THREADS={given!r}: it is the number of threads of the tokenizer and must be a whole number."
+            " Set it to one, or unset it to use all cores."
+        )
+    return int(given) or os.cpu_count() or 1
 
 
 def _claim_pool(num_proc: int) -> None:
@@ -212,7 +196,7 @@ def _byte_vocabulary() -> "Tokenizer":
     return backend
 
 
-def _as_transformers(backend: "Tokenizer", end: str | None) -> "PreTrainedTokenizerFast":
+def as_transformers(backend: "Tokenizer", end: str | None) -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
@@ -230,40 +214,6 @@ def _vocabulary_mismatch(kind: str, vocab_size: int, size: int) -> str:
         f"vocab_size {vocab_size:,}: a {kind!r} tokenizer has exactly {size:,} tokens here. Leave vocab_size out, or"
         " use tokenizer 'bpe'."
     )
-
-
-def _has_config(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("tokenizer_config.json", "config.json"))
-
-
-def _load_file(file: Path) -> "PreTrainedTokenizerFast":
-    from tokenizers import Tokenizer
-
-    try:
-        backend = Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    # The Rust side raises Exception itself for a file it cannot read.
-    except Exception as error:
-        raise DataError(f"tokenizer file {file}: cannot be read ({error}). Fetch or save it again.") from error
-    vocabulary = backend.get_vocab()
-    return _as_transformers(backend, next((token for token in _KNOWN_ENDS if token in vocabulary), None))
-
-
-def _load_pretrained(name: str) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # each kind of tokenizer, and the Rust side, has errors of its own
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"tokenizer {name!r}: it is none of the kinds to train ({', '.join(TRAINED_KINDS)}), no folder and no"
-            f" tokenizer.json file here, and `transformers` cannot load it: {reason}. Check the name, or be online once"
-            " so that it gets into the cache."
-        ) from error
-    if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
-        # What transformers makes of a model's config.json alone.
-        raise DataError(f"tokenizer {name!r}: there are no tokens in it. Give a folder with its tokenizer.json.")
-    return tokenizer
 
 
 def _drops_unknown(backend: "Tokenizer") -> bool:

@@ -58,9 +58,12 @@ def _read_rows(file: Path) -> dict[str, Any]:
 
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        str(data)  # what cannot be written cannot be told of: a hexadecimal number has no limit of its own
     except FileNotFoundError:
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise InputError(_refuse(file, ["it is nested too deeply"])) from error
+    except ValueError as error:  # no TOML, no UTF-8, or a number of too many digits
         raise InputError(_refuse(file, [f"it is no TOML: {error}"])) from error
     others = [f"[{name}] is unknown: only [cards.NAME] is read" for name in data if name != "cards"]
     rows = data.get("cards", {})

@@ -1,30 +1,43 @@
-"""Curves for TensorBoard, written by TensorBoard's own writer: no torch."""
+"""Curves for TensorBoard, in its own format: no torch."""
 
+import itertools
+import os
+import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event as ProtoEvent
 from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary_v2 import text_pb
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from onecard.observe.events import EvaluatedEvent, Event, Sample, SampledEvent, StepEvent
+
+_numbers = itertools.count()
 
 
 class TensorBoardSink:
     """Writes scalars per step and evaluation, and samples as text.
 
     A resumed run writes a file of its own that starts with a mark at the step after `resumed_at`: TensorBoard then
-    drops what earlier files hold from that step on, so that no point is drawn twice.
+    drops what earlier files hold from that step on, so that no point is drawn twice. A full disk is an OSError of the
+    call that met it: TensorBoard's EventFileWriter meets it in a thread, which prints a traceback.
     """
 
     def __init__(self, folder: Path, *, resumed_at: int | None = None) -> None:
-        # The queue absorbs a slow disk; 10 s is how late a watcher sees a point.
-        self._writer = EventFileWriter(str(folder), max_queue_size=1000, flush_secs=10)
-        if resumed_at is not None:
-            start = SessionLog(status=SessionLog.START)
-            self._writer.add_event(ProtoEvent(wall_time=time.time(), step=resumed_at + 1, session_log=start))
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads files in the order of their names, and only those with this beginning.
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        with ExitStack() as unless_whole:
+            file = unless_whole.enter_context((folder / name).open("wb"))
+            self._writer = RecordWriter(file)
+            self._write(ProtoEvent(wall_time=time.time(), file_version="brain.Event:2"))
+            if resumed_at is not None:
+                start = SessionLog(status=SessionLog.START)
+                self._write(ProtoEvent(wall_time=time.time(), step=resumed_at + 1, session_log=start))
+            unless_whole.pop_all()
 
     def receive(self, event: Event) -> None:
         match event:
@@ -52,7 +65,11 @@ class TensorBoardSink:
         self._add(step, Summary(value=values))
 
     def _add(self, step: int, summary: Summary) -> None:
-        self._writer.add_event(ProtoEvent(wall_time=time.time(), step=step, summary=summary))
+        self._write(ProtoEvent(wall_time=time.time(), step=step, summary=summary))
+
+    def _write(self, event: ProtoEvent) -> None:
+        self._writer.write(event.SerializeToString())
+        self._writer.flush()
 
 
 def _as_markdown(sample: Sample) -> str:
