@@ -64,6 +64,11 @@ def test_a_trace_is_made_once(draft: Callable[..., Plan], target: Target, monkey
         forecast(draft(max_seq_length=256), target)
 
 
+def test_varlen_is_forecast_as_flash_without_borders(draft: Callable[..., Plan], target: Target) -> None:
+    varlen = forecast(draft(attn_implementation="varlen"), target).forecast.memory
+    assert 0 < varlen.peak_bytes <= forecast(draft(), target).forecast.memory.peak_bytes
+
+
 def test_a_damaged_trace_is_made_again(draft: Callable[..., Plan], target: Target, tmp_path: Path) -> None:
     first = forecast(draft(), target)
     (file,) = (tmp_path / "cache" / "traces").iterdir()
