@@ -171,7 +171,7 @@ _BROKEN_DEFLATE = gzip.compress(b"")[:10] + b"\xff" * 40
 BAD_FILES = {
     "gb.txt": ("黛玉葬花".encode("gb18030"), r"not UTF-8: byte 0xF7 at offset 0 .*GB18030"),
     "late.txt": (b"plain ascii\n" * 30_000 + "caf\u00e9 ol\u00e9".encode("cp1252"), r"byte 0xE9 at offset 360,003 "),
-    "utf16.txt": ("hello".encode("utf-16"), r"UTF-16"),
+    "utf16.txt": ("hello".encode("utf-16"), r"It is UTF-16 by its first bytes"),
     "utf16le.txt": ("hello, world".encode("utf-16-le"), r"not UTF-8 but UTF-16LE"),
     "program.txt": (
         b"\x7fELF\x02\x01\0\0\0\x03" + bytes(range(256)) * 9,

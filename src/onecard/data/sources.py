@@ -3,6 +3,7 @@
 Nothing here holds a corpus: a document hands out its text in pieces, and a file is read while it is used.
 """
 
+import errno
 import glob
 import os
 import sysconfig
@@ -236,6 +237,8 @@ def _check_folders(root: Path, parts: tuple[str, ...]) -> None:
         for folder in folders:
             if folder.is_dir() and folder.name not in _FOLDERS_OF_SYSTEMS:
                 os.scandir(folder).close()
+                if not os.access(folder, os.X_OK):  # its files are listed, but cannot be looked at
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def _refuse_folder(error: OSError) -> NoReturn:

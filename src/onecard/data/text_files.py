@@ -93,8 +93,10 @@ def _not_utf8(path: Path, offset: int) -> DataError:
     shown = f"byte 0x{after[0]:02X}" if after else "the end of the file"
     # A sample from the middle begins with a whole line, for no character may be cut in two.
     whole = before if len(before) == offset else before.partition(b"\n")[2]
-    encoding = _guess_wide(before + after) or _guess_encoding(whole + after)
-    if sum(byte >= 0xC2 for byte in whole) >= _LEADS_OF_UTF8:
+    wide, encoding = _guess_wide(before + after), _guess_encoding(whole + after)
+    if wide is not None:
+        remedy = f"It is {wide} by its first bytes or its NUL bytes: save it again as UTF-8."
+    elif sum(byte >= 0xC2 for byte in whole) >= _LEADS_OF_UTF8:
         remedy = "The text before it is UTF-8: mend the file there."
     elif encoding is None:
         remedy = "It looks like no text at all: leave it out of the corpus, or extract its text first."
