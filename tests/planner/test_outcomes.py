@@ -80,8 +80,8 @@ def test_too_short_a_run_and_an_unknown_card_tell_nothing(plan: Plan, target: Ta
 
 def test_the_next_plan_is_corrected(plan: Plan, target: Target) -> None:
     before = forecast(plan, target).forecast
-    for ratio in (1.08, 1.10, 1.12):
-        remember(outcome_of(plan, target, ratio))
+    for outcome in [outcome_of(plan, target, ratio) for ratio in (1.08, 1.10, 1.12)]:
+        remember(outcome)
     after = forecast(plan, target).forecast
     assert after.memory.peak_bytes == pytest.approx(1.1 * before.memory.peak_bytes, rel=1e-3)
     assert sum(after.memory.breakdown.values()) == after.memory.peak_bytes
