@@ -131,3 +131,11 @@ def _flops(trace: Trace) -> int:
 
 def _fused(trace: Trace) -> list:
     return [work for work in trace.record.work if work.name == "fused"]
+
+
+def test_work_is_counted_for_the_micro_batches_of_the_step_alone(traces: tuple[Trace, Trace]) -> None:
+    for trace in traces:
+        numbers = {work.micro_batch for work in trace.record.work if work.phase in ("forward", "backward")}
+        assert numbers == {1, 2}
+    calls = {(work.micro_batch, work.phase): 0 for work in traces[1].record.work if work.name == "fused"}
+    assert set(calls) == {(1, "forward"), (2, "forward"), (1, "backward"), (2, "backward")}

@@ -14,7 +14,7 @@ what is counted, so views cost nothing.
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -76,10 +76,16 @@ class Recorder(TorchDispatchMode):
         self._references: dict[int, Any] = {}
         self._work: dict[tuple[Any, ...], Work] = {}
         self._is_closed = False
+        self._is_open = False
+
+    def __enter__(self) -> Self:
+        self._is_open = True
+        super().__enter__()
+        return self
 
     def __exit__(self, *error: Any) -> None:
         # What is torn down afterwards belongs to no run.
-        self._is_closed = True
+        self._is_closed, self._is_open = True, False
         super().__exit__(*error)
 
     def adopt(self, tensor: Tensor, label: str) -> None:
@@ -99,8 +105,10 @@ class Recorder(TorchDispatchMode):
     def count_kernel(self, tensors: list[Tensor]) -> None:
         """Counts one fused kernel that reads or writes each of these tensors once.
 
-        Of a table in which it looks up rows, all counts.
+        Of a table in which it looks up rows, all counts. What the compiler runs before the recording does not.
         """
+        if not self._is_open:
+            return
         work = self._work_of("fused", self._current_phase(), tuple(max(tensors, key=Tensor.numel).shape), tensors[-1])
         work.num_calls += 1
         work.num_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)

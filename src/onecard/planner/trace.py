@@ -67,6 +67,7 @@ def record_plan(plan: Plan, *, has_borders: bool = True, recorder: Recorder | No
     if plan.torch_compile:
         batch = place(_batch(plan, plan.micro_batch_size, has_borders), state)
         compile_ahead(state.decoder, batch.ids, batch.borders)
+        recorder.micro_batch = 0
     return record_program(program, num_micro_batches=num_micro_batches, recorder=recorder)
 
 
