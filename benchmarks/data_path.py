@@ -44,6 +44,7 @@ SETTINGS: dict[str, Any] = {
     "max_seq_length": 256,
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
+    "torch_compile": False,
     "max_steps": 200,
     "eval_steps": 0,
     "save_steps": 0,
