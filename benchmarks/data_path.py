@@ -115,6 +115,8 @@ def _word(rank: int) -> bytes:
 
 def measure_training(text: str, token_bytes: int) -> dict[str, float]:
     """Waiting as a share of step time and anonymous memory of a whole `onecard.train`."""
+    import torch
+
     import onecard
 
     recipe = onecard.load_recipe({**SETTINGS, "dataset": text})
@@ -131,6 +133,7 @@ def measure_training(text: str, token_bytes: int) -> dict[str, float]:
         **memory,
         "num_train_tokens": tokens,
         "num_steps": len(steps),
+        "num_threads": torch.get_num_threads(),
         "waiting_share": sum(step.wait_s for step in steps) / sum(step.step_s for step in steps),
         "longest_wait_s": max(step.wait_s for step in steps),
         "steps_s": sum(step.step_s for step in steps),
