@@ -3,7 +3,7 @@
 All train in this process, in turn, with the same code. Time counts training steps only, not the evaluations that look
 for the moment. The recipe is `shakespeare-char-cpu` with `--size quick`, a schedule that ends below 1.88. The baseline
 runs in fp32, as published, and, with `--baselines fp32 auto`, once more in what onecard would choose on this machine.
-It ends above 1.88, so a ratio is a lower bound. Rounds of other seeds from the same commit are kept in the result.
+It ends above 1.88, so a ratio is a lower bound. Rounds of other seeds with the same source are kept in the result.
 
     python benchmarks/time_to_loss.py path/to/tinyshakespeare.txt --seeds 1337 1338 1339
 """
@@ -11,11 +11,12 @@ It ends above 1.88, so a ratio is a lower bound. Rounds of other seeds from the 
 import argparse
 import json
 import statistics
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, describe_machine, write_result
+from record import RESULTS, write_result
 from shakespeare import BUDGET, GPT2, PLAIN
 
 import onecard
@@ -46,12 +47,13 @@ def main() -> None:
 
 
 def earlier_rounds() -> dict[int, dict[str, Any]]:
-    """Rounds by seed that are in the result already, where they come from this commit."""
+    """Rounds by seed that are in the result already, where `src` is still what they were run with."""
     try:
         document = json.loads((RESULTS / "time_to_loss.json").read_text(encoding="utf-8"))
     except OSError:
         return {}
-    if document["commit"] != describe_machine()["commit"]:
+    unchanged = ["git", "diff", "--quiet", document["commit"], "--", "src"]
+    if subprocess.run(unchanged, cwd=RESULTS.parents[1], check=False).returncode != 0:
         return {}
     return {entry["seed"]: entry for entry in document["result"]["rounds"]}
 
