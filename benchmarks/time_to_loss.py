@@ -9,14 +9,12 @@ It ends above 1.88, so a ratio is a lower bound. Rounds of other seeds with the 
 """
 
 import argparse
-import json
 import statistics
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, write_result
+from record import earlier_result, write_result
 from shakespeare import BUDGET, GPT2, PLAIN
 
 import onecard
@@ -31,7 +29,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1338, 1339])
     parser.add_argument("--baselines", nargs="+", default=["fp32"], choices=("fp32", "auto"))
     arguments = parser.parse_args()
-    rounds = earlier_rounds()
+    rounds = {entry["seed"]: entry for entry in earlier_result("time_to_loss").get("rounds", [])}
     for seed in arguments.seeds:
         entry: dict[str, Any] = {"seed": seed, "ratios": {}}
         for precision in arguments.baselines:
@@ -44,18 +42,6 @@ def main() -> None:
         rounds[seed] = entry
         print(f"seed {seed}: {entry['quick']['seconds']:.1f} s, the baseline as many times: {entry['ratios']}")
         write_result("time_to_loss", {"target": TARGET, "rounds": [*rounds.values()], "ratios": spreads(rounds)})
-
-
-def earlier_rounds() -> dict[int, dict[str, Any]]:
-    """Rounds by seed that are in the result already, where `src` is still what they were run with."""
-    try:
-        document = json.loads((RESULTS / "time_to_loss.json").read_text(encoding="utf-8"))
-    except OSError:
-        return {}
-    unchanged = ["git", "diff", "--quiet", document["commit"], "--", "src"]
-    if subprocess.run(unchanged, cwd=RESULTS.parents[1], check=False).returncode != 0:
-        return {}
-    return {entry["seed"]: entry for entry in document["result"]["rounds"]}
 
 
 def spreads(rounds: dict[int, dict[str, Any]]) -> dict[str, dict[str, float]]:
