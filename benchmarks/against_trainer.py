@@ -3,8 +3,8 @@
 Each side trains the same architecture from the same weights; the first steps, and with them any compiling, are not
 counted. The sides run in turn, several times, and the ratio is taken round by round. Trainer runs the model as
 transformers builds it, with fused AdamW, no padding, no evaluation, no saving, logging once at the end. In fp32 both
-are also compiled: `onecard` compiles a long run by itself, Trainer where it is told to. `--only fp32` measures the cases
-with that in their name; others measured with the same source are kept in the result.
+are also compiled: `onecard` compiles a long run by itself, Trainer where it is told to. `--only fp32` measures cases of
+that name; others measured with the same source are kept in the result.
 
     python benchmarks/against_trainer.py path/to/tinyshakespeare.txt
 """
