@@ -2,13 +2,14 @@
 
 Runs: a whole `onecard.train` over a prepared corpus whose token file has 20 MB, and one over 2 GB. Both are prepared
 from the same made-up text; then the token file is filled up with copies of itself and its manifest says so, because
-tokenizing a gigabyte teaches nothing here. Preparing: a whole `onecard.prepare`, BPE included, of 20 MB and 200 MB of
-made-up text in which, as in real text, more words turn up the longer it gets.
+tokenizing a gigabyte teaches nothing here. Preparing: a whole `onecard.prepare` of 20 MB and 200 MB of made-up text in
+which, as in real text, more words turn up the longer it gets; once with a tokenizer that is there, once training one
+(BPE counts words, in up to 256 MiB of text).
 
 Each is a process of its own; anonymous memory (RssAnon, Linux) is read every 20 ms for its peak, and at the end.
 Needs 3 GB in the temporary folder.
 
-    python benchmarks/data_path.py
+    python benchmarks/data_path.py              # or --only training, tokenizing, preparing; others are kept
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import write_result
+from record import earlier_result, write_result
 
 SETTINGS: dict[str, Any] = {
     "name": "data-path",
@@ -58,25 +59,26 @@ LIMIT_BYTES = 200_000_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", choices=("", "training", "tokenizing", "preparing"))
     parser.add_argument("--child", nargs=3, metavar=("ACTION", "TEXT", "BYTES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         action, text, size = arguments.child
-        print(json.dumps(measure_training(text, int(size)) if action == "train" else measure_preparing(text)))
+        print(json.dumps(CHILDREN[action](text, int(size))))
         return
-    result: dict[str, Any] = {"training": {}, "preparing": {}}
-    for name, size in TRAINED_BYTES.items():
-        result["training"][name] = run_alone("train", TEXT_BYTES, size)
-        print(f"train over {name}: {result['training'][name]}", flush=True)
-    for name, size in PREPARED_BYTES.items():
-        result["preparing"][name] = run_alone("prepare", size, size)
-        print(f"prepare {name}: {result['preparing'][name]}", flush=True)
-    for action, rows in (("training", result["training"]), ("preparing", result["preparing"])):
+    result = earlier_result("data_path")
+    for action, sizes in (("training", TRAINED_BYTES), ("tokenizing", PREPARED_BYTES), ("preparing", PREPARED_BYTES)):
+        if arguments.only not in action:
+            continue
+        rows = result[action] = {}
+        for name, size in sizes.items():
+            rows[name] = run_alone(action, TEXT_BYTES if action == "training" else size, size)
+            print(f"{action} {name}: {rows[name]}", flush=True)
         small, large = rows.values()
         growth = {key: large[key] - small[key] for key in ("peak_anonymous_bytes", "last_anonymous_bytes")}
         result[f"{action}_growth"] = growth
         print(f"{action}: peak grows by {growth['peak_anonymous_bytes'] / 1e6:.0f} MB (limit {LIMIT_BYTES / 1e6:.0f})")
-    write_result("data_path", result)
+        write_result("data_path", result)
 
 
 def run_alone(action: str, text_bytes: int, size: int) -> dict[str, Any]:
@@ -88,6 +90,7 @@ def run_alone(action: str, text_bytes: int, size: int) -> dict[str, Any]:
         environment = {**os.environ, "ONECARD_CACHE": str(Path(folder) / "cache")}
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found.pop("tokenizer", None)  # a path that is gone
     return found
 
 
@@ -156,14 +159,24 @@ def fill_up(tokens: Path, num_bytes: int) -> None:
     dataclasses.replace(manifest, train=train).write(tokens.parent)
 
 
-def measure_preparing(text: str) -> dict[str, float]:
+def measure_tokenizing(text: str, _: int) -> dict[str, float]:
+    """Anonymous memory of `onecard.prepare` with a tokenizer that another process has trained."""
+    sample = Path(text).with_name("sample.txt")
+    write_text(sample, TEXT_BYTES)
+    command = [sys.executable, __file__, "--child", "preparing", str(sample), "0"]
+    trained = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    return measure_preparing(text, 0, tokenizer=trained["tokenizer"], vocab_size=None)
+
+
+def measure_preparing(text: str, _: int, **settings: Any) -> dict[str, Any]:
     """Anonymous memory of a whole `onecard.prepare`."""
     import onecard
 
-    recipe = onecard.load_recipe({**SETTINGS, "dataset": text})
+    recipe = onecard.load_recipe({**SETTINGS, **settings, "dataset": text})
     with watched_memory() as memory:
         corpus = onecard.prepare(recipe)
-    return {**memory, "num_train_tokens": corpus.num_train_tokens}
+    tokens = {"num_train_tokens": corpus.num_train_tokens}
+    return {**memory, **tokens, "tokenizer": str(corpus.tokenizer_folder)}
 
 
 @contextmanager
@@ -193,6 +206,8 @@ def anonymous_bytes() -> int:
             return int(line.split()[1]) * 1024
     raise OSError("RssAnon is not in /proc/self/status")
 
+
+CHILDREN = {"training": measure_training, "tokenizing": measure_tokenizing, "preparing": measure_preparing}
 
 if __name__ == "__main__":
     main()
