@@ -1,14 +1,16 @@
-# make demo    install into .venv and train the demo model
-# make test    the whole suite, on a CPU, without network
-# make check   lint, types, architecture
+# make demo          install into .venv and train the demo model
+# make test          the whole suite, on a CPU, without network
+# make check         lint, types, architecture
+# make test-oldest   the suite on the oldest versions, in a virtual environment of its own
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+OLDEST := .venv-oldest
 # One BLAS thread per test worker: two of them share the cores otherwise, and wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo install install-dev test check format clean
+.PHONY: demo install install-dev test test-oldest check format clean
 
 demo: install
 	$(BIN)/onecard train demo
@@ -33,6 +35,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 test: install-dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2
 
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints-oldest.txt --editable ".[dev]"
+	@touch $@
+
+test-oldest: $(OLDEST)/.installed
+	$(TEST_ENV) $(OLDEST)/bin/python -m pytest -n 2
+
 check: install-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -44,4 +54,4 @@ format: install-dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache src/*.egg-info
+	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .ruff_cache .mypy_cache src/*.egg-info

@@ -3,7 +3,8 @@
 Each side trains the same architecture from the same weights; the first steps, and with them any compiling, are not
 counted. The sides run in turn, several times, and the ratio is taken round by round. Trainer runs the model as
 transformers builds it, with fused AdamW, no padding, no evaluation, no saving, logging once at the end. In fp32 both
-are also compiled: `onecard` compiles a long run by itself, Trainer where it is told to.
+are also compiled: `onecard` compiles a long run by itself, Trainer where it is told to. `--only fp32` measures cases of
+that name; others measured with the same source are kept in the result.
 
     python benchmarks/against_trainer.py path/to/tinyshakespeare.txt
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import write_result
+from record import earlier_result, write_result
 
 import onecard
 from onecard.training.assemble import assemble
@@ -41,10 +42,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", default="", help="part of the name of a case: bf16, fp32, gpt2, qwen3")
     arguments = parser.parse_args()
-    result = {}
+    result = earlier_result("against_trainer")
     for (shape_name, shape), precision in itertools.product(SHAPES.items(), ("bf16", "fp32")):
         name = f"{shape_name}, {precision}"
+        if arguments.only not in name:
+            continue
         recipe = make_recipe(arguments.text, {**shape, "precision": precision})
         rounds = [measure_round(recipe, with_compiled=precision == "fp32") for _ in range(arguments.repeats)]
         ratios = {
@@ -55,7 +59,7 @@ def main() -> None:
         result[name] = {"rounds": rounds, "ratios": {k: statistics.median(v) for k, v in ratios.items()}}
         for label, values in ratios.items():
             print(f"{name}: {label} {statistics.median(values):.2f} x ({[round(value, 2) for value in values]})")
-    write_result("against_trainer", result)
+        write_result("against_trainer", result)
 
 
 def measure_round(recipe: onecard.spec.Recipe, *, with_compiled: bool) -> dict[str, float]:

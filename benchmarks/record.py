@@ -20,6 +20,17 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     return path
 
 
+def earlier_result(name: str) -> dict[str, Any]:
+    """The result that is there already, where `src` is still what it was measured with; else an empty one."""
+    try:
+        document = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    unchanged = ["git", "diff", "--quiet", document["commit"], "--", "src"]
+    is_same = subprocess.run(unchanged, cwd=RESULTS.parents[1], check=False).returncode == 0
+    return document["result"] if is_same else {}
+
+
 def save_result(path: Path, result: dict[str, Any]) -> Path:
     """Writes what `write_result` writes to a file of any place, in silence, replacing it whole."""
     # File names only: where things lie on this machine helps nobody.
