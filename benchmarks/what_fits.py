@@ -1,12 +1,12 @@
 """What popular guides claim for small cards, beside what the plan says: memory and time, without a GPU.
 
     python benchmarks/what_fits.py                 # everything; minutes, an instant where traces are cached
-    python benchmarks/what_fits.py --compiled      # compiled variants of the claims' runs, too
+    python benchmarks/what_fits.py --compiled      # compiled variants of the claims' runs, too, and recipes as they are
     python benchmarks/what_fits.py --only gpt2     # rows whose name holds this; nothing is written
 
 `runs` holds, for every run that guides describe, their claims and the plan's answer: the fastest settings at the
 micro-batch as named that stay under a limit of reserved memory, and the fastest settings without any limit on the same
-card. `recipes` holds the shipped recipes on their cards.
+card. `recipes` holds the shipped recipes on their cards. Without --compiled all of it is eager.
 """
 
 import argparse
@@ -228,6 +228,8 @@ def main() -> None:
     recipes: dict[str, Any] = {}
     for name, recipe, card, changes in list_recipes():
         if only in name:
+            if not arguments.compiled:
+                changes = changes | {"torch_compile": False}
             row = recipes[name] = ask_recipe(recipe, card, changes)
             print(f"{name:40} {row['batch']:16} {tell(row)} {row['total_s'] / 3600:.2f} h", flush=True)
     if not only:
