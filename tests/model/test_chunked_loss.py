@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from onecard.model import loss as loss_module
 from onecard.model.loss import IGNORE, Head, sum_loss, token_losses
+from onecard.planner.recorder import Recorder
 
 N, D, V = 200, 16, 50
 
@@ -159,3 +160,42 @@ def test_the_factor_is_applied_before_gradients_are_rounded() -> None:
     (found,) = torch.autograd.grad(sum_loss(hidden, Head(weight, bias), targets, factor), (bias,))
     assert found[1:].min() > 0
     torch.testing.assert_close(found[1:].float(), expected[1:].float(), rtol=2e-2, atol=0)
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most that storages made by `run` take together."""
+    with Recorder() as recorder:
+        run()
+    sizes, live, most = recorder.record.sizes, 0, 0
+    for number in recorder.record.order:
+        live += sizes[number] if number >= 0 else -sizes[~number]
+        most = max(most, live)
+    return most
+
+
+def test_many_chunks_take_no_more_memory_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, width, words = 64, 16, 1000
+    chunk_bytes = 4 * words * rows
+    monkeypatch.setattr(loss_module, "_CHUNK_BYTES", {"cpu": chunk_bytes, "cuda": 1})
+    weight = torch.zeros(words, width)
+    trained = weight.clone().requires_grad_()
+
+    def growth(compute: Callable[[torch.Tensor, torch.Tensor], object]) -> int:
+        sizes = []
+        for num_chunks in (1, 8):
+            hidden, targets = torch.zeros(num_chunks * rows, width), torch.zeros(num_chunks * rows, dtype=torch.long)
+            sizes.append(peak_bytes(lambda hidden=hidden, targets=targets: compute(hidden, targets)))
+        return sizes[1] - sizes[0]
+
+    # Inputs and results grow with the tokens, by a quarter of a chunk.
+    assert growth(lambda hidden, targets: token_losses(hidden, Head(weight, None), targets)) < chunk_bytes // 2
+    head = Head(trained, None)
+    assert growth(lambda hidden, targets: sum_loss(hidden.requires_grad_(), head, targets)) < chunk_bytes // 2
+
+
+def test_the_backward_pass_makes_no_second_copy_of_the_gradients() -> None:
+    hidden, weight, bias, targets = inputs()
+    loss = sum_loss(hidden, Head(weight, bias), targets)
+    saved = {tensor.data_ptr() for tensor in loss.grad_fn.saved_tensors}  # type: ignore[union-attr]
+    gradients = torch.autograd.grad(loss, (hidden, weight, bias))
+    assert {gradient.data_ptr() for gradient in gradients} == saved

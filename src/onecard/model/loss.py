@@ -83,6 +83,7 @@ def token_losses(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:
         for rows in _chunks(len(targets_N), head.weight_VD):
             logits = head.finish(head.logits(hidden_ND[rows]))
             losses.append(F.cross_entropy(logits, targets_N[rows], ignore_index=IGNORE, reduction="none"))
+            del logits  # otherwise it outlives its chunk beside the logits of the next
     return torch.cat(losses)
 
 
@@ -142,6 +143,7 @@ class _SumLoss(torch.autograd.Function):
                 _add_product(grad_weight, slope_NV.T, hidden)
             if grad_bias is not None:
                 grad_bias += slope_NV.sum(0, dtype=torch.float32)
+            del slope_NV  # as in `token_losses`
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight_VD.dtype
         return loss
@@ -149,10 +151,11 @@ class _SumLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss):  # type: ignore[no-untyped-def]
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        # In place: beside all activations, a second fp32 copy of the head's gradient would often be the peak.
         if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad_loss.to(grad_hidden.dtype)
+            grad_hidden = grad_hidden.mul_(grad_loss.to(grad_hidden.dtype))
         if grad_weight is not None:
-            grad_weight = (grad_weight * grad_loss).to(ctx.weight_dtype)
+            grad_weight = grad_weight.mul_(grad_loss).to(ctx.weight_dtype)
         if grad_bias is not None:
-            grad_bias = (grad_bias * grad_loss).to(ctx.weight_dtype)
+            grad_bias = grad_bias.mul_(grad_loss).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None
