@@ -143,8 +143,7 @@ def make_program(variant: Variant) -> Program:
     def run(recorder: Recorder) -> None:
         if variant.is_bf16:
             # The script moves fp32 weights to the card and converts them there, one by one.
-            for tensor in (*model.parameters(), *model.buffers()):
-                tensor.data = tensor.data.to(torch.bfloat16)
+            _to_bf16(model)
         options = {"fused": True} if variant.is_fused else {"foreach": True}
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.1, **options)
         for _ in range(3):
@@ -152,6 +151,34 @@ def make_program(variant: Variant) -> Program:
             _evaluate(recorder, model, variant)
 
     return Program({"weights": [*model.parameters(), *model.buffers()]}, None, run)
+
+
+def make_compiled_program(variant: Variant) -> Program:
+    """The same with the model compiled before the first step; a sample of another length would compile it anew."""
+    model = Model(variant)
+    _to_bf16(model)
+    compiled = torch.compile(model, dynamic=False)
+    ids, _ = _batch(variant)
+    logits = compiled(ids)
+    torch.autograd.grad(logits, list(model.parameters()), torch.empty_like(logits))
+    del logits
+    model.eval()
+    with torch.no_grad():
+        compiled(ids)
+    model.train()
+
+    def run(recorder: Recorder) -> None:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.1, fused=True)
+        for _ in range(3):
+            train_step(recorder, compiled, optimizer, variant)
+            _evaluate(recorder, compiled, variant, has_sample=False)
+
+    return Program({"weights": [*model.parameters(), *model.buffers()]}, None, run)
+
+
+def _to_bf16(model: nn.Module) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.to(torch.bfloat16)
 
 
 def train_step(recorder: Recorder, model: nn.Module, optimizer: torch.optim.Optimizer, variant: Variant) -> None:
@@ -164,12 +191,13 @@ def train_step(recorder: Recorder, model: nn.Module, optimizer: torch.optim.Opti
 
 
 @torch.no_grad()
-def _evaluate(recorder: Recorder, model: nn.Module, variant: Variant) -> None:
+def _evaluate(recorder: Recorder, model: nn.Module, variant: Variant, *, has_sample: bool = True) -> None:
     recorder.phase = "evaluation"
     model.eval()
     for _ in range(2):
         _loss(model, *_batch(variant))
-    model(torch.zeros(1, _LONGEST_SAMPLE, dtype=torch.int64))
+    if has_sample:
+        model(torch.zeros(1, _LONGEST_SAMPLE, dtype=torch.int64))
     model.train()
 
 
@@ -197,8 +225,7 @@ EAGER = {
     "P006": Variant(is_fused=True, is_bf16=True, has_torch_layers=True),
     "P007": _STEP_7,
 }
-# `torch.compile(model)` alone; loss, gradients' lives and optimizer are as above. To be recorded with what a compiled
-# model keeps and frees; `make_program` would record them as eager.
+# `torch.compile(model)` alone; loss, gradients' lives and optimizer are as above.
 COMPILED = {
     "P008": _STEP_7,
     "P009": replace(_STEP_7, vocabulary=50304),

@@ -143,3 +143,8 @@ def test_an_adapter_folder_completes_as_the_model_it_belongs_to(recipe: Recipe, 
     save_adapter_folder(model, {}, tmp_path / "adapter")
     options: dict[str, Any] = {"max_new_tokens": 5, "temperature": 0.0, "device": "cpu"}
     assert onecard.generate(tmp_path / "adapter", ["the"], **options) == onecard.generate(base, ["the"], **options)
+
+
+def test_sample_prompts_of_another_language_say_how_to_give_ones_own(recipe: Recipe) -> None:
+    with pytest.raises(InputError, match=r"(?s)does not know.*--sample_prompts"):
+        onecard.plan(recipe.model_copy(update={"sample_prompts": ("从前",)}))

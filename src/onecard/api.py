@@ -271,5 +271,11 @@ def _plan(recipe: Recipe, machine: "Machine", corpus: "Corpus") -> Plan:
     from onecard.planner import facts_of, make_plan
 
     # Here, not at the first sample: a run must not end over it.
-    check_prompts(corpus.tokenizer, recipe.sample_prompts)
+    try:
+        check_prompts(corpus.tokenizer, recipe.sample_prompts)
+    except InputError as error:
+        raise InputError(
+            f"{error}\nThese are the recipe's sample_prompts: give some in the language of your text, as in "
+            '--sample_prompts "..."'
+        ) from error
     return make_plan(recipe, machine, facts_of(corpus))
