@@ -11,8 +11,6 @@ measured again, so the same command goes on where it was cut short. The first te
 
 import argparse
 import itertools
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,7 +20,7 @@ from typing import Any
 
 import a6000
 import torch
-from record import RESULTS, describe_machine, save_result
+from record import RESULTS, describe_machine, read_rows, save_result
 from steady import ALONE, describe, measure_run
 
 import onecard
@@ -123,17 +121,6 @@ def measure(row: Row, texts: list[Path], *, is_tiny: bool) -> dict[str, Any]:
 
 def tell(row: dict[str, Any]) -> str:
     return f"not run: {row['error'].splitlines()[0]}" if "error" in row else describe(row)
-
-
-def read_rows(path: Path) -> dict[str, Any]:
-    """Rows of an earlier call on the same machine; rows that could not be run are tried again."""
-    if not path.exists():
-        return {}
-    document, here = json.loads(path.read_text(encoding="utf-8")), describe_machine()
-    for key in ("device", "versions"):
-        if document[key] != here[key]:
-            sys.exit(f"{path} is of {document[key]}, and this is {here[key]}: move it away first")
-    return {name: row for name, row in document["result"]["rows"].items() if "error" not in row}
 
 
 def with_ratios(rows: dict[str, Any]) -> dict[str, Any]:

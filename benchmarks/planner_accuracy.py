@@ -15,7 +15,6 @@ CPU allocate, storage by storage and in order, for the grid with its shapes scal
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,12 +22,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
 from plans import SHAPES, Setting
-from record import RESULTS, describe_machine, save_result
+from record import RESULTS, describe_machine, read_rows, save_result
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onecard.data import Batch
@@ -128,17 +126,6 @@ class Row:
     @property
     def name(self) -> str:
         return self.setting.name + (", capped" if self.is_capped else "")
-
-
-def read_rows(path: Path) -> dict[str, Any]:
-    """Rows of an earlier call on the same machine; rows that could not be run are tried again."""
-    if not path.exists():
-        return {}
-    document, here = json.loads(path.read_text(encoding="utf-8")), describe_machine()
-    for key in ("device", "versions"):
-        if document[key] != here[key]:
-            sys.exit(f"{path} is of {document[key]}, and this is {here[key]}: move it away first")
-    return {name: row for name, row in document["result"]["rows"].items() if "error" not in row}
 
 
 def compare_on_gpu(row: Row, done: dict[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,17 @@ def save_result(path: Path, result: dict[str, Any]) -> Path:
     return path
 
 
+def read_rows(path: Path) -> dict[str, Any]:
+    """Rows of an earlier call on the same machine; rows that could not be run are tried again."""
+    if not path.exists():
+        return {}
+    document, here = json.loads(path.read_text(encoding="utf-8")), describe_machine()
+    for key in ("device", "versions"):
+        if document[key] != here[key]:
+            sys.exit(f"{path} is of {document[key]}, and this is {here[key]}: move it away first")
+    return {name: row for name, row in document["result"]["rows"].items() if "error" not in row}
+
+
 def describe_machine() -> dict[str, Any]:
     """Device, versions, date and commit of this run."""
     import torch

@@ -1,12 +1,13 @@
 """Forecasts for cards that are not here, and the settings that fit them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from onecard.errors import DoesNotFitError
+from onecard.errors import DoesNotFitError, InputError
 from onecard.hardware import find_card
 from onecard.planner import trace_cache
 from onecard.planner.device import Target, target_of_card
@@ -60,7 +61,7 @@ def test_a_trace_is_made_once(draft: Callable[..., Plan], target: Target, monkey
     monkeypatch.setattr(trace_cache, "trace_plan", None)
     again = forecast(draft(seed=5), target)
     assert (again.trace, again.forecast) == (first.trace, first.forecast)
-    with pytest.raises(TypeError):
+    with pytest.raises(trace_cache.CannotTrace):
         forecast(draft(max_seq_length=256), target)
 
 
@@ -114,6 +115,24 @@ def test_what_does_not_fit_names_what_would(draft: Callable[..., Plan], target: 
     freed = fit_plan(draft(0.7 * whole), given.model_copy(update={"fit": "auto"}), target)
     assert freed.forecast is not None
     assert freed.forecast.memory.fits
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_a_step_that_cannot_be_traced_is_no_end_where_it_can_be_tried(
+    is_here: bool, draft: Callable[..., Plan], target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a value was asked for")
+
+    monkeypatch.setattr(trace_cache, "trace_plan", fail)
+    target = replace(target, is_here=is_here)
+    if is_here:
+        plan = fit_plan(draft(), recipe_of(), target)
+        assert plan.forecast is None
+        assert "a value was asked for" in plan.reasons["forecast"]
+    else:
+        with pytest.raises(InputError, match="cannot be traced without its card: a value was asked for"):
+            fit_plan(draft(), recipe_of(), target)
 
 
 def test_a_limit_below_the_weights_says_so(draft: Callable[..., Plan], target: Target) -> None:

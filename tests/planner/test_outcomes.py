@@ -9,9 +9,12 @@ import pytest
 
 from onecard.hardware import Machine, find_card
 from onecard.observe.events import StepEvent
+from onecard.planner.compiled import CannotTraceCompiled
 from onecard.planner.device import Target, target_of_card
 from onecard.planner.forecast import forecast
 from onecard.planner.outcomes import Outcome, memory_factor, outcomes_file, outcomes_of, remember
+from onecard.planner.trace_cache import CannotTrace
+from onecard.run import outcome as run_outcome
 from onecard.run.outcome import make_outcome
 from onecard.spec import Plan
 
@@ -76,6 +79,17 @@ def test_an_outcome_sets_a_run_beside_its_plan(plan: Plan, target: Target) -> No
 def test_too_short_a_run_and_an_unknown_card_tell_nothing(plan: Plan, target: Target) -> None:
     assert make_outcome(plan, target, MACHINE, steps(19, 10**9, 0.1)) is None
     assert make_outcome(plan, replace(target, card=None), MACHINE, steps(40, 10**9, 0.1)) is None
+
+
+@pytest.mark.parametrize("error", [CannotTrace("no"), CannotTraceCompiled("no")], ids=lambda e: type(e).__name__)
+def test_a_finished_run_does_not_fail_for_want_of_a_trace(
+    error: Exception, plan: Plan, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run_outcome, "trace_cached", fail)
+    assert make_outcome(plan, target, MACHINE, steps(40, 10**9, 0.1)) is None
 
 
 def test_the_next_plan_is_corrected(plan: Plan, target: Target) -> None:

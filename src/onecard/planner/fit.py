@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from onecard.errors import DoesNotFitError
+from onecard.errors import DoesNotFitError, InputError
 from onecard.planner.device import Target
 from onecard.planner.forecast import forecast
+from onecard.planner.trace_cache import CannotTrace
 from onecard.spec import Alternative, Forecast, Plan, Recipe
 from onecard.units import format_bytes
 
@@ -39,7 +40,21 @@ def fit_plan(draft: Plan, recipe: Recipe, target: Target) -> Plan:
 
     Raises:
         DoesNotFitError: nothing that may be chosen fits; says what would.
+        InputError: the step cannot be traced, and the card is not here to try it.
     """
+    try:
+        return _fit(draft, recipe, target)
+    except CannotTrace as error:
+        if target.is_here:
+            reason = f"the step cannot be traced ({error}): its first seconds will tell"
+            return draft.model_copy(update={"reasons": draft.reasons | {"forecast": reason}})
+        raise InputError(
+            f"the step of this {draft.model.settings.get('model_type')} cannot be traced without its card: {error}. "
+            "Choose another model_type, or plan on the machine that has the card"
+        ) from error
+
+
+def _fit(draft: Plan, recipe: Recipe, target: Target) -> Plan:
     is_free = recipe.fit == "auto"
     sizes = _micro_batches(draft) if is_free or _is_open(recipe) else [draft.micro_batch_size]
     recomputes = [False, True] if is_free or recipe.gradient_checkpointing == "auto" else [draft.gradient_checkpointing]

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from onecard.data.cache import cache_folder, short_hash
+from onecard.errors import OnecardError
+from onecard.planner.compiled import CannotTraceCompiled
 from onecard.planner.recorder import Record, Work
 from onecard.planner.trace import Trace, trace_plan
 from onecard.spec import Plan
@@ -18,6 +20,10 @@ _SHAPING = (
     *("precision", "torch_compile", "attn_implementation", "gradient_checkpointing", "max_seq_length"),
     *("micro_batch_size", "eval_batch_size"),
 )
+
+
+class CannotTrace(Exception):
+    """A step that does not run on tensors without values, so that nothing can be told of it beforehand."""
 
 
 def trace_cached(plan: Plan, compute_capability: tuple[int, int]) -> Trace:
@@ -40,7 +46,13 @@ def trace_cached(plan: Plan, compute_capability: tuple[int, int]) -> Trace:
     path = cache_folder() / "traces" / f"{short_hash(key)}.json.gz"
     if (found := _read(path)) is not None:
         return found
-    trace = trace_plan(plan, compute_capability, has_borders=has_borders)
+    try:
+        trace = trace_plan(plan, compute_capability, has_borders=has_borders)
+    except (OnecardError, CannotTraceCompiled):
+        raise
+    # Whatever a family's own code does that tensors without values cannot answer.
+    except Exception as error:
+        raise CannotTrace(" ".join(str(error).split())[:200] or type(error).__name__) from error
     _write(path, trace)
     return trace
 
