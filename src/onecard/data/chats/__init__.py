@@ -1,0 +1,1 @@
+"""Chats in, token files with target masks out."""
