@@ -6,14 +6,16 @@ import pytest
 import yaml
 
 from onecard.spec import Recipe, apply_device, describe_recipe, load_recipe, recipe_names, recipe_to_yaml
-from onecard.spec.merge import SHAPE_KEYS
+from onecard.spec.agreement import SHAPE_KEYS
 
 SIZES = {
     "a6000-pretrain": ("small", "medium", "large"),
     "rtx-5060-pretrain": (None, "medium"),
 }
+FROM_SCRATCH = tuple(name for name in recipe_names() if load_recipe(name).model_name_or_path is None)
+FINE_TUNED = tuple(name for name in recipe_names() if name not in FROM_SCRATCH)
 VARIANTS = [
-    (name, size, device) for name in recipe_names() for size in SIZES.get(name, (None,)) for device in ("cpu", "cuda")
+    (name, size, device) for name in FROM_SCRATCH for size in SIZES.get(name, (None,)) for device in ("cpu", "cuda")
 ]
 # 65 characters and the end of the text.
 SHAKESPEARE_VOCAB_SIZE = 66
@@ -59,6 +61,13 @@ def test_the_promised_recipes_are_there() -> None:
         "a6000-pretrain",
         "demo",
         "large-gpu-pretrain",
+        "rtx-3060-dialogpt-medium",
+        "rtx-3060-distilgpt2",
+        "rtx-3060-gpt2",
+        "rtx-3060-tinyllama",
+        "rtx-4060-laptop-sft",
+        "rtx-4060-laptop-sft-aggressive",
+        "rtx-4060-laptop-sft-minimal",
         "rtx-5060-pretrain",
         "shakespeare-char",
         "shakespeare-char-cpu",
@@ -83,7 +92,7 @@ def test_a_recipe_has_the_parameters_it_promises(name: str, size: str | None, de
     assert count_parameters(load(name, size, device)) == expected
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", FROM_SCRATCH)
 def test_flags_win_in_every_recipe_on_every_device(name: str) -> None:
     flags = {"hidden-dim": "192", "n-layers": 1, "n-heads": 3, "n-kv-heads": 3, "batch-size": 2, "max-iters": 7}
     for device in ("cpu", "cuda"):
@@ -104,7 +113,6 @@ def test_flags_win_in_every_recipe_on_every_device(name: str) -> None:
         {"num_workers": 0},
         {"eval_dataset": "a.txt"},
         {"eval_fraction": 0},
-        {"tokenizer": "bytes"},
         {"sample_prompts": []},
     ],
     ids=str,
@@ -113,6 +121,22 @@ def test_switching_something_off_needs_no_second_flag(name: str, flags: dict[str
     for size in SIZES.get(name, (None,)):
         for device in ("cpu", "cuda"):
             apply_device(load_recipe(name, **flags, **({"size": size} if size else {})), device)
+
+
+@pytest.mark.parametrize("name", FROM_SCRATCH)
+@pytest.mark.parametrize("flags", [{"tokenizer": "bytes"}, {"model_name_or_path": "gpt2"}], ids=str)
+def test_another_tokenizer_or_a_trained_model_needs_no_second_flag(name: str, flags: dict[str, Any]) -> None:
+    for device in ("cpu", "cuda"):
+        apply_device(load_recipe(name, **flags), device)
+
+
+@pytest.mark.parametrize("name", FINE_TUNED)
+@pytest.mark.parametrize(
+    "flags", [{"method": "full"}, {"method": "qlora", "lora_r": 64}, {"task": "pretrain"}], ids=str
+)
+def test_fine_tuning_changes_its_method_by_one_flag(name: str, flags: dict[str, Any]) -> None:
+    recipe = load_recipe(name, **flags)
+    assert {key: getattr(recipe, key) for key in flags} == flags
 
 
 def test_rtx_5060_pretrain_has_the_numbers_of_its_page() -> None:
@@ -163,8 +187,44 @@ def test_shakespeare_char_is_the_baby_gpt() -> None:
 
 
 def test_only_shakespeare_needs_a_file_of_the_user() -> None:
-    paths = {name: load_recipe(name).dataset[0].path for name in recipe_names()}
+    paths = {name: load_recipe(name).dataset[0].path for name in FROM_SCRATCH}
     assert {name for name, path in paths.items() if path != "python-stdlib"} == {
         "shakespeare-char",
         "shakespeare-char-cpu",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("rtx-4060-laptop-sft", (64, 4e-5, 5, 1024, 6, 0.01)),
+        ("rtx-4060-laptop-sft-aggressive", (48, 6e-5, 6, 768, 8, 0.02)),
+        ("rtx-4060-laptop-sft-minimal", (64, 4e-5, 5, 512, 4, 0.01)),
+    ],
+)
+def test_rtx_4060_laptop_sft_has_the_numbers_of_its_page(name: str, expected: tuple[float, ...]) -> None:
+    recipe = load_recipe(name)
+    assert (recipe.task, recipe.method, recipe.optim) == ("sft", "full", "adamw")
+    assert recipe.model_name_or_path == "HuggingFaceTB/SmolLM2-135M"
+    lengths = (recipe.max_seq_length, recipe.max_rounds)
+    assert (recipe.total_batch_size, recipe.learning_rate, recipe.num_train_epochs, *lengths, recipe.weight_decay) == (
+        expected
+    )
+    assert (recipe.warmup_ratio, recipe.save_steps, recipe.gradient_checkpointing) == (0.2, 20, "auto")
+    assert recipe.gradient_accumulation_steps == (32 if name.endswith("minimal") else "auto")
+
+
+@pytest.mark.parametrize("model", ["distilgpt2", "gpt2", "dialogpt-medium"])
+def test_rtx_3060_recipes_train_adapters_or_everything(model: str) -> None:
+    recipe = load_recipe(f"rtx-3060-{model}")
+    assert (recipe.method, recipe.max_seq_length, recipe.total_batch_size) == ("lora", 512, 32)
+    assert (recipe.lr_scheduler_type, recipe.warmup_steps, recipe.learning_rate) == ("cosine", 30, 2e-4)
+    full = load_recipe(f"rtx-3060-{model}", method="full")
+    assert (full.method, full.learning_rate) == ("full", 2e-5)
+
+
+def test_rtx_3060_tinyllama_is_qlora_with_any_rank_and_length() -> None:
+    recipe = load_recipe("rtx-3060-tinyllama", lora_r=64, lora_alpha=128, max_length=2048)
+    assert (recipe.method, recipe.double_quant, recipe.lora_r, recipe.lora_alpha) == ("qlora", True, 64, 128)
+    assert recipe.max_seq_length == 2048
+    assert load_recipe("rtx-3060-tinyllama").lora_r == 16

@@ -12,8 +12,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from onecard.errors import InputError, RecipeError
 from onecard.model.build import count_parameters, make_config
 from onecard.spec import CorpusFacts, ModelPlan, Recipe
+from onecard.spec.agreement import SHAPE_KEYS
 from onecard.spec.layers import find_config_problems
-from onecard.spec.merge import SHAPE_KEYS
 from onecard.spec.paths import is_hub_name, locate
 
 # Qwen3's own defaults are those of a 7B model.

@@ -162,6 +162,16 @@ def _coerce_collection(key: str, value: str) -> Any:
     return value
 
 
+def coerce_mapping(value: Any) -> Any:
+    """Turns the text of a mapping into one; anything else stays as it is. Raises ValueError for half a mapping."""
+    if not isinstance(value, str) or not value.strip().startswith("{"):
+        return value
+    try:
+        return _read_exponents(yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise ValueError("this is no complete mapping") from None
+
+
 def _read_exponents(value: Any) -> Any:
     """Turns `1e6` inside a mapping into a number: YAML 1.1 wants 1.0e+6, and PyYAML follows it."""
     if isinstance(value, dict):

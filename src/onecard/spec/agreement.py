@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from onecard.spec.tasks import ADAPTER_KEYS
+
 if TYPE_CHECKING:
     from onecard.spec.recipe import Recipe
 
@@ -11,6 +13,15 @@ if TYPE_CHECKING:
 DURATION_KEYS = ("max_steps", "num_train_epochs", "max_tokens")
 WARMUP_KEYS = ("warmup_steps", "warmup_ratio")
 TOTAL_BATCH_KEYS = ("total_batch_size", "total_batch_tokens")
+# Keys that say the same as an entry of model_config.
+SHAPE_KEYS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "tie_word_embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,18 @@ DEPENDENCES = (
         "an lr_scheduler_type other than constant",
     ),
     Dependence(("vocab_size",), ("tokenizer",), lambda v: v["tokenizer"] not in ("char", "bytes"), "tokenizer bpe"),
+    Dependence(
+        (*SHAPE_KEYS, "init", "vocab_size"),
+        ("model_name_or_path",),
+        lambda v: v["model_name_or_path"] is None,
+        "a model from scratch, without model_name_or_path",
+    ),
+    Dependence(ADAPTER_KEYS, ("method",), lambda v: v["method"] != "full", "method lora or qlora"),
+    Dependence(("double_quant",), ("method",), lambda v: v["method"] == "qlora", "method qlora"),
+    Dependence(
+        ("chat_template", "max_rounds", "packing", "on_bad_row"), ("task",), lambda v: v["task"] == "sft", "task sft"
+    ),
+    Dependence(("eval_split",), ("task",), lambda v: v["task"] != "sft", "task pretrain: chats are held out whole"),
     Dependence(
         ("eval_fraction",),
         ("eval_dataset",),
@@ -173,4 +196,18 @@ def _scheduler(recipe: "Recipe") -> str | None:
     return None
 
 
-_CHECKS = (_name, _duration, _warmup, _total_batch, _heads, _device, _scheduler)
+def _base(recipe: "Recipe") -> str | None:
+    if recipe.model_name_or_path is None:
+        if recipe.task == "sft":
+            return "task sft needs a model that knows a language already: set model_name_or_path"
+        if recipe.method != "full":
+            return f"method {recipe.method} needs a trained model beside which adapters learn: set model_name_or_path"
+        return None
+    if recipe.model_settings:
+        return "model_config has no effect: it needs a model from scratch, without model_name_or_path"
+    if recipe.tokenizer in ("char", "bytes"):
+        return f"tokenizer {recipe.tokenizer} has no effect: an existing model has its own; leave tokenizer out"
+    return None
+
+
+_CHECKS = (_base, _name, _duration, _warmup, _total_batch, _heads, _device, _scheduler)

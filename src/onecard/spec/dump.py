@@ -6,17 +6,23 @@ from typing import Any
 import yaml
 
 from onecard.spec.accepts import FIELDS, MODEL_CONFIG, default_of
+from onecard.spec.agreement import DEPENDENCES
 from onecard.spec.recipe import DatasetSource, Recipe
 
 _FIELD_NAMES = {key: "model_settings" if key == MODEL_CONFIG else key for key in FIELDS}
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
-    """Writes a recipe as YAML that loads to an equal one; defaults are written out, so that it keeps its meaning."""
+    """Writes a recipe as YAML that loads to an equal one; defaults are written out, so that it keeps its meaning.
+
+    What has no effect beside the other settings is left out.
+    """
+    idle = {key for row in DEPENDENCES if not row.holds(vars(recipe)) for key in row.keys}
     values = {
         key: value
         for key, value in values_of(recipe).items()
         if not (value in (None, (), {}, "") and value == default_of(key))
+        and not (key in idle and value == default_of(key))
     }
     return yaml.dump(plain(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 

@@ -7,16 +7,27 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from onecard.spec.accepts import MODEL_CONFIG, TOLD_BOUND, accepts, adapter, coerce, find_undecodable, show
-from onecard.spec.merge import EXCLUSIVE, PRECISIONS, SHAPE_KEYS, is_given
+from onecard.spec.accepts import (
+    MODEL_CONFIG,
+    TOLD_BOUND,
+    accepts,
+    adapter,
+    coerce,
+    coerce_mapping,
+    find_undecodable,
+    show,
+)
+from onecard.spec.agreement import SHAPE_KEYS
+from onecard.spec.merge import EXCLUSIVE, PRECISIONS, is_given
 from onecard.spec.paths import anchor
 from onecard.spec.recipe import DatasetSource
 from onecard.spec.spelling import NO_EFFECT, VALUES, Spelling, did_you_mean, find_key, find_spelling, nearest
+from onecard.spec.tasks import expand_lora
 
 DEVICES = ("cpu", "cuda")
 # Keys that decide which section holds, or name the whole, make no sense inside a section.
 _NOT_IN_SIZE = ("size", "sizes", "name")
-_NOT_ON_DEVICE = (*_NOT_IN_SIZE, "on_device", "device")
+_NOT_ON_DEVICE = (*_NOT_IN_SIZE, "on_device", "device", "task", "method", "model_name_or_path")
 
 
 @dataclass
@@ -93,7 +104,7 @@ class LayerReader:
         layer = Layer()
         sections: dict[str, Any] = {}
         written: dict[str, str] = {}
-        for name, value in settings.items():
+        for name, value in self._without_lora(settings).items():
             spelling = find_spelling(str(name))
             if spelling is None:
                 self._problem(f"{name} is not a setting{did_you_mean(nearest(str(name)))}")
@@ -107,6 +118,19 @@ class LayerReader:
             layer.values.pop("min_lr", None)  # nothing to compare it with
         self._check_contradictions(layer.values, written)
         return layer, sections
+
+    def _without_lora(self, settings: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Replaces a section `lora` by the flat keys it stands for."""
+        flat = {}
+        for name, value in settings.items():
+            if str(name).lower() not in ("lora", "lora_config", "peft_config"):
+                flat[name] = value
+                continue
+            try:
+                flat |= expand_lora(coerce_mapping(value))
+            except ValueError as error:
+                self._problem(f"{name} is {show(value)}, but {error}")
+        return flat
 
     def _read_value(self, layer: Layer, written: dict[str, str], name: tuple[str, Spelling], value: Any) -> None:
         """Reads one setting into the layer. `written` remembers what the user called each key."""

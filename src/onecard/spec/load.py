@@ -13,6 +13,7 @@ from onecard.spec.merge import difference, merge, settle
 from onecard.spec.recipe import Recipe
 from onecard.spec.source import Source, read_source
 from onecard.spec.spelling import did_you_mean, nearest
+from onecard.spec.tasks import defaults, derive
 
 
 def load_recipe(
@@ -85,7 +86,8 @@ def _stack(layers: list[Layer], device: str | None, problems: list[str]) -> dict
         values = merge(values, layer.values, problems)
         if device is not None:
             values = merge(values, layer.on_device.get(device, {}), problems)
-    return settle(values, problems)
+    values = derive(values, problems)
+    return settle(merge(defaults(values), values, problems), problems)
 
 
 def _device_sections(layers: list[Layer], values: Mapping[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:

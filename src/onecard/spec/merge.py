@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onecard.spec.accepts import FIELDS, MODEL_CONFIG, default_of, show
-from onecard.spec.agreement import DEPENDENCES, DURATION_KEYS, TOTAL_BATCH_KEYS, WARMUP_KEYS
+from onecard.spec.agreement import DEPENDENCES, DURATION_KEYS, SHAPE_KEYS, TOTAL_BATCH_KEYS, WARMUP_KEYS
 from onecard.spec.spelling import find_key
 
 # Of each group a layer may give one; it replaces the others of earlier layers.
@@ -20,15 +20,6 @@ EXCLUSIVE: tuple[tuple[str, ...], ...] = (
     ("min_lr", "min_lr_ratio"),
 )
 PRECISIONS = ("fp16", "bf16", "fp32")
-# Keys that say the same as an entry of model_config.
-SHAPE_KEYS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "tie_word_embeddings",
-)
 _MICRO, _ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
 # Keys of which one can remove another. A difference that touches one of them names all, to mean the same everywhere.
 _COUPLED: tuple[tuple[str, ...], ...] = (
@@ -59,7 +50,8 @@ def settle(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     settled = dict(values)
     _settle_min_lr(settled, problems)
     _settle_precision(settled)
-    if column := settled.pop("text_column", None):
+    columns = [settled.pop(name, None) for name in ("text_column", "dataset_text_field")]
+    if column := columns[0] or columns[1]:
         for key in {"dataset", "eval_dataset"} & set(settled):
             settled[key] = tuple(source.model_copy(update={"text_column": column}) for source in settled[key])
     targets = list(settled.get("report_to", default_of("report_to")))
@@ -94,7 +86,12 @@ def _displaced(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> set[str]:
     if "precision" in upper or any(upper.get(name) is True for name in PRECISIONS):
         dropped |= {"precision", *PRECISIONS}
     if "dataset" in given:
-        dropped.add("text_column")
+        dropped |= {"text_column", "dataset_text_field"}
+    if "model_name_or_path" in given:
+        # A trained model has a config and a tokenizer of its own.
+        dropped |= {MODEL_CONFIG, "tokenizer"}
+    if "method" in given:
+        dropped |= {"load_in_4bit", "use_peft"}
     if "report_to" in upper:
         dropped |= {"use_wandb", "use_tensorboard"}
     if "tokenizer" in given and upper["tokenizer"] != lower.get("tokenizer", default_of("tokenizer")):

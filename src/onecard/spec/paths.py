@@ -12,7 +12,8 @@ from onecard.spec.recipe import Recipe
 
 STDLIB = "python-stdlib"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_TRAINED_TOKENIZERS = ("bpe", "char", "bytes")
+# Values of keys that may also hold a path.
+_WORDS = ("bpe", "char", "bytes", "auto", "default", "chatml", "eos")
 
 
 def locate(path: str | Path) -> Path | None:
@@ -69,8 +70,9 @@ def _with_paths(key: str, value: Any, change: Callable[[str], str]) -> Any:
             source if source.path == STDLIB else source.model_copy(update={"path": change(source.path)})
             for source in value
         )
-    is_path = key == "tokenizer" and value not in _TRAINED_TOKENIZERS
-    return change(value) if is_path or (key == MODEL_CONFIG and isinstance(value, str)) else value
+    is_path = key in ("tokenizer", "chat_template") and value not in _WORDS
+    is_model = key in (MODEL_CONFIG, "model_name_or_path") and isinstance(value, str)
+    return change(value) if is_path or is_model else value
 
 
 def _anchored(path: str, folder: Path) -> str:

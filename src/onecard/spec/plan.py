@@ -1,10 +1,14 @@
 """Every decision of a run as a number, each with its reason. A Plan never says `auto`."""
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from onecard.spec.forecast import Alternative, Forecast
+
+# Of a row of packed chats: what the best-fitting ones leave free.
+_FILLED_SHARE = 0.95
 
 
 class _Frozen(BaseModel):
@@ -22,6 +26,8 @@ class CorpusFacts(_Frozen):
     separator_id: int
     fingerprint: str
     num_train_documents: int | None = None
+    # Chats; None for running text.
+    num_train_rows: int | None = None
     # From the sizes of files, because the text was not looked at.
     is_estimate: bool = False
     # Name and training tokens of each source.
@@ -80,10 +86,14 @@ class SchedulePlan(_Frozen):
 class Plan(_Frozen):
     """A run without open questions. `reasons` says, per field (`schedule.num_steps`), why it is so.
 
-    `flops_per_token` counts forward and backward: 6 x matrix parameters + 6 x layers x attention width x length.
+    `flops_per_token` counts forward and backward: 6 x matrix parameters (4 x where they are frozen) + 6 x layers x
+    attention width x length.
     `peak_flops` is a large matrix product in `precision`, measured on the device.
     """
 
+    task: Literal["pretrain", "sft"] = "pretrain"
+    # How chats share the rows of a micro-batch: each has its own, several share one, or all stand in a single row.
+    packing: Literal["off", "rows", "flat"] = "off"
     device: str
     precision: Literal["bf16", "fp16", "fp32"]
     torch_compile: bool
@@ -128,8 +138,19 @@ class Plan(_Frozen):
 
     @property
     def tokens_per_step(self) -> int:
-        return self.total_batch_size * self.max_seq_length
+        """Tokens of a step; of chats, whose lengths differ, the mean."""
+        if self.corpus.num_train_rows is None:
+            return self.total_batch_size * self.max_seq_length
+        return max(1, round(self.total_batch_size * self.corpus.num_train_tokens / self.corpus.num_train_rows))
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of up to `max_seq_length` tokens that a step is made of; of packed chats, those they fill on average."""
+        if self.packing == "off":
+            return self.total_batch_size
+        filled = math.ceil(self.tokens_per_step / (_FILLED_SHARE * self.max_seq_length))
+        return min(self.total_batch_size, filled)
 
     @property
     def num_micro_batches(self) -> int:
-        return -(-self.total_batch_size // self.micro_batch_size)
+        return -(-self.rows_per_step // self.micro_batch_size)

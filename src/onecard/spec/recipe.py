@@ -49,6 +49,13 @@ def _as_list(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _as_modules(value: Any) -> Any:
+    """Accepts all-linear, one name, several in one text, or a list."""
+    if not isinstance(value, str) or value == "all-linear":
+        return value if isinstance(value, str) else tuple(value or ())
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
 def _as_report_targets(value: Any) -> Any:
     targets = tuple(_as_list(value))
     return () if targets == ("none",) else targets
@@ -64,8 +71,13 @@ class Recipe(BaseModel):
     # What is done
     name: str = Field("recipe", description="name of the recipe; names the run folder")
     description: str = Field("", description="one sentence for `onecard recipes`")
-    task: Literal["pretrain"] = Field("pretrain", description="which targets count: every token of running text")
-    method: Literal["full"] = Field("full", description="which weights move: all of them")
+    task: Literal["pretrain", "sft"] = Field(
+        "pretrain",
+        description="which targets count: pretrain, all of running text; sft, what the assistant says in chats",
+    )
+    method: Literal["full", "lora", "qlora"] = Field(
+        "full", description="which weights move: all, or adapters beside weights that rest as they are or in 4 bits"
+    )
 
     # Text
     dataset: Annotated[tuple[DatasetSource, ...], BeforeValidator(_as_sources)] = Field(
@@ -80,9 +92,22 @@ class Recipe(BaseModel):
     )
     tokenizer: str = Field("bpe", description="bpe, char, bytes, a tokenizer folder or a Hub name")
     vocab_size: Size | None = Field(None, description="vocabulary of a BPE tokenizer trained on the corpus")
-    max_seq_length: Size = Field(1024, description="tokens per training block")
+    max_seq_length: Size = Field(1024, description="tokens per training block, most tokens of a chat")
+
+    # Chats
+    chat_template: str = Field(
+        "auto", description="auto (the tokenizer's own), default, chatml, eos, or a file that holds one"
+    )
+    max_rounds: Positive | None = Field(None, description="newest rounds of a chat that are kept; null = all that fit")
+    packing: bool = Field(True, description="chats share rows, each seeing only itself; false gives each its own row")
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="refuse a set with unusable rows, or leave them out"
+    )
 
     # Model
+    model_name_or_path: str | None = Field(
+        None, description="existing model to start from: a folder, a run, a Hub name, or modelscope:NAME"
+    )
     model_settings: str | dict[str, Any] = Field(
         default_factory=dict,
         alias="model_config",
@@ -99,6 +124,18 @@ class Recipe(BaseModel):
         "zero-output", description="start from transformers' own weights, or with zero output projections of each block"
     )
 
+    # Adapters
+    lora_r: Annotated[int, Field(gt=0, le=65536)] = Field(16, description="rank of the adapters")
+    lora_alpha: Annotated[int, Field(gt=0, le=10**6)] = Field(
+        32, description="adapters are scaled by lora_alpha / lora_r"
+    )
+    lora_dropout: Fraction = Field(0.0, description="dropout before the adapters")
+    lora_target_modules: Annotated[str | tuple[str, ...], BeforeValidator(_as_modules)] = Field(
+        "all-linear", description="layers that get an adapter: all-linear, or their names"
+    )
+    lora_bias: Literal["none", "all", "lora_only"] = Field("none", description="biases that train beside the adapters")
+    double_quant: bool = Field(True, description="qlora: quantize the scales of 4-bit blocks, too")
+
     # Batch
     per_device_train_batch_size: Size | Auto = Field("auto", description="sequences per micro-batch; binding if given")
     gradient_accumulation_steps: Size | Auto = Field("auto", description="micro-batches per step")
@@ -108,7 +145,9 @@ class Recipe(BaseModel):
 
     # Optimizer and schedule
     optim: Literal["adamw", "muon"] = Field("muon", description="muon (matrices; AdamW for the rest) or adamw")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(6e-3, description="AdamW's learning rate")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        6e-3, description="AdamW's learning rate; of an existing model 2e-5, of adapters 2e-4"
+    )
     muon_learning_rate: Annotated[float, Field(gt=0)] = Field(0.01, description="Muon's learning rate, for matrices")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="decoupled weight decay of matrices")
     adam_beta1: Fraction = Field(0.9, description="AdamW's first decay rate")

@@ -49,6 +49,18 @@ def _strategy(value: Any) -> Any:
     raise ValueError("takes steps or no, because onecard counts in steps: set eval_steps or save_steps")
 
 
+def _only(*wanted: Any) -> Callable[[Any], Any]:
+    """For settings of other tools of which onecard knows one value, the one it always has."""
+
+    def check(value: Any) -> Any:
+        text = str(value).strip().lower()
+        if text in (str(each).lower() for each in wanted):
+            return NO_EFFECT
+        raise ValueError(f"onecard knows only {join_or([str(each).lower() for each in wanted])} here")
+
+    return check
+
+
 def _column(value: Any) -> str:
     if isinstance(value, str) and value:
         return value
@@ -68,8 +80,23 @@ SPELLINGS: tuple[Spelling, ...] = (
     *_rows("tokenizer", "tokenizer_name", "tokenizer_name_or_path", "tokenizer_path"),
     *_rows("max_seq_length", "model_max_length", "block_size", "context_length", "seq_len", "seq_length", "n_ctx"),
     *_rows("max_seq_length", "max_length", "max_seq_len", "sequence_length", "n_positions"),
+    Spelling("dataset_text_field", "dataset", _column, deferred=True),
+    # Chats
+    *_rows("chat_template", "chat_template_path"),
+    Spelling("assistant_only_loss", "task", _only(True)),
+    Spelling("completion_only_loss", "task", _only(True)),
     # Model
     *_rows(MODEL_CONFIG, "model_settings"),
+    *_rows("model_name_or_path", "model_name", "model_path", "base_model", "pretrained_model_name_or_path", "model"),
+    Spelling("trust_remote_code", "model_name_or_path", _only(False)),
+    # Adapters
+    *_rows("lora_r", "lora_rank"),
+    *_rows("lora_target_modules", "target_modules", "lora_target"),
+    *_rows("double_quant", "bnb_4bit_use_double_quant", "use_bnb_nested_quant"),
+    Spelling("load_in_4bit", "method", parse_bool, deferred=True),
+    Spelling("use_peft", "method", parse_bool, deferred=True),
+    Spelling("bnb_4bit_quant_type", "method", _only("nf4")),
+    *_rows("precision", "bnb_4bit_compute_dtype"),
     *_rows("hidden_size", "hidden_dim", "d_model", "n_embd", "dim", "embed_dim", "width"),
     *_rows("intermediate_size", "ffn_dim", "mlp_dim", "n_inner", "d_ff"),
     *_rows("num_hidden_layers", "n_layers", "n_layer", "num_layers", "depth"),
@@ -118,6 +145,13 @@ SPELLINGS: tuple[Spelling, ...] = (
     *_rows("early_stopping_patience", "patience"),
     Spelling("use_wandb", "report_to", parse_bool, deferred=True),
     Spelling("use_tensorboard", "report_to", parse_bool, deferred=True),
+    Spelling("load_best_model_at_end", "save_total_limit", _only(True, False)),
+    Spelling("metric_for_best_model", "save_total_limit", _only("eval_loss", "loss")),
+    Spelling("greater_is_better", "save_total_limit", _only(False)),
+    Spelling("remove_unused_columns", "dataset", _only(True, False)),
+    Spelling("dataloader_pin_memory", "dataloader_num_workers", _only(True)),
+    Spelling("push_to_hub", "output_dir", _only(False)),
+    Spelling("overwrite_output_dir", "output_dir", _only(False)),
     *_rows("output_dir", "out_dir"),
     *_rows("resume_from_checkpoint", "resume"),
 )

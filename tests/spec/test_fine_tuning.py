@@ -1,0 +1,119 @@
+"""Recipes that start from a trained model: what is meant, and what follows from it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onecard.errors import RecipeError
+from onecard.spec import load_recipe
+from onecard.spec.dump import recipe_to_yaml
+
+MODEL = {"model_name_or_path": "gpt2", "dataset": "chats.jsonl"}
+# As people have it for other tools.
+FLAT = """
+model_name_or_path: HuggingFaceTB/SmolLM2-135M
+dataset: chats.jsonl
+per_device_train_batch_size: 4
+per_device_eval_batch_size: 4
+max_seq_length: 512
+gradient_checkpointing: true
+fp16: true
+gradient_accumulation_steps: 16
+lr_scheduler_type: cosine
+warmup_steps: 30
+learning_rate: 4e-5
+dataloader_num_workers: 2
+load_best_model_at_end: true
+metric_for_best_model: eval_loss
+remove_unused_columns: false
+lora: {r: 8, lora_alpha: 16}
+resume_from_checkpoint: null
+"""
+
+
+def problems(**settings: Any) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(settings)
+    return "\n".join(caught.value.problems)
+
+
+def test_a_flat_file_of_other_tools_runs_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_text(FLAT, encoding="utf-8")
+    recipe = load_recipe(path)
+    assert (recipe.task, recipe.method, recipe.optim, recipe.precision) == ("sft", "lora", "adamw", "fp16")
+    assert (recipe.lora_r, recipe.lora_alpha, recipe.learning_rate) == (8, 16, 4e-5)
+    assert (recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps) == (4, 16)
+    assert (recipe.num_train_epochs, recipe.warmup_steps, recipe.warmup_ratio) == (3, 30, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "task", "method"),
+    [
+        ({}, "sft", "full"),
+        ({"task": "pretrain"}, "pretrain", "full"),
+        ({"lora": {"r": 4}}, "sft", "lora"),
+        ({"lora": True}, "sft", "lora"),
+        ({"lora": None}, "sft", "full"),
+        ({"lora": "{r: 4}"}, "sft", "lora"),
+        ({"lora_alpha": 8}, "sft", "lora"),
+        ({"use_peft": True}, "sft", "lora"),
+        ({"use_peft": False, "lora_r": 16}, "sft", "full"),
+        ({"use_peft": True, "load_in_4bit": "true"}, "sft", "qlora"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "sft", "qlora"),
+        ({"load_in_4bit": False, "lora": {"rank": 4}}, "sft", "lora"),
+        ({"method": "qlora", "load_in_4bit": True}, "sft", "qlora"),
+    ],
+    ids=str,
+)
+def test_task_and_method_follow_from_what_is_given(settings: dict[str, Any], task: str, method: str) -> None:
+    recipe = load_recipe(MODEL | settings)
+    assert (recipe.task, recipe.method) == (task, method)
+    assert recipe.learning_rate == (2e-5 if method == "full" else 2e-4)
+
+
+def test_defaults_of_fine_tuning_give_way_to_everything_that_is_given() -> None:
+    recipe = load_recipe(MODEL | {"max_steps": 10, "warmup_steps": 2, "optim": "muon", "lr": 1e-3})
+    assert (recipe.max_steps, recipe.num_train_epochs, recipe.optim, recipe.learning_rate) == (10, None, "muon", 1e-3)
+    assert (recipe.warmup_steps, recipe.warmup_ratio) == (2, None)
+
+
+def test_a_fine_tuning_recipe_survives_a_run_folder(tmp_path: Path) -> None:
+    recipe = load_recipe(MODEL | {"lora": {"target_modules": ["c_attn", "c_proj"], "r": 2}, "max_steps": 3})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_to_yaml(recipe), encoding="utf-8")
+    assert load_recipe(path) == recipe
+    assert recipe.lora_target_modules == ("c_attn", "c_proj")
+
+
+def test_a_recipe_from_scratch_keeps_no_word_of_adapters() -> None:
+    text = recipe_to_yaml(load_recipe("demo"))
+    assert "lora" not in text
+    assert "max_rounds" not in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"dataset": "a", "task": "sft", "max_steps": 1}, "set model_name_or_path"),
+        ({"dataset": "a", "method": "lora", "max_steps": 1}, "set model_name_or_path"),
+        (MODEL | {"hidden_size": 64}, "hidden_size 64 has no effect"),
+        (MODEL | {"model_config": {"model_type": "llama"}}, "model_config has no effect"),
+        (MODEL | {"tokenizer": "bytes"}, "an existing model has its own"),
+        (MODEL | {"method": "full", "lora_r": 4}, "lora_r 4 has no effect"),
+        (MODEL | {"method": "full", "load_in_4bit": True}, "weights in 4 bits cannot be trained"),
+        (MODEL | {"task": "pretrain", "max_rounds": 4}, "max_rounds 4 has no effect"),
+        (MODEL | {"lora": {"rr": 4}}, "rr cannot be set there"),
+        (MODEL | {"lora": 7}, "takes a mapping such as"),
+        (MODEL | {"lora": {"r": 0}}, "lora_r is 0"),
+        (MODEL | {"lora": "{r: 4"}, "no complete mapping"),
+        (MODEL | {"bnb_4bit_quant_type": "fp4"}, "onecard knows only nf4 here"),
+        (MODEL | {"assistant_only_loss": False}, "onecard knows only true here"),
+        (MODEL | {"trust_remote_code": True}, "onecard knows only false here"),
+        (MODEL | {"on_bad_row": "ignore"}, "takes error or skip"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_meant_is_told(settings: dict[str, Any], words: str) -> None:
+    assert words in problems(**settings)
