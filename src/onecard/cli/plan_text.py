@@ -63,10 +63,11 @@ def _describe_device(plan: "Plan") -> str:
 
 
 def _describe_batch(plan: "Plan") -> str:
-    text = (
-        f"{plan.total_batch_size} sequences of {plan.max_seq_length} tokens "
-        f"= {format_count(plan.tokens_per_step)} per step"
-    )
+    if plan.task == "sft":
+        what, sign = f"chats of up to {plan.max_seq_length} tokens", ", about "
+    else:
+        what, sign = f"sequences of {plan.max_seq_length} tokens", " = "
+    text = f"{plan.total_batch_size} {what}{sign}{format_count(plan.tokens_per_step)} per step"
     if plan.num_micro_batches == 1:
         return text
     return f"{text}, in {plan.num_micro_batches} micro-batches of {plan.micro_batch_size}"

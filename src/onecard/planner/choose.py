@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -12,9 +12,16 @@ from onecard.planner.device import Target, choose_attention, choose_precision, f
 from onecard.planner.fit import fit_plan
 from onecard.planner.limits import check_blocks, check_compiler, check_heldout, check_ram
 from onecard.planner.measure import measure_peak, measure_step
-from onecard.planner.schedule import BatchSizes, count_steps, make_schedule, resolve_batch, resolve_interval
-from onecard.planner.shape import attention_width, plan_model
-from onecard.spec import CorpusFacts, ModelPlan, OptimizerPlan, Plan, Recipe
+from onecard.planner.schedule import (
+    BatchSizes,
+    count_steps,
+    make_schedule,
+    resolve_batch,
+    resolve_interval,
+    tokens_per_step,
+)
+from onecard.planner.shape import attention_width, plan_adapters, plan_model
+from onecard.spec import AdaptPlan, CorpusFacts, ModelPlan, OptimizerPlan, Plan, Recipe
 from onecard.units import GIB, format_seconds
 
 # torch.compile takes about 40 s on two CPU cores and gains 1.1 to 1.3 there (field notes); on a GPU it gains far more.
@@ -81,23 +88,25 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
     reasons: dict[str, str] = {}
     decided = _decide(grounds, reasons)
     model, batch, num_steps = decided.model, decided.batch, decided.num_steps
-    num_layers, width = attention_width(model.settings)
-    flops_per_token = 6.0 * model.num_matrix_parameters + 6.0 * num_layers * width * recipe.max_seq_length
+    flops_per_token = _flops_per_token(model, decided.adapt, recipe.max_seq_length)
     if target.is_here:
         peak_flops = measurements.peak(target.device, decided.precision)
     else:
         peak_flops = _peak_of_card(target, decided.precision)
-    step_s = flops_per_token * batch.total * recipe.max_seq_length / (peak_flops * _EAGER_SHARE_OF_PEAK)
+    step_s = flops_per_token * tokens_per_step(recipe, corpus, batch.total) / (peak_flops * _EAGER_SHARE_OF_PEAK)
     run_s = 3600 * recipe.max_hours if num_steps is None and recipe.max_hours else (num_steps or 1) * step_s
     compiled, reasons["torch_compile"] = _choose_compile(recipe, target, run_s)
     num_cores = grounds.machine.num_cores
     draft = Plan(
+        task=recipe.task,
+        packing=_choose_packing(recipe, target, is_compiled=compiled),
         device=target.device,
         precision=decided.precision,  # type: ignore[arg-type]
         torch_compile=compiled,
         attn_implementation=decided.attention,  # type: ignore[arg-type]
         gradient_checkpointing=recipe.gradient_checkpointing is True,
         model=model,
+        adapt=decided.adapt,
         optimizer=_optimizer(recipe),
         schedule=make_schedule(recipe, num_steps or _draft_steps(recipe)),
         corpus=corpus,
@@ -136,6 +145,7 @@ class _Decisions:
     precision: str
     attention: str
     model: ModelPlan
+    adapt: AdaptPlan | None
     batch: BatchSizes
     num_steps: int | None
 
@@ -149,6 +159,7 @@ def _decide(grounds: Grounds, reasons: dict[str, str]) -> _Decisions:
     problems = _Problems()
     reasons["device"] = target.reason
     precision, reasons["precision"] = problems.attempt(choose_precision, recipe, target, grounds.machine) or ("", "")
+    adapt = problems.attempt(plan_adapters, recipe)
     model = problems.attempt(plan_model, recipe, corpus or _any_corpus(recipe), reasons)
     dropout = model.dropout if model else recipe.dropout or 0.0
     attention, reasons["attn_implementation"] = problems.attempt(
@@ -158,8 +169,8 @@ def _decide(grounds: Grounds, reasons: dict[str, str]) -> _Decisions:
     batch = problems.attempt(resolve_batch, recipe, target.kind, reasons)
     num_steps = recipe.max_steps
     if batch is not None:
-        tokens_per_step = batch.total * recipe.max_seq_length
-        num_steps = problems.attempt(count_steps, recipe, corpus, tokens_per_step, reasons)
+        num_tokens = tokens_per_step(recipe, corpus, batch.total)
+        num_steps = problems.attempt(count_steps, recipe, corpus, num_tokens, reasons)
     problems.attempt(make_schedule, recipe, num_steps or _draft_steps(recipe))
     if corpus is not None:
         problems.attempt(check_heldout, recipe, corpus)
@@ -169,7 +180,7 @@ def _decide(grounds: Grounds, reasons: dict[str, str]) -> _Decisions:
     assert batch is not None
     if target.kind == "cpu":
         check_ram(recipe, model, grounds.machine)
-    return _Decisions(precision, attention, model, batch, num_steps)
+    return _Decisions(precision, attention, model, adapt, batch, num_steps)
 
 
 class _Problems:
@@ -225,6 +236,20 @@ def _fit_into_hours(draft: Plan, recipe: Recipe, num_steps: int | None, step_s: 
             f"{format_seconds(3600 * recipe.max_hours)} at {step_s:.3g} s per step, measured"
         )
     return draft.model_copy(update={"schedule": make_schedule(recipe, chosen), **_intervals(recipe, chosen)})
+
+
+def _flops_per_token(model: ModelPlan, adapt: AdaptPlan | None, length: int) -> float:
+    """Frozen matrices take part in the backward pass once, on the way to the layers before them."""
+    num_layers, width = attention_width(model.settings)
+    per_parameter = 6.0 if adapt is None else 4.0
+    return per_parameter * model.num_matrix_parameters + 6.0 * num_layers * width * length
+
+
+def _choose_packing(recipe: Recipe, target: Target, *, is_compiled: bool) -> Literal["off", "rows", "flat"]:
+    """A CPU takes rows of any length, one after the other; a compiled step and a GPU want few shapes."""
+    if recipe.task == "pretrain" or not recipe.packing:
+        return "off"
+    return "flat" if target.kind == "cpu" and not is_compiled else "rows"
 
 
 def _intervals(recipe: Recipe, num_steps: int) -> dict[str, Any]:

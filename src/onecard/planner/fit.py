@@ -103,15 +103,16 @@ def _row(candidate: Candidate, changes: dict[str, Any], *, is_chosen: bool = Fal
 def _changes(plan: Plan) -> Iterator[dict[str, Any]]:
     micro, length = plan.micro_batch_size, plan.max_seq_length
     for size in (2 * micro, micro // 2, 1):
-        if 1 <= size <= plan.total_batch_size and size != micro:
+        if 1 <= size <= plan.rows_per_step and size != micro:
             yield {"micro_batch_size": size, "eval_batch_size": min(plan.eval_batch_size, size)}
     yield {"gradient_checkpointing": not plan.gradient_checkpointing}
     yield {"torch_compile": not plan.torch_compile}
     other = "adamw" if plan.optimizer.name == "muon" else "muon"
     yield {"optimizer": plan.optimizer.model_copy(update={"name": other})}
     if length >= 128:
-        # The same tokens per step, in shorter sequences.
-        yield {"max_seq_length": length // 2, "total_batch_size": 2 * plan.total_batch_size}
+        # The same tokens per step, in shorter sequences; as many chats, which are cut.
+        total = plan.total_batch_size if plan.task == "sft" else 2 * plan.total_batch_size
+        yield {"max_seq_length": length // 2, "total_batch_size": total}
 
 
 def _is_open(recipe: Recipe) -> bool:
@@ -120,7 +121,7 @@ def _is_open(recipe: Recipe) -> bool:
 
 def _micro_batches(draft: Plan) -> list[int]:
     """Powers of two up to the whole step, and the whole step."""
-    total = draft.total_batch_size
+    total = draft.rows_per_step
     return [*(1 << power for power in range(total.bit_length()) if 1 << power < total), total]
 
 

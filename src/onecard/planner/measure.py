@@ -53,7 +53,7 @@ def measure_step(plan: Plan) -> float:
         _step(state, micro_batch)
         synchronize(plan.device)
         times.append(time.perf_counter() - started)
-    return statistics.median(times[len(times) // 2 :]) * plan.total_batch_size / rows
+    return statistics.median(times[len(times) // 2 :]) * plan.rows_per_step / rows
 
 
 def _step(state: TrainState, micro_batch: MicroBatch) -> None:

@@ -100,7 +100,7 @@ def predict_time(trace: Trace, plan: Plan, card: Card, efficiencies: Efficiencie
 
 def _of_step(trace: Trace, plan: Plan) -> Iterator[tuple[Work, float]]:
     """The work of a step, and how often it is done in each: the second micro-batch stands for all but the first."""
-    num_micro_batches = plan.total_batch_size / plan.micro_batch_size
+    num_micro_batches = plan.rows_per_step / plan.micro_batch_size
     for work in trace.record.work:
         if work.phase == "evaluation":
             continue

@@ -11,6 +11,7 @@ from onecard.units import format_count
 # Tokens of one micro-batch where nothing is asked for: enough to fill the device, little enough to fit.
 _MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 16384}
 _STEP_TOKENS = {"cpu": 8192, "cuda": 65536}
+_STEP_CHATS = 32
 _WARMUP_SHARE = 0.02
 _NUM_INTERVALS = 10
 _CURVE_POINTS = 1000
@@ -31,6 +32,10 @@ def resolve_batch(recipe: Recipe, kind: str, reasons: dict[str, str]) -> BatchSi
     micro, accumulation = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
     total = recipe.total_batch_size or (recipe.total_batch_tokens and recipe.total_batch_tokens // length)
     most = max(1, _MICRO_BATCH_TOKENS[kind] // length)
+    if total is None and recipe.task == "sft" and micro == "auto":
+        accumulated = 1 if accumulation == "auto" else accumulation
+        total = accumulated * max(1, _STEP_CHATS // accumulated)
+        reasons["total_batch_size"] = f"about {_STEP_CHATS} chats per step"
     if total is None:
         if micro != "auto":
             total = micro * (1 if accumulation == "auto" else accumulation)
@@ -64,6 +69,13 @@ def _share_out(total: int, accumulation: int) -> int:
     return micro
 
 
+def tokens_per_step(recipe: Recipe, corpus: CorpusFacts | None, total: int) -> int:
+    """Tokens of a step of `total` sequences; of chats, whose lengths differ, the mean where it is known."""
+    if corpus is not None and corpus.num_train_rows:
+        return max(1, round(total * corpus.num_train_tokens / corpus.num_train_rows))
+    return total * recipe.max_seq_length
+
+
 def count_steps(
     recipe: Recipe, corpus: CorpusFacts | None, tokens_per_step: int, reasons: dict[str, str]
 ) -> int | None:
@@ -78,7 +90,10 @@ def count_steps(
         if corpus is None:
             return None
         steps = math.ceil(recipe.num_train_epochs * corpus.num_train_tokens / tokens_per_step)
-        reasons["schedule.num_steps"] = f"{recipe.num_train_epochs:g} x {format_count(corpus.num_train_tokens)} tokens"
+        one = f"{format_count(corpus.num_train_tokens)} tokens"
+        if corpus.num_train_rows:
+            one = f"{format_count(corpus.num_train_rows)} chats"
+        reasons["schedule.num_steps"] = f"{recipe.num_train_epochs:g} x {one}"
         return max(1, steps)
     if recipe.max_tokens is not None:
         reasons["schedule.num_steps"] = f"{format_count(recipe.max_tokens)} tokens"

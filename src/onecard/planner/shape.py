@@ -11,7 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from onecard.errors import InputError, RecipeError
 from onecard.model.build import count_parameters, make_config
-from onecard.spec import CorpusFacts, ModelPlan, Recipe
+from onecard.spec import AdaptPlan, CorpusFacts, ModelPlan, Recipe
 from onecard.spec.agreement import SHAPE_KEYS
 from onecard.spec.layers import find_config_problems
 from onecard.spec.paths import is_hub_name, locate
@@ -57,6 +57,21 @@ def plan_model(recipe: Recipe, corpus: CorpusFacts, reasons: dict[str, str]) -> 
         init=recipe.init,
         num_parameters=total,
         num_matrix_parameters=matrices,
+    )
+
+
+def plan_adapters(recipe: Recipe) -> AdaptPlan | None:
+    """The adapters of a recipe; None where all weights move."""
+    if recipe.method == "full":
+        return None
+    return AdaptPlan(
+        method=recipe.method,
+        r=recipe.lora_r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=recipe.lora_target_modules,
+        bias=recipe.lora_bias,
+        double_quant=recipe.double_quant,
     )
 
 

@@ -50,10 +50,12 @@ def _as_list(value: Any) -> Any:
 
 
 def _as_modules(value: Any) -> Any:
-    """Accepts all-linear, one name, several in one text, or a list."""
-    if not isinstance(value, str) or value == "all-linear":
-        return value if isinstance(value, str) else tuple(value or ())
-    return tuple(name.strip() for name in value.split(",") if name.strip())
+    """Accepts all-linear (the word alone or as a list of one), one name, several in one text, or a list."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple):
+        return value
+    names = tuple(name.strip() if isinstance(name, str) else name for name in names if name)
+    return "all-linear" if names == ("all-linear",) else names
 
 
 def _as_report_targets(value: Any) -> Any:
@@ -130,7 +132,7 @@ class Recipe(BaseModel):
         32, description="adapters are scaled by lora_alpha / lora_r"
     )
     lora_dropout: Fraction = Field(0.0, description="dropout before the adapters")
-    lora_target_modules: Annotated[str | tuple[str, ...], BeforeValidator(_as_modules)] = Field(
+    lora_target_modules: Annotated[Literal["all-linear"] | tuple[str, ...], BeforeValidator(_as_modules)] = Field(
         "all-linear", description="layers that get an adapter: all-linear, or their names"
     )
     lora_bias: Literal["none", "all", "lora_only"] = Field("none", description="biases that train beside the adapters")
