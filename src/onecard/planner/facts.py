@@ -9,7 +9,7 @@ from onecard.spec import CorpusFacts, Recipe
 
 def facts_of(corpus: Corpus) -> CorpusFacts:
     """The facts of a prepared corpus."""
-    known = CorpusFacts.model_fields.keys() - {"is_estimate"}
+    known = CorpusFacts.model_fields.keys() - {"is_estimate", "num_train_rows"}
     return CorpusFacts(**{name: getattr(corpus, name) for name in known})
 
 
