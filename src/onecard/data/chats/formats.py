@@ -172,7 +172,8 @@ def _read_prompt_completion(row: Any) -> Conversation:
             Turn("assistant", check_text(completion, "the completion")),
         ]
     else:
-        asked = [Turn(turn.role, turn.content, False) for turn in _list_of_turns(_as_turns(prompt, "user"), "prompt")]
+        listed = _list_of_turns(_as_turns(prompt, "user"), "prompt")
+        asked = [Turn(turn.role, turn.content, turn.role != "assistant") for turn in listed]
         turns = [*asked, *_list_of_turns(_as_turns(completion, "assistant"), "completion")]
     first = system_turn(row, _SYSTEMS) if not turns or turns[0].role != "system" else ()
     return _conversation((*first, *turns), _tools(row.get("tools")))

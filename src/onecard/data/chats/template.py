@@ -214,7 +214,7 @@ class ChatTemplate:
         is_target, target_bytes = np.zeros(len(ids) + 1, bool), 0
         for span in spans:
             first, last = self._first_token(encoding, span), _end_token(encoding, span, len(text))
-            if span.stop and ids[last - 1] != self.tokenizer.convert_tokens_to_ids(span.stop):
+            if last is None or (span.stop and ids[last - 1] != self.tokenizer.convert_tokens_to_ids(span.stop)):
                 return BadRow("no stop token", f"{span.stop} after an answer becomes no token of its own")
             is_target[first:last] = True
             target_bytes += len(text[span.start : span.end - len(span.stop)].encode("utf-8"))
@@ -239,10 +239,11 @@ class ChatTemplate:
         return len(encoding.ids)
 
 
-def _end_token(encoding: "Encoding", span: Span, text_length: int) -> int:
+def _end_token(encoding: "Encoding", span: Span, text_length: int) -> int | None:
     """Finds the token after the last one whose last character lies in the span; a stop token always belongs to it."""
     if span.stop:
-        return (encoding.char_to_token(span.end - 1) or 0) + 1
+        token = encoding.char_to_token(span.end - 1)
+        return None if token is None else token + 1
     for position in range(span.end, text_length):
         token = encoding.char_to_token(position)
         if token is not None:
