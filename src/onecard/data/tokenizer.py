@@ -92,7 +92,7 @@ def encode_pieces(tokenizer: "PreTrainedTokenizerBase", pieces: list[str]) -> li
     finally:
         backend.encode_special_tokens = before
     encoded = [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
-    if _drops_unknown(backend):
+    if drops_unknown(backend):
         _refuse_unknown(backend, pieces, encoded)
     return encoded
 
@@ -216,7 +216,7 @@ def _vocabulary_mismatch(kind: str, vocab_size: int, size: int) -> str:
     )
 
 
-def _drops_unknown(backend: "Tokenizer") -> bool:
+def drops_unknown(backend: "Tokenizer") -> bool:
     """True for a BPE model that skips characters without a token: no byte fallback, no bytes before it."""
     from tokenizers import models
 

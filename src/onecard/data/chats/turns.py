@@ -1,0 +1,128 @@
+"""One turn of a chat file: its role, its text, whether it counts."""
+
+from typing import Any
+
+from onecard.data.chats.conversation import Role, Turn
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "ipython": "tool",
+}
+_WEIGHTS = ("loss_weight", "weight", "train")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
+class BadTurn(Exception):
+    """Why a row cannot be used; never leaves this package."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+
+
+def read_turn(entry: object, number: int) -> Turn | None:
+    """Reads turn `number` (from 1) of a list; None for an empty system prompt. Raises BadTurn."""
+    if not isinstance(entry, dict):
+        raise BadTurn("null content" if entry is None else "not text", f"turn {number} is {describe(entry)}")
+    name, value = _keys_of(entry, number)
+    role = ROLES.get(name.lower()) if isinstance(name, str) else None
+    if role is None:
+        shown = repr(name) if isinstance(name, str) else describe(name)
+        raise BadTurn("unknown role", f"turn {number} has the role {shown}; known are {', '.join(ROLES)}")
+    place = f"turn {number} ({role})"
+    if entry.get("tool_calls"):
+        raise BadTurn("tool calls", f"{place} has 'tool_calls'; only calls written in its content can be learned")
+    if any(entry.get(key) for key in _REASONING):
+        raise BadTurn("separate reasoning", f"{place} has its reasoning apart; write it into the content, in <think>")
+    if role == "system" and value in (None, ""):
+        return None
+    text = check_text(_join_parts(value, place) if isinstance(value, list) else value, place)
+    return Turn(role, text, role != "assistant" or _counts(entry, place))
+
+
+def system_turn(row: dict[str, Any], keys: tuple[str, ...]) -> tuple[Turn, ...]:
+    """Reads a system prompt that stands beside the turns, if there is one."""
+    value = next((row[key] for key in keys if row.get(key) not in (None, "")), None)
+    return () if value is None else (Turn("system", check_text(value, "the system prompt")),)
+
+
+def check_text(value: object, place: str) -> str:
+    """Gives the text back if it is one that can be learned or answered; raises BadTurn."""
+    if value is None:
+        raise BadTurn("null content", f"{place} is null")
+    if not isinstance(value, str):
+        raise BadTurn("not text", f"{place} is {describe(value)}, not text")
+    if not value or value.isspace():
+        raise BadTurn("empty turn", f"{place} is empty")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = f"U+{ord(value[error.start]):04X}"
+        raise BadTurn("broken characters", f"{place} has half of a character ({shown}), which is no UTF-8") from error
+    return value
+
+
+def describe(value: object) -> str:
+    """Names the kind of a JSON value for people."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return f"a number ({value})"
+    if isinstance(value, dict):
+        return f"an object with {', '.join(map(repr, list(value)[:5])) or 'no keys'}"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    return "text" if isinstance(value, str) else type(value).__name__
+
+
+def _keys_of(entry: dict[str, Any], number: int) -> tuple[object, object]:
+    for role_key, text_key in (("role", "content"), ("from", "value")):
+        if role_key in entry:
+            # Calls of tools stand in place of a content.
+            if text_key not in entry and not entry.get("tool_calls"):
+                raise BadTurn("missing key", f"turn {number} has no {text_key!r}")
+            return entry[role_key], entry.get(text_key)
+    raise BadTurn("missing key", f"turn {number} has no 'role' (or 'from'), it is {describe(entry)}")
+
+
+def _join_parts(parts: list[Any], place: str) -> str:
+    texts = []
+    for part in parts:
+        if isinstance(part, dict):
+            kind = part.get("type", "text")
+            if kind not in ("text", "input_text", "output_text"):
+                raise BadTurn("not text", f"{place} has a part of the type {kind!r}; only text can be learned")
+            part = next((part[key] for key in ("text", "value", "content") if part.get(key) is not None), None)
+        if not isinstance(part, str):
+            raise BadTurn("null content" if part is None else "not text", f"a part of {place} is {describe(part)}")
+        texts.append(part)
+    return "".join(texts)
+
+
+def _counts(entry: dict[str, Any], place: str) -> bool:
+    for key in _WEIGHTS:
+        weight = entry.get(key)
+        if weight is None:
+            continue
+        if weight not in (0, 1):
+            raise BadTurn("bad weight", f"the {key!r} of {place} is {weight!r}; a turn counts (1) or not (0)")
+        if not weight:
+            return False
+    return True
