@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -86,8 +87,8 @@ def find_borders(
 
 def _lengths(is_start_T: Tensor) -> tuple[int, ...]:
     if isinstance(is_start_T, FakeTensor):
-        return (len(is_start_T),)  # without values there are no borders: a plan allows for one document
-    starts = [*is_start_T.nonzero().flatten().tolist(), len(is_start_T)]
+        return (len(is_start_T),)  # without values there are no borders: a plan counts one document
+    starts = [*np.flatnonzero(is_start_T.numpy()).tolist(), len(is_start_T)]
     return tuple(end - start for start, end in pairwise(starts))
 
 
