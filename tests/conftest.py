@@ -20,6 +20,7 @@ _COMMON = {"max_position_embeddings": 2 * LENGTH, "bos_token_id": 0, "eos_token_
 _GATED = {"num_key_value_heads": 2, "intermediate_size": 48}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"} | _SIZES | _COMMON | _GATED,
+    "qwen2": {"model_type": "qwen2"} | _SIZES | _COMMON | _GATED,
     "qwen3": {"model_type": "qwen3", "head_dim": 8} | _SIZES | _COMMON | _GATED,
     "gpt2": {"model_type": "gpt2"} | _SIZES | _COMMON,
 }

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from onecard.data import train_tokenizer
 from onecard.errors import InputError
-from onecard.model.build import build_model
-from onecard.model.generate import Sampling, check_prompts, complete
+from onecard.model.build import DOCUMENT_START, build_model
+from onecard.model.generate import Sampling, check_prompts, complete, complete_ids
 
 NAMES = ["llama", "qwen3", "gpt2"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz ."
@@ -125,6 +126,70 @@ def test_a_text_stops_at_its_end_while_others_go_on(
     assert stopped == long[:place]
     assert stopped == naive(model, tokenizer, "abc", 12)
     assert other == naive(model, tokenizer, "hello there", 12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_continue_as_alone_whatever_the_lengths_beside_them(
+    name: str, model_of: Callable[[str], PreTrainedModel]
+) -> None:
+    model = model_of(name)
+    prompts = [[3], [5, 9, 2, 7, 11, 4, 8], [1, 6, 3]]
+    together = complete_ids(model, prompts, [0], GREEDY)
+    assert together == [complete_ids(model, [prompt], [0], GREEDY)[0] for prompt in prompts]
+    assert len({token for ids in together for token in ids}) > 5
+
+
+def test_ids_end_with_whichever_stop_comes_first(model_of: Callable[[str], PreTrainedModel]) -> None:
+    model = model_of("llama")
+    prompts = [[3], [5, 9, 2]]
+    free = complete_ids(model, prompts, [0], GREEDY)
+    stops = [0, free[0][4], free[1][2]]
+    expected = [ids[: next(i for i, token in enumerate(ids, 1) if token in stops)] for ids in free]
+    assert expected != free
+    assert complete_ids(model, prompts, stops, GREEDY) == expected
+
+
+@pytest.mark.parametrize(("prompts", "stops"), [([[3], []], [0]), ([[3]], [])])
+def test_nothing_to_begin_or_to_end_with_is_refused(
+    prompts: list[list[int]], stops: list[int], model_of: Callable[[str], PreTrainedModel]
+) -> None:
+    with pytest.raises(InputError, match="needs a stop id and at least one id"):
+        complete_ids(model_of("llama"), prompts, stops, GREEDY)
+
+
+@pytest.mark.parametrize("template", ["<s> $A", "<s> $A </s>", None])
+def test_a_prompt_begins_as_the_models_own_text_did(
+    template: str | None, model_of: Callable[[str], PreTrainedModel]
+) -> None:
+    own = train_tokenizer("char", [LETTERS])
+    own.add_special_tokens({"additional_special_tokens": ["<s>", "</s>"]})
+    start, end = own.convert_tokens_to_ids(["<s>", "</s>"])
+    if template is not None:
+        tokens = [("<s>", start), ("</s>", end)]
+        own.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=tokens)
+    model = model_of("qwen3")
+    model.resize_token_embeddings(len(own))
+    plain, stop = own.encode("hello", add_special_tokens=False), own.eos_token_id
+
+    def continued(opening: list[int]) -> list[str]:
+        return [own.decode(complete_ids(model, [opening + plain], [stop], GREEDY)[0], skip_special_tokens=True)]
+
+    # A model from scratch saw its separator before every document, whatever the tokenizer would add.
+    assert complete(model, own, ["hello"], GREEDY) == continued([stop])
+    # An existing one saw what its tokenizer adds by itself; a closing token would end the prompt.
+    delattr(model.config, DOCUMENT_START)
+    assert complete(model, own, ["hello"], GREEDY) == continued([] if template is None else [start])
+    assert continued([stop]) != continued([]) != continued([start]) != continued([stop])
+
+
+def test_what_a_models_folder_recommends_does_not_act_unseen(
+    model_of: Callable[[str], PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = model_of("llama")
+    expected = complete(model, tokenizer, PROMPTS, GREEDY)
+    model.generation_config.repetition_penalty = 5.0
+    assert complete(model, tokenizer, PROMPTS, GREEDY) == expected
+    assert model.generation_config.repetition_penalty == 5.0
 
 
 @pytest.mark.parametrize("kind", ["char", "bytes", "bpe"])

@@ -103,6 +103,7 @@ def test_borders_reach_the_decoder_by_the_names_the_backend_reads() -> None:
     "changes",
     [
         {"model_type": "llama"},
+        {"model_type": "qwen2"},
         {"model_type": "qwen3"},
         {"model_type": "mistral", "sliding_window": 4},
         {"model_type": "gpt2"},
@@ -119,16 +120,43 @@ def test_attention_is_that_of_transformers(changes: dict[str, Any], settings_of:
         torch.testing.assert_close(model(input_ids=ids).logits, theirs(input_ids=ids).logits, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_flat_row_equals_its_mask_in_every_gradient(
+    window: int | None, settings_of: Callable[..., dict[str, Any]]
+) -> None:
+    model = sharp_model(settings_of("llama", model_type="mistral", sliding_window=window))
+    decoder = Decoder(model, compiled=False)
+    ids = packed_rows()[0][:1]
+    documents = packed_rows()[2][:1]
+    flat, masked = (
+        find_borders(documents, (1, 16), torch.empty(0), "sdpa", is_compiled=is_compiled)
+        for is_compiled in (False, True)
+    )
+    assert flat is not None
+    assert masked is not None
+    assert flat.lengths == ROWS[0]
+    # A compiled decoder would be compiled for every new set of lengths.
+    assert masked.lengths is None
+    found = []
+    for borders in (flat, masked):
+        hidden = decoder(ids, borders)
+        (hidden * torch.linspace(-1, 1, hidden.numel()).view_as(hidden)).sum().backward()
+        found.append({"hidden": hidden.detach(), **gradients_of(model)})
+    for name, expected in found[1].items():
+        torch.testing.assert_close(found[0][name], expected, rtol=1e-3, atol=1e-5 * expected.abs().max())
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
 def test_a_document_in_a_sliding_window_sees_neither_beyond_the_window_nor_its_neighbour(
-    settings_of: Callable[..., dict[str, Any]],
+    num_rows: int, settings_of: Callable[..., dict[str, Any]]
 ) -> None:
     model = sharp_model(settings_of("llama", model_type="mistral", sliding_window=4, num_hidden_layers=1))
     decoder = Decoder(model, compiled=False)
-    ids, _, documents = packed_rows()
-    borders = find_borders(documents, (3, 16), torch.empty(0), "sdpa")
-    before = decoder(ids, borders).detach().view(3, 16, -1)
+    ids, documents = packed_rows()[0][:num_rows], packed_rows()[2][:num_rows]
+    borders = find_borders(documents, (num_rows, 16), torch.empty(0), "sdpa")
+    before = decoder(ids, borders).detach().view(num_rows, 16, -1)
     ids[0, [4, 8]] = (ids[0, [4, 8]] + 40) % 97
-    after = decoder(ids, borders).detach().view(3, 16, -1)
+    after = decoder(ids, borders).detach().view(num_rows, 16, -1)
     changed = (before != after).any(-1)[0].nonzero().flatten().tolist()
     assert changed == [4, 8, 9, 10, 11]
 

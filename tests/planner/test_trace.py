@@ -72,6 +72,14 @@ def test_frozen_weights_are_counted_once_and_as_they_rest(tiny_plan: Callable[..
     assert weights == 2 * (vectors + 2 * embedding) + 4 * rotary + packed + scales + constants + adapters
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_fake_and_a_real_step_on_one_row_allocate_the_same_bytes(
+    precision: str, tiny_plan: Callable[..., Plan]
+) -> None:
+    plan = tiny_plan("llama", precision=precision, micro_batch_size=1, total_batch_size=2)
+    check_equal(plan, has_borders=True)
+
+
 def check_equal(plan: Plan, has_borders: bool) -> None:
     real = record_plan(plan, has_borders=has_borders)
     with FakeTensorMode():

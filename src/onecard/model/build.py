@@ -18,6 +18,10 @@ from onecard.model.kernels import fuse_kernels
 # The last projection of attention and of the MLP, by the names the families use.
 _OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "down_proj", "dense_4h_to_h", "fc2", "w2", "wo")
 
+# Key of a config: the token before every document of the text that the model was trained on from scratch. Existing
+# models leave this to their tokenizer.
+DOCUMENT_START = "document_start_token_id"
+
 
 def make_config(settings: dict[str, Any], dropout: float = 0.0) -> PreTrainedConfig:
     """Makes a transformers config from a mapping that holds `model_type`.
@@ -78,6 +82,7 @@ def build_model(
     add_missing_dropout(model, dropout)
     fuse_kernels(model)
     model.config.use_cache = False
+    setattr(model.config, DOCUMENT_START, model.config.eos_token_id)
     return model
 
 

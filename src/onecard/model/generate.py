@@ -1,15 +1,17 @@
 """Text from prompts: transformers' own generation with a cache, for many prompts at once."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from onecard.errors import InputError
 from onecard.model.attention import attention_of
+from onecard.model.build import DOCUMENT_START
 
 # Logits divided by less than this leave the range of fp32.
 _LEAST_TEMPERATURE = 1e-4
@@ -59,29 +61,55 @@ class Sampling:
         }
 
 
-@torch.no_grad()
 def complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], sampling: Sampling
 ) -> list[str]:
     """Completes each prompt, without repeating it, as one padded batch with a key-value cache.
 
-    A completion ends at the end of text or after `max_new_tokens`. Where it would outgrow the length the model was
-    trained on, the window slides: the newer half stays as context. Leaves the global random state as it was.
+    A prompt begins as the model's training text did. A completion ends at the end of text or after `max_new_tokens`.
+    Where it would outgrow the length the model was trained on, the window slides: the newer half stays as context.
+    Leaves the global random state as it was.
+    """
+    stop = _end_of_text(model, tokenizer)
+    opening = _opening(model, tokenizer)
+    encoded = [[*opening, *tokenizer.encode(prompt, add_special_tokens=False)] or [stop] for prompt in prompts]
+    completions = complete_ids(model, encoded, [stop], sampling)
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
+
+
+@torch.no_grad()
+def complete_ids(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], sampling: Sampling
+) -> list[list[int]]:
+    """Continues each prompt of ids, as `complete` does; gives the new ids alone.
+
+    A row that ended by itself has one of `stop_ids` as its last id.
+
+    Raises:
+        InputError: sampling values without a meaning, a prompt without ids, or no stop id.
     """
     sampling.check()
-    # Training text begins with the end-of-text token, so a prompt does too.
-    stop = _end_of_text(model, tokenizer)
-    encoded = [[stop, *tokenizer.encode(prompt, add_special_tokens=False)] for prompt in prompts]
+    if not stop_ids or not all(prompts):
+        raise InputError("generation needs a stop id and at least one id in every prompt: give the end-of-text token")
     device = model.get_input_embeddings().weight.device
     devices = [device] if device.type == "cuda" else []
-    was_training = model.training
-    model.eval()
     # transformers' own attention honours the padding mask.
-    with torch.random.fork_rng(devices=devices), attention_of(model, "sdpa"):
+    with torch.random.fork_rng(devices=devices), attention_of(model, "sdpa"), _plainly(model):
         torch.manual_seed(sampling.seed)
-        completions = _complete_ids(model, encoded, stop, sampling)
-    model.train(was_training)
-    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
+        return _complete_ids(model, [list(ids) for ids in prompts], list(stop_ids), sampling)
+
+
+@contextmanager
+def _plainly(model: PreTrainedModel) -> Iterator[None]:
+    """Without dropout, and without what the folder of a model recommends, such as a penalty that nobody asked for."""
+    was_training, own = model.training, model.generation_config
+    model.eval()
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+        model.train(was_training)
 
 
 def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> None:
@@ -123,7 +151,17 @@ def _end_of_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     return int(found)
 
 
-def _complete_ids(model: PreTrainedModel, encoded: list[list[int]], stop: int, sampling: Sampling) -> list[list[int]]:
+def _opening(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What stands before a text: for a model from scratch its separator, else what the tokenizer adds by itself."""
+    start = getattr(model.config, DOCUMENT_START, None)
+    if start is not None:
+        return [int(start)]
+    whole, plain = (tokenizer.encode("a", add_special_tokens=adds) for adds in (True, False))
+    place = next(i for i in range(len(whole) + 1) if whole[i : i + len(plain)] == plain)
+    return list(whole[:place])
+
+
+def _complete_ids(model: PreTrainedModel, encoded: list[list[int]], stops: list[int], sampling: Sampling) -> list[list[int]]:
     context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
     texts, done = [list(ids) for ids in encoded], [False] * len(encoded)
     remaining = sampling.max_new_tokens
@@ -133,30 +171,30 @@ def _complete_ids(model: PreTrainedModel, encoded: list[list[int]], stop: int, s
         if max(map(len, windows)) >= context - 1:
             windows = [window[-(context // 2) :] for window in windows]
         num_new = min(remaining, context - max(map(len, windows)))
-        for index, new in zip(active, _run(model, windows, stop, num_new, sampling), strict=True):
+        for index, new in zip(active, _run(model, windows, stops, num_new, sampling), strict=True):
             texts[index].extend(new)
-            done[index] = new[-1:] == [stop]
+            done[index] = bool(new) and new[-1] in stops
         remaining -= num_new
     return [text[len(ids) :] for text, ids in zip(texts, encoded, strict=True)]
 
 
 def _run(
-    model: PreTrainedModel, windows: list[list[int]], stop: int, num_new: int, sampling: Sampling
+    model: PreTrainedModel, windows: list[list[int]], stops: list[int], num_new: int, sampling: Sampling
 ) -> list[list[int]]:
-    """Generates up to `num_new` tokens after each window; a stopped row ends with the end-of-text token."""
+    """Generates up to `num_new` tokens after each window; a stopped row ends with the token that stopped it."""
     longest = max(map(len, windows))
-    ids = torch.tensor([[stop] * (longest - len(window)) + window for window in windows])
+    ids = torch.tensor([[stops[0]] * (longest - len(window)) + window for window in windows])
     mask = torch.tensor([[0] * (longest - len(window)) + [1] * len(window) for window in windows])
     device = model.get_input_embeddings().weight.device
     out: Tensor = model.generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
         max_new_tokens=num_new,
-        eos_token_id=stop,
-        pad_token_id=stop,
+        eos_token_id=stops,
+        pad_token_id=stops[0],
         use_cache=True,
         remove_invalid_values=True,  # a model that is about to diverge must not end its run by a sample
         **sampling.keywords(),
     )
     rows = out[:, longest:].tolist()
-    return [row[: row.index(stop) + 1] if stop in row else row for row in rows]
+    return [row[: next((i for i, token in enumerate(row, 1) if token in stops), len(row))] for row in rows]

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from onecard.errors import InputError, RecipeError
-from onecard.model.build import count_parameters, make_config
+from onecard.model.build import DOCUMENT_START, count_parameters, make_config
 from onecard.spec import AdaptPlan, CorpusFacts, ModelPlan, Recipe
 from onecard.spec.agreement import SHAPE_KEYS
 from onecard.spec.layers import find_config_problems
@@ -133,7 +133,7 @@ def _explained(settings: dict[str, Any]) -> Iterator[None]:
 _OF_A_CHECKPOINT = {
     *("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "task_specific_params"),
     *("vocab_size", "max_position_embeddings", "n_positions", "n_ctx", "use_cache"),
-    *("bos_token_id", "eos_token_id", "pad_token_id"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", DOCUMENT_START),
 }
 
 

@@ -14,11 +14,15 @@ from onecard.training.state import TrainState
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A batch on the device of the model: ids and targets [B, T], and the borders of its documents."""
+    """A batch on the device of the model: ids and targets [B, T], and the borders of its documents.
+
+    `target_index`: which of the flattened tokens have a target, [n] int64, or None where the head runs on all tokens.
+    """
 
     ids: Tensor
     targets: Tensor
     borders: DocumentBorders | None
+    target_index: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,23 @@ class StepStats:
 def place(batch: Batch, state: TrainState) -> MicroBatch:
     """Moves a batch to the device of the state without waiting for the copy."""
     rows, tokens = batch.ids.shape
-    borders = find_borders(batch.documents, (rows, tokens), state.head.weight_VD, state.plan.attn_implementation)
+    borders = find_borders(
+        batch.documents,
+        (rows, tokens),
+        state.head.weight_VD,
+        state.plan.attn_implementation,
+        is_compiled=state.decoder.is_compiled,
+    )
     ids, targets = (tensor.to(state.device, non_blocking=True) for tensor in (batch.ids, batch.targets))
-    return MicroBatch(ids, targets, borders)
+    return MicroBatch(ids, targets, borders, _target_index(batch, state.device))
+
+
+def _target_index(batch: Batch, device: torch.device) -> Tensor | None:
+    """Finds the targets on the host, where their number is known: the device need not be asked."""
+    if batch.num_targets == batch.targets.numel():
+        return None
+    index_n = (batch.targets.flatten() != IGNORE).nonzero().flatten()
+    return (index_n.pin_memory() if device.type == "cuda" else index_n).to(device, non_blocking=True)
 
 
 def train_step(
@@ -51,8 +69,11 @@ def train_step(
     factor = state.loss_scale.value / num_targets.clamp(min=1)
     loss_sum = torch.zeros((), device=state.device)
     for batch in micro_batches:
-        hidden = state.decoder(batch.ids, batch.borders)
-        loss = sum_loss(hidden, state.head, batch.targets.flatten(), factor)
+        hidden, targets = state.decoder(batch.ids, batch.borders), batch.targets.flatten()
+        if batch.target_index is not None:
+            # In chats often half of the tokens are no target, and the head may be a fifth of the work.
+            hidden, targets = hidden.index_select(0, batch.target_index), targets.index_select(0, batch.target_index)
+        loss = sum_loss(hidden, state.head, targets, factor)
         loss.backward()
         loss_sum += loss.detach()
     gradient_norm = state.optimizer.gradient_norm() / state.loss_scale.value
