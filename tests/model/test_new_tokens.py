@@ -17,8 +17,8 @@ from onecard.model.adapt import adapt
 from onecard.model.build import build_model
 from onecard.model.decoder import Decoder
 from onecard.model.folder import load_model_folder, save_adapter_folder, save_model_folder
-from onecard.model.loss import find_head, sum_loss, token_losses
 from onecard.model.lora import merge
+from onecard.model.loss import find_head, sum_loss, token_losses
 from onecard.model.new_tokens import add_tokens
 from onecard.model.weight_files import fingerprint
 from onecard.spec import AdaptPlan, BasePlan
