@@ -132,8 +132,8 @@ def _explain(name: str, error: Exception) -> str:
         )
     if isinstance(error, RepositoryNotFoundError):
         return (
-            f"asked {asked}: there is none, or it is private; nor is there a folder of this name in {Path.cwd()}. Check "
-            "the spelling (owner/name); for a private one log in with `hf auth login`"
+            f"asked {asked}: there is none, or it is private; nor is there a folder of this name in {Path.cwd()}. "
+            "Check the spelling (owner/name); for a private one log in with `hf auth login`"
         )
     return (
         f"asked {asked} without success ({_reason(error)}), and it is not in the cache. Start again when there is a "
@@ -165,7 +165,8 @@ def _from_modelscope(name: str, *, weights: bool) -> Path:
         return Path(download(name, allow_patterns=patterns))
     except Exception as error:  # its errors share no class
         raise InputError(
-            f"asked ModelScope for model {name!r} without success ({_reason(error)}): check the spelling and the network"
+            f"asked ModelScope for model {name!r} without success ({_reason(error)}): check the spelling and the "
+            "network"
         ) from error
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from filelock import FileLock
@@ -26,7 +26,7 @@ from onecard.errors import CheckpointError, InputError
 from onecard.units import format_bytes
 
 # httpx's own class, under whichever name the hub's client has it, and OSError.
-NETWORK_ERRORS = HfHubHTTPError.__bases__
+NETWORK_ERRORS = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
 OnProgress = Callable[[str, int, int], None]  # file, bytes that are here, bytes of the whole
 
 SMALL_FILES = (

@@ -132,8 +132,8 @@ def _check_vocabulary(model: PreTrainedModel, plan: ModelPlan) -> None:
     own, planned = model.get_input_embeddings().weight.shape[0], plan.settings["vocab_size"]
     if own + plan.base.num_new_tokens != planned:
         raise CheckpointError(
-            f"{plan.base.name}: it has {own} tokens, and {planned - plan.base.num_new_tokens} when the run was planned: "
-            "plan it again"
+            f"{plan.base.name}: it has {own} tokens, and had {planned - plan.base.num_new_tokens} when the run was "
+            "planned: plan it again"
         )
 
 
