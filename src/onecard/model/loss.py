@@ -4,6 +4,7 @@ Shapes: N tokens, D width, V vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +79,9 @@ def sum_loss(hidden_ND: Tensor, head: Head, targets_N: Tensor, factor: Tensor | 
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or head.weight_VD.requires_grad):
         factor = torch.ones((), device=hidden_ND.device) if factor is None else factor
         write_rows(head.weight_VD, head.rows_ND)
-        loss: Tensor = _SumLoss.apply(hidden_ND, head.weight_VD, head.bias_V, head.rows_ND, targets_N, factor, head)
+        loss: Tensor = _SumLoss.apply(
+            hidden_ND, head.weight_VD, head.bias_V, head.rows_ND, _Sum(targets_N, factor, head)
+        )
         return loss
     return token_losses(hidden_ND, head, targets_N).sum()
 
@@ -130,11 +133,18 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
+class _Sum(NamedTuple):
+    targets_N: Tensor
+    factor: Tensor
+    head: Head
+
+
 class _SumLoss(torch.autograd.Function):
     """Cross entropy of a linear head whose backward pass only multiplies."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, rows_ND, targets_N, factor, head):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden_ND, weight_VD, bias_V, rows_ND, of):  # type: ignore[no-untyped-def]
+        targets_N, factor, head = of
         needs_hidden, needs_weight, needs_bias, needs_rows = ctx.needs_input_grad[:4]
         loss = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
@@ -171,4 +181,4 @@ class _SumLoss(torch.autograd.Function):
             grad_bias = grad_bias.mul_(grad_loss).to(ctx.weight_dtype)
         if grad_rows is not None:
             grad_rows = grad_rows.mul_(grad_loss).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, grad_bias, grad_rows, None, None, None
+        return grad_hidden, grad_weight, grad_bias, grad_rows, None
