@@ -41,7 +41,7 @@ def tiny_plan() -> Callable[..., Plan]:
     """A plan for a tiny model: `tiny_plan("gpt2", optimizer="adamw", dropout=0.1)`; each keyword finds its part."""
 
     def make(name: str = "qwen3", *, optimizer: str = "muon", schedule: str = "wsd", **changes: Any) -> Plan:
-        model = {"settings": ARCHITECTURES[name], "dropout": 0.0, "init": "transformers"}
+        model = {"settings": ARCHITECTURES[name], "dropout": 0.0, "init": "transformers", "base": None}
         rates = {"learning_rate": 3e-3, "muon_learning_rate": 0.02, "weight_decay": 0.1, "muon_momentum": 0.95}
         moments = {"adam_beta1": 0.9, "adam_beta2": 0.95, "adam_epsilon": 1e-8, "max_grad_norm": 1.0}
         course = {"num_steps": 20, "num_warmup_steps": 2, "num_decay_steps": 8, "min_lr_ratio": 0.0}

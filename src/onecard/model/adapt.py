@@ -14,15 +14,23 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from onecard.errors import InputError
+from onecard.model.new_tokens import train_new_tokens
 from onecard.model.nf4 import NF4Linear, find_linears, load_operators
 from onecard.spec import AdaptPlan
 
 
-def adapt(model: PreTrainedModel, plan: AdaptPlan | None, *, seed: int, device: torch.device | None = None) -> None:
+def adapt(
+    model: PreTrainedModel,
+    plan: AdaptPlan | None,
+    *,
+    seed: int,
+    device: torch.device | None = None,
+    num_new_tokens: int = 0,
+) -> None:
     """Freezes, quantizes and injects in place as the plan says; without a plan, all weights move.
 
     Adapters depend on `seed` alone. Layers are quantized on `device`, one after the other, and stay there; everything
-    else stays where it is.
+    else stays where it is. Beside adapters the rows of the last `num_new_tokens` tokens move.
 
     Raises:
         InputError: names that match no layer, a rank beyond a layer's width, or bitsandbytes missing; all problems of
@@ -31,15 +39,19 @@ def adapt(model: PreTrainedModel, plan: AdaptPlan | None, *, seed: int, device: 
     if plan is None:
         return
     linears = find_linears(model)
-    targets = _find_targets(model, linears, plan)
+    names = list(_find_targets(model, linears, plan))
     if plan.method == "qlora":
         load_operators()
-        for name, module in linears.items():
-            model.set_submodule(name, NF4Linear.from_linear(module, double_quant=plan.double_quant, device=device))
-        targets = {name: model.get_submodule(name) for name in targets}
+        while linears:  # each whole weight is let go before the next is read
+            name, module = linears.popitem()
+            quantized = NF4Linear.from_linear(module, double_quant=plan.double_quant, device=device)
+            del module
+            model.set_submodule(name, quantized)
     from onecard.model.lora import inject  # PEFT takes a second to import, which pretraining need not wait for
 
-    inject(model, plan, targets, seed)
+    inject(model, plan, {name: model.get_submodule(name) for name in names}, seed)
+    if num_new_tokens:
+        train_new_tokens(model, num_new_tokens)
 
 
 def _find_targets(

@@ -79,6 +79,20 @@ def build_model(
     _check(model)
     if init == "zero-output":
         _zero_output_projections(model)
+    return _ready(model, dropout)
+
+
+def finish(model: PreTrainedModel, dropout: float) -> PreTrainedModel:
+    """Readies a loaded model for training as `build_model` readies one from scratch.
+
+    Raises:
+        InputError: training would not do what it says with this architecture.
+    """
+    _check(model)
+    return _ready(model, dropout)
+
+
+def _ready(model: PreTrainedModel, dropout: float) -> PreTrainedModel:
     add_missing_dropout(model, dropout)
     fuse_kernels(model)
     model.config.use_cache = False

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from onecard.errors import CheckpointError
+from onecard.model.hub import find_base
+from onecard.model.weight_files import find_weight_files, fingerprint, read_headers
+from onecard.spec import BasePlan
+
+# Of wrong weights, how many are named.
+_NUM_NAMES = 3
+# What older files hold although it is computed: causal masks of GPT-2, rotary frequencies.
+_COMPUTED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
 def save_model_folder(model: PreTrainedModel, masters: Mapping[str, Tensor], folder: Path) -> None:
@@ -32,15 +40,20 @@ def save_model_folder(model: PreTrainedModel, masters: Mapping[str, Tensor], fol
 
 def load_masters(folder: Path) -> dict[str, Tensor]:
     """Loads the weights of a model folder in fp32, by parameter name."""
-    model = _load(folder, torch.float32)
+    model = load_plain(folder, torch.float32)
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def save_adapter_folder(model: PreTrainedModel, masters: Mapping[str, Tensor], folder: Path) -> None:
-    """Saves the adapter of a model in PEFT's format, with `masters` (fp32, by parameter name) for its parameters."""
+def save_adapter_folder(
+    model: PreTrainedModel, masters: Mapping[str, Tensor], folder: Path, base: BasePlan | None = None
+) -> None:
+    """Saves the adapter of a model in PEFT's format, with `masters` (fp32, by parameter name) for its parameters.
+
+    `base` is the model it belongs to, which a note beside the adapter tells from others of its shape.
+    """
     from onecard.model import lora  # PEFT takes a second to import, which runs without adapters need not wait for
 
-    lora.save(model, masters, folder)
+    lora.save(model, masters, folder, base.fingerprint if base else None)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
@@ -62,11 +75,8 @@ def load_model_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel
         CheckpointError: the folder holds no model that transformers can read, or one whose weights are not numbers.
     """
     is_adapter = (folder / "adapter_config.json").is_file()
-    model = _load_adapted(folder, dtype) if is_adapter else _load(folder, dtype)
-    if broken := next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None):
-        raise CheckpointError(
-            f"{folder}: the weights {broken} are not finite, so the model can write nothing: use an earlier checkpoint"
-        )
+    model = _load_adapted(folder, dtype) if is_adapter else load_plain(folder, dtype)
+    refuse_broken(model, folder, "use an earlier checkpoint")
     with _explained(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder)
     return model.eval(), tokenizer
@@ -82,7 +92,8 @@ def _load_adapted(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             f"{folder} holds an adapter that does not say which model it belongs to: write the model's folder or name "
             "into base_model_name_or_path of its adapter_config.json"
         )
-    model = _load(Path(base) if Path(base).is_dir() else base, torch.float32)
+    found = _find_same_base(folder, base)
+    model = load_plain(found, torch.float32)
     with _explained(folder, "adapter"):
         unplaced = lora.apply(model, folder)
     if unplaced:
@@ -96,16 +107,69 @@ def _load_adapted(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _load(folder: Path | str, dtype: torch.dtype) -> PreTrainedModel:
-    with _explained(folder, "model"), _without_progress_bars():
-        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    # transformers would go on with random numbers in their place.
-    if missing := sorted([*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]):
+def _find_same_base(folder: Path, base: str) -> Path:
+    """Finds the model that an adapter belongs to, and refuses another one of its name."""
+    from onecard.model import lora
+
+    found = find_base(base)
+    expected = lora.read_note(folder).get("base_fingerprint")
+    if expected is not None and fingerprint(found) != expected:
         raise CheckpointError(
-            f"{folder}: its weights are not those of the {model.config.model_type} that config.json describes; "
-            f"{len(missing)} are missing or of another shape, the first is {missing[0]}. Use files that belong together"
+            f"{folder} holds an adapter for other weights than those in {found}: {base} has changed since it was "
+            "trained. Use the weights it was trained on, or write their folder into base_model_name_or_path of its "
+            "adapter_config.json"
+        )
+    return found
+
+
+def load_plain(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """Loads a causal language model as transformers does, with its further options, and refuses what it would bear.
+
+    Stored in `dtype`, weights stay in their file until they are read.
+
+    Raises:
+        CheckpointError: no model, or weights that are missing, too many or of other shapes than the config says.
+    """
+    read_headers([file for file in find_weight_files(folder) if file.suffix == ".safetensors"])
+    with _explained(folder, "model"), _without_progress_bars():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            local_files_only=True,
+            weights_only=True,
+            **options,
+        )
+    # transformers would go on with random numbers in their place.
+    problems = {
+        "missing": sorted(info["missing_keys"]),
+        "of another shape": sorted(entry[0] for entry in info["mismatched_keys"]),
+        "not of this model": sorted(name for name in info["unexpected_keys"] if not name.endswith(_COMPUTED)),
+    }
+    found = [f"{len(names)} are {what} ({_first(names)})" for what, names in problems.items() if names]
+    if found:
+        raise CheckpointError(
+            f"{folder}: its weights are not those of the {model.config.model_type} that config.json describes: "
+            f"{'; '.join(found)}. Use files that belong together"
         )
     return cast(PreTrainedModel, model)
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:_NUM_NAMES]) + (", ..." if len(names) > _NUM_NAMES else "")
+
+
+def refuse_broken(model: PreTrainedModel, folder: Path, remedy: str) -> None:
+    """Refuses weights that are not numbers.
+
+    Raises:
+        CheckpointError: some are not finite.
+    """
+    if broken := next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None):
+        raise CheckpointError(
+            f"{folder}: the weights {broken} are not finite, so the model can write nothing: {remedy}"
+        )
 
 
 @contextmanager

@@ -20,12 +20,14 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from onecard.model.new_tokens import GrownEmbedding, GrownHead, place_tokens, settle
 from onecard.model.nf4 import NF4Linear, find_linears
 from onecard.spec import AdaptPlan
 
 WEIGHTS, NOTE = "adapter_model.safetensors", "frozen_weights.json"
 _NAME = "default"
 _PREFIX = "base_model.model."
+_ROWS_IN_FILE = ".token_adapter.trainable_tokens_delta"
 
 
 class Adapter(LoraLinear):
@@ -106,13 +108,17 @@ def merge(model: PreTrainedModel) -> None:
             model.set_submodule(name, layer.get_base_layer())
         elif isinstance(layer, NF4Linear) and not name.endswith(".base_layer"):
             model.set_submodule(name, layer.to_linear())
+    settle(model)
     del model.peft_config
 
 
-def save(model: PreTrainedModel, masters: Mapping[str, Tensor], folder: Path) -> None:
+def save(
+    model: PreTrainedModel, masters: Mapping[str, Tensor], folder: Path, base_fingerprint: str | None = None
+) -> None:
     """Saves what was trained, in fp32 from `masters` (by parameter name), as plain PEFT reads it.
 
-    A note beside it says where the frozen weights were rounded to 4 bits, which PEFT's files do not tell.
+    A note beside it says what PEFT's files do not tell: whose weights the adapter belongs to, and whether they were
+    rounded to 4 bits.
     """
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     tensors = {_name_in_file(name): masters.get(name, tensor).detach().float() for name, tensor in trained.items()}
@@ -121,10 +127,30 @@ def save(model: PreTrainedModel, masters: Mapping[str, Tensor], folder: Path) ->
     config.inference_mode = True  # what PEFT's own files say
     config._custom_modules = None
     config.target_modules = sorted(config.target_modules)
+    config.trainable_token_indices = _new_tokens(model)
     config.save_pretrained(folder)
-    if (nf4 := next((module for module in model.modules() if isinstance(module, NF4Linear)), None)) is not None:
-        note = {"frozen_weights": "nf4", "double_quant": nf4.double_quant}
-        (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
+    nf4 = next((module for module in model.modules() if isinstance(module, NF4Linear)), None)
+    note: dict[str, Any] = {"frozen_weights": "nf4" if nf4 else "as stored", "base_fingerprint": base_fingerprint}
+    if nf4 is not None:
+        note["double_quant"] = nf4.double_quant
+    (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
+
+
+def _new_tokens(model: PreTrainedModel) -> dict[str, list[int]] | None:
+    """The new tokens by the name of each matrix that has rows of its own for them, as PEFT's config has it."""
+    grown = {name: m for name, m in model.named_modules() if isinstance(m, GrownEmbedding | GrownHead)}
+    own = {id(module.rows): (name, module) for name, module in reversed(grown.items())}
+    return {
+        name.rsplit(".", 1)[-1]: list(range(len(module.weight) - len(module.rows), len(module.weight)))
+        for name, module in reversed(own.values())
+    } or None
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """What is known of the frozen weights that the adapter in a folder belongs to; empty for another tool's adapter."""
+    path = folder / NOTE
+    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return note
 
 
 def load(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
@@ -141,15 +167,19 @@ def find_base(folder: Path) -> str | None:
 
 def apply(model: PreTrainedModel, folder: Path) -> list[str]:
     """Merges the adapter of a folder, whoever wrote it, into its plain model; returns the names that found no place."""
-    if (folder / NOTE).is_file():
-        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    note, config = read_note(folder), LoraConfig.from_pretrained(folder)
+    if note.get("frozen_weights") == "nf4":
         for name, module in find_linears(model).items():
             rounded = NF4Linear.from_linear(module, double_quant=note["double_quant"])
             model.set_submodule(name, rounded.to_linear(module.weight.dtype))
-    config = LoraConfig.from_pretrained(folder)
+    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+    if config.trainable_token_indices:
+        of_rows = [name for name in tensors if name.endswith(_ROWS_IN_FILE)]
+        rows = {name.removesuffix(_ROWS_IN_FILE): tensors.pop(name) for name in of_rows}
+        place_tokens(model, config.trainable_token_indices, rows)
+        config.trainable_token_indices = None
     inject_adapter_in_model(config, model, _NAME)
     model.peft_config = {_NAME: config}
-    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
     outcome = set_peft_model_state_dict(model, tensors, _NAME)
     unplaced = [*outcome.unexpected_keys, *(name for name in outcome.missing_keys if ".lora_" in name)]
     merge(model)
@@ -157,4 +187,4 @@ def apply(model: PreTrainedModel, folder: Path) -> list[str]:
 
 
 def _name_in_file(name: str) -> str:
-    return _PREFIX + name.replace(f".{_NAME}.", ".")
+    return _PREFIX + name.replace(f".{_NAME}.", ".").replace(".rows", _ROWS_IN_FILE)

@@ -4,6 +4,7 @@ Shapes: N tokens, D width, V vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from onecard.errors import InputError
+from onecard.model.new_tokens import write_rows
 from onecard.model.target import device_kind
 
 IGNORE = -100  # target of a token that is not in the loss, as in torch.nn.functional.cross_entropy
@@ -21,12 +23,16 @@ _CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 128 * 2**20}
 
 @dataclass(frozen=True)
 class Head:
-    """The output projection and what some do to its logits: `scale` (Granite, Cohere), `softcap` (Gemma 2)."""
+    """The output projection and what some do to its logits: `scale` (Granite, Cohere), `softcap` (Gemma 2).
+
+    `rows_ND`: the last rows of the weight where these move and the rest is frozen (`new_tokens.py`).
+    """
 
     weight_VD: Tensor
     bias_V: Tensor | None
     scale: float = 1.0
     softcap: float | None = None
+    rows_ND: Tensor | None = None
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] in the dtype of `hidden_ND`, before `finish`."""
@@ -56,7 +62,8 @@ def find_head(model: PreTrainedModel) -> Head:
         scale = 1.0 / config.logits_scaling
     elif getattr(config, "logit_scale", None):
         scale = float(config.logit_scale)
-    return Head(projection.weight, projection.bias, scale, getattr(config, "final_logit_softcapping", None))
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(projection.weight, projection.bias, scale, softcap, getattr(projection, "rows", None))
 
 
 def sum_loss(hidden_ND: Tensor, head: Head, targets_N: Tensor, factor: Tensor | None = None) -> Tensor:
@@ -71,7 +78,10 @@ def sum_loss(hidden_ND: Tensor, head: Head, targets_N: Tensor, factor: Tensor | 
     """
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or head.weight_VD.requires_grad):
         factor = torch.ones((), device=hidden_ND.device) if factor is None else factor
-        loss: Tensor = _SumLoss.apply(hidden_ND, head.weight_VD, head.bias_V, targets_N, factor, head)
+        write_rows(head.weight_VD, head.rows_ND)
+        loss: Tensor = _SumLoss.apply(
+            hidden_ND, head.weight_VD, head.bias_V, head.rows_ND, _Sum(targets_N, factor, head)
+        )
         return loss
     return token_losses(hidden_ND, head, targets_N).sum()
 
@@ -79,6 +89,7 @@ def sum_loss(hidden_ND: Tensor, head: Head, targets_N: Tensor, factor: Tensor | 
 def token_losses(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:
     """Cross entropy of each token, [N] fp32, zero where the target is `IGNORE`; keeps no gradient."""
     losses = []
+    write_rows(head.weight_VD, head.rows_ND)
     with torch.no_grad():
         for rows in _chunks(len(targets_N), head.weight_VD):
             logits = head.finish(head.logits(hidden_ND[rows]))
@@ -122,17 +133,25 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
+class _Sum(NamedTuple):
+    targets_N: Tensor
+    factor: Tensor
+    head: Head
+
+
 class _SumLoss(torch.autograd.Function):
     """Cross entropy of a linear head whose backward pass only multiplies."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, targets_N, factor, head):  # type: ignore[no-untyped-def]
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    def forward(ctx, hidden_ND, weight_VD, bias_V, rows_ND, of):  # type: ignore[no-untyped-def]
+        targets_N, factor, head = of
+        needs_hidden, needs_weight, needs_bias, needs_rows = ctx.needs_input_grad[:4]
         loss = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
         # Chunks add up in fp32: 16-bit sums would lose the small ones.
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias else None
+        grad_rows = torch.zeros_like(rows_ND, dtype=torch.float32) if needs_rows else None
         for rows in _chunks(len(targets_N), weight_VD):
             hidden = hidden_ND[rows]
             chunk_loss, slope_NV = _loss_and_gradient(head.logits(hidden), targets_N[rows], head, factor)
@@ -143,14 +162,16 @@ class _SumLoss(torch.autograd.Function):
                 _add_product(grad_weight, slope_NV.T, hidden)
             if grad_bias is not None:
                 grad_bias += slope_NV.sum(0, dtype=torch.float32)
+            if grad_rows is not None:
+                _add_product(grad_rows, slope_NV[:, -len(rows_ND) :].T, hidden)
             del slope_NV  # as in `token_losses`
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, grad_rows)
         ctx.weight_dtype = weight_VD.dtype
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss):  # type: ignore[no-untyped-def]
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        grad_hidden, grad_weight, grad_bias, grad_rows = ctx.saved_tensors
         # In place: beside all activations, a second fp32 copy of the head's gradient would often be the peak.
         if grad_hidden is not None:
             grad_hidden = grad_hidden.mul_(grad_loss.to(grad_hidden.dtype))
@@ -158,4 +179,6 @@ class _SumLoss(torch.autograd.Function):
             grad_weight = grad_weight.mul_(grad_loss).to(ctx.weight_dtype)
         if grad_bias is not None:
             grad_bias = grad_bias.mul_(grad_loss).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        if grad_rows is not None:
+            grad_rows = grad_rows.mul_(grad_loss).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, grad_bias, grad_rows, None

@@ -88,7 +88,8 @@ class NF4Linear(nn.Module):
         cls, module: nn.Linear | Conv1D, *, double_quant: bool = True, device: torch.device | None = None
     ) -> "NF4Linear":
         """Quantizes one layer on `device`, where nothing but this one weight is ever whole."""
-        weight = module.weight.detach().to(device or module.weight.device)
+        # From fp32, so that a weight stored in 16 bits becomes the same whoever reads it.
+        weight = module.weight.detach().to(device or module.weight.device, torch.float32)
         return cls(weight, module.bias, is_transposed=isinstance(module, Conv1D), double_quant=double_quant)
 
     def to_linear(self, dtype: torch.dtype = torch.float32) -> nn.Linear | Conv1D:

@@ -26,7 +26,7 @@ _DEFAULT_MODEL = {
     "intermediate_size": 1024,
     "tie_word_embeddings": True,
 }
-_DROPOUT_WORDS = ("dropout", "pdrop")
+DROPOUT_WORDS = ("dropout", "pdrop")
 # Padding 50,257 to 50,304 gave 112K -> 127K tokens/s on an A100 (rasbt/LLMs-from-scratch, ch05/10).
 _VOCAB_MULTIPLE = 64
 _VOCAB_TO_PAD = 1024
@@ -45,7 +45,7 @@ def plan_model(recipe: Recipe, corpus: CorpusFacts, reasons: dict[str, str]) -> 
         raise RecipeError(f"recipe {recipe.name}", problems)
     settings["vocab_size"] = _vocabulary(settings.get("vocab_size"), corpus, reasons)
     settings |= {"bos_token_id": corpus.separator_id, "eos_token_id": corpus.separator_id, "pad_token_id": None}
-    with _explained(settings):
+    with blaming_config(settings):
         settings = _with_rope_parameters(settings)
         settings |= _positions(settings, recipe)
         config = make_config(settings, dropout)
@@ -89,7 +89,7 @@ def _given_settings(recipe: Recipe) -> dict[str, Any]:
     is_on_hub = path is None and is_hub_name(name) and not name.endswith(".json")
     settings = _fetch_config(name) if is_on_hub else _read_config(path or Path(name))
     # What describes a trained checkpoint, not an architecture; the corpus decides the vocabulary.
-    return {key: value for key, value in settings.items() if key not in _OF_A_CHECKPOINT}
+    return {key: value for key, value in settings.items() if key not in OF_A_CHECKPOINT}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _fetch_config(name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _explained(settings: dict[str, Any]) -> Iterator[None]:
+def blaming_config(settings: dict[str, Any]) -> Iterator[None]:
     """Blames the config for whatever transformers' classes raise over it: each architecture has errors of its own."""
     try:
         yield
@@ -130,7 +130,7 @@ def _explained(settings: dict[str, Any]) -> Iterator[None]:
         ) from error
 
 
-_OF_A_CHECKPOINT = {
+OF_A_CHECKPOINT = {
     *("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "task_specific_params"),
     *("vocab_size", "max_position_embeddings", "n_positions", "n_ctx", "use_cache"),
     *("bos_token_id", "eos_token_id", "pad_token_id", DOCUMENT_START),
@@ -139,7 +139,7 @@ _OF_A_CHECKPOINT = {
 
 def _take_dropout(settings: dict[str, Any], recipe: Recipe) -> float:
     """Removes dropout from the settings: it is one number, applied everywhere."""
-    given = {key: settings.pop(key) for key in list(settings) if any(word in key for word in _DROPOUT_WORDS)}
+    given = {key: settings.pop(key) for key in list(settings) if any(word in key for word in DROPOUT_WORDS)}
     values = {float(value) for value in given.values() if isinstance(value, int | float)}
     if wrong := {key: value for key, value in given.items() if not _is_share(value)}:
         raise InputError(f"model_config has {wrong}, but a dropout is a number of 0 or more and below 1")

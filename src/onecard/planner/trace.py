@@ -55,7 +55,7 @@ def trace_plan(plan: Plan, compute_capability: tuple[int, int], *, has_borders: 
 def record_plan(plan: Plan, *, has_borders: bool = True, recorder: Recorder | None = None) -> Trace:
     """Records one update and one evaluation batch on the CPU, with real tensors or under a mode that fakes them."""
     num_micro_batches = min(2, plan.num_micro_batches)
-    state = assemble(plan.model_copy(update={"device": "cpu"}))
+    state = assemble(plan.model_copy(update={"device": "cpu"}), with_weights=False)
     program = Program(
         _resident_tensors(state),
         lambda recorder: _step(recorder, state, num_micro_batches, has_borders),

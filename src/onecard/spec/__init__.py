@@ -4,7 +4,7 @@ from onecard.spec.dump import recipe_to_yaml
 from onecard.spec.finding import Finding
 from onecard.spec.forecast import Alternative, Forecast, MemoryForecast, TimeForecast
 from onecard.spec.load import apply_device, load_recipe
-from onecard.spec.plan import AdaptPlan, CorpusFacts, ModelPlan, OptimizerPlan, Plan, SchedulePlan
+from onecard.spec.plan import AdaptPlan, BasePlan, CorpusFacts, ModelPlan, OptimizerPlan, Plan, SchedulePlan
 from onecard.spec.recipe import DatasetSource, Recipe
 from onecard.spec.score import Score
 from onecard.spec.source import RecipeInfo, describe_recipe, recipe_names
@@ -13,6 +13,7 @@ from onecard.spec.spelling import KeyInfo, recipe_keys
 __all__ = [
     "AdaptPlan",
     "Alternative",
+    "BasePlan",
     "CorpusFacts",
     "DatasetSource",
     "Finding",

@@ -1,9 +1,9 @@
 """Every decision of a run as a number, each with its reason. A Plan never says `auto`."""
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from onecard.spec.forecast import Alternative, Forecast
 
@@ -34,14 +34,39 @@ class CorpusFacts(_Frozen):
     tokens_of_sources: tuple[tuple[str, int], ...] = ()
 
 
+class BasePlan(_Frozen):
+    """The existing model that a run starts from: `name` as given, `folder` where its files lie.
+
+    `fingerprint` tells its weights from any others. Both are None in a plan that was made without the weights, from
+    the config or from what the package knows of the model: such a plan can be looked at, not trained.
+    `num_new_tokens`: rows that the vocabulary is extended by; with adapters they are trained beside them.
+    """
+
+    name: str
+    folder: str | None = None
+    fingerprint: str | None = None
+    num_new_tokens: int = Field(default=0, ge=0)
+    download_bytes: int | None = None
+
+
 class ModelPlan(_Frozen):
-    """A model from scratch: `settings` are a complete transformers config with `model_type`."""
+    """A model: `settings` are a complete transformers config with `model_type`.
+
+    `base` is there where `init` is `pretrained`; settings then describe its shape, new tokens included.
+    """
 
     settings: dict[str, Any]
     dropout: float
-    init: Literal["transformers", "zero-output"]
+    init: Literal["transformers", "zero-output", "pretrained"]
     num_parameters: int
     num_matrix_parameters: int
+    base: BasePlan | None = None
+
+    @model_validator(mode="after")
+    def _starts_from_its_base(self) -> Self:
+        if (self.init == "pretrained") != (self.base is not None):
+            raise ValueError("init pretrained and a base belong together")
+        return self
 
 
 class AdaptPlan(_Frozen):

@@ -8,6 +8,7 @@ from onecard.model.adapt import adapt
 from onecard.model.build import build_model
 from onecard.model.decoder import Decoder
 from onecard.model.loss import find_head
+from onecard.model.pretrained import load_pretrained
 from onecard.spec import Plan
 from onecard.training.optimizer import Optimizer
 from onecard.training.state import LossScale, Progress, TrainState
@@ -15,29 +16,25 @@ from onecard.training.state import LossScale, Progress, TrainState
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def assemble(plan: Plan) -> TrainState:
+def assemble(plan: Plan, *, with_weights: bool = True) -> TrainState:
     """Builds model, optimizer and state as the plan says, at step 0, on its device.
 
-    Weights depend on the seed alone, not on the device: they are drawn on the CPU.
+    Weights from scratch depend on the seed alone, not on the device: they are drawn on the CPU. `with_weights` false
+    reads none of an existing model, whose shape is enough for a trace.
 
     Raises:
         InputError: the model cannot be built or adapted, or its logits are not those of a plain head.
+        CheckpointError: the weights of an existing model are missing, damaged or others than when it was planned.
     """
-    device = torch.device(plan.device)
-    model = build_model(
-        plan.model.settings,
-        dropout=plan.model.dropout,
-        init=plan.model.init,
-        seed=plan.seed,
-        backend=plan.attn_implementation,
-    )
-    adapt(model, plan.adapt, seed=plan.seed, device=device)
+    device, base = torch.device(plan.device), plan.model.base
+    model = _build(plan, with_weights)
+    adapt(model, plan.adapt, seed=plan.seed, device=device, num_new_tokens=base.num_new_tokens if base else 0)
     masters = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     for tensor in (*model.parameters(), *model.buffers()):
         # Only parameters change their type: rotary frequencies and weights in 4 bits are buffers.
         dtype = DTYPES[plan.precision] if isinstance(tensor, nn.Parameter) else tensor.dtype
-        # By `data`, because `Module.to` swaps tensors, which fake ones refuse.
-        tensor.data = tensor.data.to(device, dtype)
+        # By `data`, because `Module.to` swaps tensors, which fake ones refuse. Loaded weights may be the file itself.
+        tensor.data = tensor.data.to(device, dtype, copy=base is not None and with_weights)
     model.train()
     if plan.gradient_checkpointing:
         _checkpoint_activations(model)
@@ -52,6 +49,13 @@ def assemble(plan: Plan) -> TrainState:
         loss_scale=LossScale.make(plan.precision, device),
         progress=Progress(),
     )
+
+
+def _build(plan: Plan, with_weights: bool) -> PreTrainedModel:
+    model, backend = plan.model, plan.attn_implementation
+    if model.init == "pretrained":
+        return load_pretrained(model, seed=plan.seed, backend=backend, with_weights=with_weights)
+    return build_model(model.settings, dropout=model.dropout, init=model.init, seed=plan.seed, backend=backend)
 
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:

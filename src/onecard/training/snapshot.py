@@ -22,8 +22,10 @@ def snapshot(state: TrainState, tokenizer: PreTrainedTokenizerBase, record: dict
     """
 
     def write_files(folder: Path) -> None:
-        save = save_model_folder if state.plan.adapt is None else save_adapter_folder
-        save(state.model, state.optimizer.masters, folder)
+        if state.plan.adapt is None:
+            save_model_folder(state.model, state.optimizer.masters, folder)
+        else:
+            save_adapter_folder(state.model, state.optimizer.masters, folder, state.plan.model.base)
         tokenizer.save_pretrained(folder)
 
     scale = {"value": state.loss_scale.value, "num_good_steps": state.loss_scale.num_good_steps}
