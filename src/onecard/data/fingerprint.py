@@ -108,7 +108,7 @@ def _remember(memory: Path, records: tuple[FileRecord, ...]) -> None:
 
 
 def _record_hub(source: Source) -> FileRecord:
-    from onecard.data.readers import hub_content
+    from onecard.data.row_files import hub_content
 
     digest = hashlib.sha256(hub_content(source.path, source.name, source.split).encode("utf-8"))
     return FileRecord(f"{_HUB}{source.path}", 0, 0, digest.hexdigest())
