@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onecard.data.batches import NO_TARGET, Batch, gather_batch, heldout_batches, share_batches
+from onecard.data.batches import NO_TARGET, Batch, BlockSteps, gather_batch, heldout_batches, share_batches
 from onecard.data.sampler import BlockSampler
 from onecard.data.stream import BatchStream, StreamSettings
 from onecard.data.token_file import TokenFile
@@ -35,7 +35,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenFile:
 def stream_from(tokens: TokenFile, position: int = 0, **settings: int) -> BatchStream:
     sampler = BlockSampler([len(tokens)], [1.0], 16, seed=5)
     asked = StreamSettings(**{"samples_per_step": 10, "micro_batch_size": 4, **settings})
-    return BatchStream([tokens], sampler, SEP, asked, position)
+    return BatchStream(BlockSteps([tokens], sampler, SEP, asked.micro_batch_size), asked, position)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -152,7 +152,7 @@ class SlowFile:
 def slow_stream(file: SlowFile, **settings: int) -> BatchStream:
     sampler = BlockSampler([len(IDS)], [1.0], 16, seed=5)
     asked = StreamSettings(samples_per_step=10, micro_batch_size=10, **settings)
-    return BatchStream([file], sampler, SEP, asked)  # type: ignore[list-item]
+    return BatchStream(BlockSteps([file], sampler, SEP, 10), asked)  # type: ignore[list-item]
 
 
 def test_waiting_is_measured_and_workers_take_it_away(tokens: TokenFile) -> None:
@@ -219,7 +219,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         stream.truncate(2 * num_tokens)
     file = TokenFile(tmp_path / "large.bin", "<u2", num_tokens)
     sampler = BlockSampler([num_tokens], [1.0], 1024, seed=0)
-    with BatchStream([file], sampler, 1, StreamSettings(24, 8, num_workers=1)) as steps:
+    with BatchStream(BlockSteps([file], sampler, 1, 8), StreamSettings(24, 8, num_workers=1)) as steps:
         next(steps)
         before = anonymous_kib()
         for _ in range(200):

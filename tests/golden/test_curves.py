@@ -53,7 +53,7 @@ def write_text(path: Path) -> None:
 
 def curve_of(name: str, folder: Path) -> Iterator[float]:
     """Losses of a scaled-down recipe, step by step."""
-    from onecard.data import BatchStream, BlockSampler, CorpusRequest, Source, StreamSettings, prepare
+    from onecard.data import CorpusRequest, Source, StreamSettings, prepare
     from onecard.hardware import probe_machine
     from onecard.planner import Measurements, facts_of, make_plan
     from onecard.run.loop import seed_step
@@ -74,8 +74,7 @@ def curve_of(name: str, folder: Path) -> Iterator[float]:
     plan = make_plan(recipe, probe_machine(), facts, Measurements(peak=lambda *_: 1e12, step=lambda _: 1.0))
     assert (plan.precision, plan.schedule.num_steps, plan.total_batch_size) == ("fp32", NUM_STEPS, 5)
     state = assemble(plan)
-    sampler = BlockSampler([file.num_tokens for file in corpus.train], corpus.weights, plan.max_seq_length, plan.seed)
-    stream = BatchStream(corpus.train, sampler, corpus.separator_id, StreamSettings(5, plan.micro_batch_size))
+    stream = corpus.open_stream(StreamSettings(5, plan.micro_batch_size), plan.seed, plan.max_seq_length)
     for step in range(NUM_STEPS):
         batches = [place(batch, state) for batch in next(stream)]
         seed_step(plan.seed, step)

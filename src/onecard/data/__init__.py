@@ -1,9 +1,10 @@
 """Text in, batches out: sources, tokenizers, token files, sampling, batches."""
 
-from onecard.data.batches import NO_TARGET, Batch, gather_batch, heldout_batches, share_batches
+from onecard.data.batches import NO_TARGET, Batch, BlockSteps, gather_batch, heldout_batches, share_batches
 from onecard.data.cache import cache_folder
+from onecard.data.chats.corpus import ChatCorpus, ChatRequest, prepare_chats
 from onecard.data.corpus import Corpus, CorpusRequest, prepare, training_pieces
-from onecard.data.sampler import BlockSampler, heldout_blocks
+from onecard.data.sampler import BlockSampler, IndexSampler, heldout_blocks
 from onecard.data.sources import Document, Source, open_documents
 from onecard.data.stream import BatchStream, StreamSettings
 from onecard.data.survey import find_prepared, survey
@@ -11,17 +12,24 @@ from onecard.data.token_file import TokenFile
 from onecard.data.tokenizer import encode_pieces, separator_id, train_tokenizer, vocabulary_size
 from onecard.data.tokenizer_files import load_tokenizer
 
+TrainingData = Corpus | ChatCorpus
+
 __all__ = [
     "NO_TARGET",
     "Batch",
     "BatchStream",
     "BlockSampler",
+    "BlockSteps",
+    "ChatCorpus",
+    "ChatRequest",
     "Corpus",
     "CorpusRequest",
     "Document",
+    "IndexSampler",
     "Source",
     "StreamSettings",
     "TokenFile",
+    "TrainingData",
     "cache_folder",
     "encode_pieces",
     "find_prepared",
@@ -31,6 +39,7 @@ __all__ = [
     "load_tokenizer",
     "open_documents",
     "prepare",
+    "prepare_chats",
     "separator_id",
     "share_batches",
     "survey",

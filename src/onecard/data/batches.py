@@ -35,6 +35,28 @@ class Batch:
         return replace(self, ids=self.ids.pin_memory(), targets=self.targets.pin_memory(), documents=pinned)
 
 
+class BlockSteps:
+    """Reads the blocks at given positions as the micro-batches of one step."""
+
+    def __init__(
+        self, token_files: Sequence[TokenFile], sampler: BlockSampler, separator_id: int, micro_batch_size: int
+    ) -> None:
+        self._token_files = tuple(token_files)
+        self._sampler = sampler
+        self._separator_id = separator_id
+        self._micro_batch_size = micro_batch_size
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Gives source [n] and first token [n] of the blocks at positions [n]."""
+        return self._sampler.locate(positions)
+
+    def build(self, sources: np.ndarray, starts: np.ndarray) -> list[Batch]:
+        """Reads blocks [n] as micro-batches, the last of which may be smaller."""
+        size = self._micro_batch_size
+        rows = read_rows(self._token_files, sources, starts, self._sampler.block_length)
+        return [rows_to_batch(rows[first : first + size], self._separator_id) for first in range(0, len(rows), size)]
+
+
 def gather_batch(
     token_files: Sequence[TokenFile], sampler: BlockSampler, positions: np.ndarray, separator_id: int
 ) -> Batch:

@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onecard.data.batches import Batch, BlockSteps, heldout_batches, share_batches
 from onecard.data.build import prepare_corpus
 from onecard.data.cache import cache_folder, explained_disk_errors, locked, log, short_hash, slug
 from onecard.data.fingerprint import Fingerprint, Progress, fingerprint_source
+from onecard.data.sampler import BlockSampler
 from onecard.data.sources import Source, open_documents
 from onecard.data.split import Split, split_document
+from onecard.data.stream import BatchStream, StreamSettings
 from onecard.data.token_file import TOKENIZER_FOLDER, PreparedCorpus, TokenFile
 from onecard.data.tokenizer import (
     TRAINED_KINDS,
@@ -97,6 +100,24 @@ class Corpus:
     @property
     def num_heldout_tokens(self) -> int:
         return sum(file.num_tokens for file in self.heldout)
+
+    @property
+    def has_heldout(self) -> bool:
+        return bool(self.heldout)
+
+    def open_stream(self, settings: StreamSettings, seed: int, max_seq_length: int, position: int = 0) -> BatchStream:
+        """Opens the training blocks of so many tokens, in the order of `seed`, from a position on."""
+        sampler = BlockSampler([file.num_tokens for file in self.train], self.weights, max_seq_length, seed)
+        steps = BlockSteps(self.train, sampler, self.separator_id, settings.micro_batch_size)
+        return BatchStream(steps, settings, position)
+
+    def heldout_batches(
+        self, max_seq_length: int, batch_size: int, limit_batches: int | None = None
+    ) -> Iterator[Batch]:
+        """Streams the held-out blocks, all of them or so many batches spread evenly."""
+        shares = share_batches([file.num_tokens for file in self.heldout], limit_batches)
+        for file, limit in zip(self.heldout, shares, strict=True):
+            yield from heldout_batches(file, max_seq_length, batch_size, self.separator_id, limit)
 
 
 def prepare(request: CorpusRequest, progress: Progress | None = None) -> Corpus:

@@ -52,14 +52,17 @@ class Fingerprint:
                 )
 
 
-def fingerprint_source(source: Source, cache_root: Path, progress: Progress | None = None) -> Fingerprint:
+def fingerprint_source(
+    source: Source, cache_root: Path, progress: Progress | None = None, listing: FileList | None = None
+) -> Fingerprint:
     """Hashes the files of a source and checks that text files are UTF-8; raises one DataError for all bad files.
 
-    Hashes are remembered: a file is read again only when its size or time of change differs. A Hub data set is taken
-    as it was when first prepared, so that a second start needs no network.
+    `listing`: the files of the source where not all of them are read. Hashes are remembered: a file is read again only
+    when its size or time of change differs. A Hub data set is taken as it was when first prepared, so that a second
+    start needs no network.
     """
     identity = _identity(source)
-    listing = list_files(source)
+    listing = listing or list_files(source)
     memory = cache_root / "sources" / f"{short_hash(identity)}.json"
     known = _recall(memory)
     if listing.is_hub:
@@ -108,7 +111,7 @@ def _remember(memory: Path, records: tuple[FileRecord, ...]) -> None:
 
 
 def _record_hub(source: Source) -> FileRecord:
-    from onecard.data.readers import hub_content
+    from onecard.data.row_files import hub_content
 
     digest = hashlib.sha256(hub_content(source.path, source.name, source.split).encode("utf-8"))
     return FileRecord(f"{_HUB}{source.path}", 0, 0, digest.hexdigest())

@@ -1,8 +1,8 @@
 """Which tokens the batch at a position sees: a pure function of (seed, position), so a resume starts anywhere at once.
 
-    position ─mix─► source, index in it ─► epoch, rank ─permute─► block ─► first token = offset(epoch) + block · length
+    position ─mix─► source, index in it ─► epoch, rank ─permute─► item    of text: block ─► first token of the block
 
-Every epoch shifts the blocks by its own offset, so that their borders move, and orders them by its own permutation.
+Every epoch orders the items by its own permutation, and shifts blocks by its own offset, so that their borders move.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,48 @@ _PERMUTATION_ROUNDS = 6
 _LONGEST_PERIOD = 4096
 
 
+class IndexSampler:
+    """The order in which the items of one or several sources come, `num_items` of each: every epoch is a permutation.
+
+    Several sources are mixed by weight: the items of a source before any position are within 1 of its share. Time and
+    memory of any look-up do not depend on the position.
+    """
+
+    def __init__(self, num_items: Sequence[int], weights: Sequence[float], seed: int, shuffle: bool = True) -> None:
+        self.seed = seed
+        self.shuffle = shuffle
+        self._num_items = np.asarray(num_items, dtype=np.int64)
+        self._pattern, self._ranks, self._shares = _mixing_pattern(np.asarray(weights, dtype=np.float64))
+
+    @property
+    def items_per_epoch(self) -> int:
+        return int(self._num_items.sum())
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Gives for each position [n] its source [n] and the item [n] there, both int64."""
+        source, item, _ = self.locate_keyed(positions)
+        return source, item
+
+    def locate_keyed(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `locate`, with a random number [n] (uint64) of source and epoch."""
+        positions = np.atleast_1d(np.asarray(positions, dtype=np.int64))
+        round_index, slot = np.divmod(positions, len(self._pattern))
+        source = self._pattern[slot]
+        index = round_index * self._shares[source] + self._ranks[slot]
+        num_items = self._num_items[source]
+        epoch, rank = np.divmod(index, num_items)
+        key = _hash(
+            _hash(np.full_like(positions, self.seed).view(np.uint64) ^ _hash(source.astype(np.uint64)))
+            ^ epoch.astype(np.uint64)
+        )
+        return source, permute(rank, num_items, key) if self.shuffle else rank, key
+
+
 class BlockSampler:
     """The order of blocks of `block_length` tokens (one more for the last target) over one or several sources.
 
-    Several sources are mixed by weight: the blocks of a source before any position are within 1 of its share.
-    `blocks_per_epoch` is the number of blocks all sources have together. Time and memory of any look-up do not depend
-    on the position. Raises DataError for a source shorter than one block.
+    `blocks_per_epoch` is the number of blocks all sources have together. Raises DataError for a source shorter than
+    one block.
     """
 
     def __init__(
@@ -34,38 +70,25 @@ class BlockSampler:
     ) -> None:
         _check_lengths(num_tokens_per_source, block_length)
         self.block_length = block_length
-        self.seed = seed
-        self.shuffle = shuffle
         tokens = np.asarray(num_tokens_per_source, dtype=np.int64)
         if shuffle:
             # One block fewer than fit keeps a whole block length free for the offset.
-            self._num_blocks = np.maximum((tokens - block_length) // block_length, 1)
-            self._num_offsets = np.minimum(block_length, tokens - self._num_blocks * block_length)
+            num_blocks = np.maximum((tokens - block_length) // block_length, 1)
+            self._num_offsets = np.minimum(block_length, tokens - num_blocks * block_length)
         else:
-            self._num_blocks = (tokens - 1) // block_length
+            num_blocks = (tokens - 1) // block_length
             self._num_offsets = np.ones_like(tokens)
-        self._pattern, self._ranks, self._shares = _mixing_pattern(np.asarray(weights, dtype=np.float64))
+        self._order = IndexSampler(num_blocks.tolist(), weights, seed, shuffle)
 
     @property
     def blocks_per_epoch(self) -> int:
-        return int(self._num_blocks.sum())
+        return self._order.items_per_epoch
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Gives for each position [n] its source [n] and the first token [n] of its block there, both int64."""
-        positions = np.atleast_1d(np.asarray(positions, dtype=np.int64))
-        round_index, slot = np.divmod(positions, len(self._pattern))
-        source = self._pattern[slot]
-        index = round_index * self._shares[source] + self._ranks[slot]
-        num_blocks = self._num_blocks[source]
-        epoch, rank = np.divmod(index, num_blocks)
-        if not self.shuffle:
-            return source, rank * self.block_length
-        key = _hash(
-            _hash(np.full_like(positions, self.seed).view(np.uint64) ^ _hash(source.astype(np.uint64)))
-            ^ epoch.astype(np.uint64)
-        )
+        source, block, key = self._order.locate_keyed(positions)
         offset = (_hash(key ^ np.uint64(0xA5A5A5A5)) % self._num_offsets[source].astype(np.uint64)).astype(np.int64)
-        return source, offset + permute(rank, num_blocks, key) * self.block_length
+        return source, offset + block * self.block_length
 
 
 def permute(ranks: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:

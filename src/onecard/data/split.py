@@ -46,6 +46,11 @@ class Split:
             rule = "tail" if found < needed else "documents"
         return replace(self, rule=rule, seed=self.seed if rule == "documents" else 0)
 
+    def holds_out(self, content: bytes) -> bool:
+        """Says by a hash of its content whether a document is held out as a whole."""
+        digest = hashlib.blake2b(content, digest_size=8, salt=self.seed.to_bytes(8, "little", signed=True)).digest()
+        return int.from_bytes(digest, "little") < self.fraction * 2**64
+
 
 @dataclass(frozen=True)
 class Part:
@@ -72,9 +77,7 @@ def _whole(pieces: Iterator[str], split: Split) -> Iterator[Part]:
         if piece is None:
             break
         first.append(piece)
-    start = "".join(first)[:_HASHED_CHARACTERS].encode("utf-8")
-    digest = hashlib.blake2b(start, digest_size=8, salt=split.seed.to_bytes(8, "little", signed=True)).digest()
-    is_heldout = int.from_bytes(digest, "little") < split.fraction * 2**64
+    is_heldout = split.holds_out("".join(first)[:_HASHED_CHARACTERS].encode("utf-8"))
     yield from (Part(piece, is_heldout) for piece in chain(first, pieces))
 
 

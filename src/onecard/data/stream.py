@@ -2,28 +2,38 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 
-from onecard.data.batches import Batch, read_rows, rows_to_batch
-from onecard.data.sampler import BlockSampler
-from onecard.data.token_file import TokenFile
+from onecard.data.batches import Batch
+from onecard.data.chats.packing import Packing
 from onecard.errors import InputError
 
-_LOOKED_UP_BLOCKS = 1024
+_LOOKED_UP_SAMPLES = 1024
+
+
+class Steps(Protocol):
+    """What a stream draws from: blocks of text or conversations."""
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Gives source [n] and place there [n] of the samples at positions [n]."""
+
+    def build(self, sources: np.ndarray, places: np.ndarray) -> list[Batch]:
+        """Gives the samples of one step as micro-batches."""
 
 
 @dataclass(frozen=True)
 class StreamSettings:
     """How a stream cuts and prepares its steps.
 
-    A step has `samples_per_step` blocks in micro-batches of `micro_batch_size` (the last may be smaller). With
-    `num_workers` 0 a step is built when it is asked for; otherwise that many threads keep `prefetch_factor` steps each
-    ready. `pin_memory` puts batches into page-locked memory (needs a CUDA device).
+    A step has `samples_per_step` blocks in micro-batches of `micro_batch_size` (the last may be smaller); of chats, so
+    many conversations in micro-batches of at most so many rows, packed as `packing` says, and with `static_shapes` all
+    of the same shape. With `num_workers` 0 a step is built when it is asked for; otherwise that many threads keep
+    `prefetch_factor` steps each ready. `pin_memory` puts batches into page-locked memory (needs a CUDA device).
     """
 
     samples_per_step: int
@@ -31,6 +41,8 @@ class StreamSettings:
     num_workers: int = 0
     prefetch_factor: int = 2
     pin_memory: bool = False
+    packing: Packing = "off"
+    static_shapes: bool = False
 
     def __post_init__(self) -> None:
         problems = [
@@ -55,19 +67,10 @@ class BatchStream:
     numpy copying, so processes would only add their start and the transport. Close it, or use it in a `with` block.
     """
 
-    def __init__(
-        self,
-        token_files: Sequence[TokenFile],
-        sampler: BlockSampler,
-        separator_id: int,
-        settings: StreamSettings,
-        position: int = 0,
-    ) -> None:
+    def __init__(self, steps: Steps, settings: StreamSettings, position: int = 0) -> None:
         self.position = position
         self.wait_s = 0.0
-        self._token_files = tuple(token_files)
-        self._sampler = sampler
-        self._separator_id = separator_id
+        self._steps = steps
         self._settings = settings
         self._ahead: deque[Future[list[Batch]]] = deque()
         self._next_position = position
@@ -83,7 +86,7 @@ class BatchStream:
     def __next__(self) -> list[Batch]:
         started = time.perf_counter()
         if self._settings.num_workers == 0:
-            step = self._build_step(*self._next_blocks())
+            step = self._build_step(*self._next_samples())
         elif not self._ahead:
             raise StopIteration
         else:
@@ -113,22 +116,20 @@ class BatchStream:
     def _fill(self) -> None:
         wanted = self._settings.num_workers * self._settings.prefetch_factor
         while self._executor is not None and len(self._ahead) < wanted:
-            self._ahead.append(self._executor.submit(self._build_step, *self._next_blocks()))
+            self._ahead.append(self._executor.submit(self._build_step, *self._next_samples()))
 
-    def _next_blocks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Gives source and start of each block of the next step, looked up for many steps at once: one look-up costs
+    def _next_samples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Gives source and place of each sample of the next step, looked up for many steps at once: one look-up costs
         about the same for 10 positions as for 1,000."""
         count = self._settings.samples_per_step
-        sources, starts = self._located
-        if not len(starts):
-            end = self._next_position + count * max(1, _LOOKED_UP_BLOCKS // count)
-            sources, starts = self._sampler.locate(np.arange(self._next_position, end))
-        self._located = sources[count:], starts[count:]
+        sources, places = self._located
+        if not len(places):
+            end = self._next_position + count * max(1, _LOOKED_UP_SAMPLES // count)
+            sources, places = self._steps.locate(np.arange(self._next_position, end))
+        self._located = sources[count:], places[count:]
         self._next_position += count
-        return sources[:count], starts[:count]
+        return sources[:count], places[:count]
 
-    def _build_step(self, sources: np.ndarray, starts: np.ndarray) -> list[Batch]:
-        size = self._settings.micro_batch_size
-        rows = read_rows(self._token_files, sources, starts, self._sampler.block_length)
-        batches = [rows_to_batch(rows[first : first + size], self._separator_id) for first in range(0, len(rows), size)]
+    def _build_step(self, sources: np.ndarray, places: np.ndarray) -> list[Batch]:
+        batches = self._steps.build(sources, places)
         return [batch.pin() for batch in batches] if self._settings.pin_memory else batches

@@ -2,14 +2,18 @@
 
 from dataclasses import asdict
 
-from onecard.data import Corpus, CorpusRequest, find_prepared, survey
+from onecard.data import ChatCorpus, CorpusRequest, TrainingData, find_prepared, survey
 from onecard.errors import DataError
 from onecard.spec import CorpusFacts, Recipe
 
+_OF_CHATS = {"num_train_rows", "num_target_tokens", "num_heldout_target_tokens"}
 
-def facts_of(corpus: Corpus) -> CorpusFacts:
+
+def facts_of(corpus: TrainingData) -> CorpusFacts:
     """The facts of a prepared corpus."""
-    known = CorpusFacts.model_fields.keys() - {"is_estimate", "num_train_rows"}
+    known = CorpusFacts.model_fields.keys() - {"is_estimate"}
+    if not isinstance(corpus, ChatCorpus):
+        known -= _OF_CHATS
     return CorpusFacts(**{name: getattr(corpus, name) for name in known})
 
 

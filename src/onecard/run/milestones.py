@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from onecard.checkpoint import folder_of_step, write_checkpoint
-from onecard.data import Batch, Corpus, heldout_batches, share_batches
+from onecard.data import TrainingData
 from onecard.evaluation import measure_heldout_loss
 from onecard.model.generate import Sampling, complete
 from onecard.observe.events import EvaluatedEvent, Event, FinishReason, Sample, SampledEvent, SavedEvent, SaveReason
@@ -37,7 +37,7 @@ class Milestones:
     """Evaluates, samples and saves a state. `record_bytes` tells the size of the record so far, for checkpoints."""
 
     def __init__(
-        self, state: TrainState, corpus: Corpus, folder: RunFolder, clock: Clock, record_bytes: Callable[[], int]
+        self, state: TrainState, corpus: TrainingData, folder: RunFolder, clock: Clock, record_bytes: Callable[[], int]
     ) -> None:
         self._state = state
         self._corpus = corpus
@@ -52,7 +52,7 @@ class Milestones:
     def due(self, step: int, *, is_last: bool) -> Due:
         """What is to be done after `step` updates; all of it after the last."""
         return Due(
-            evaluates=bool(self._corpus.heldout) and (is_last or step % self._plan.eval_steps == 0),
+            evaluates=self._corpus.has_heldout and (is_last or step % self._plan.eval_steps == 0),
             samples=bool(self._plan.sample_prompts) and (is_last or step % self._plan.sample_steps == 0),
             saves=is_last or step % self._plan.save_steps == 0,
             is_last=is_last,
@@ -82,9 +82,8 @@ class Milestones:
 
     def _evaluate(self) -> EvaluatedEvent:
         started, plan, progress = time.perf_counter(), self._plan, self._state.progress
-        result = measure_heldout_loss(
-            self._state.model, self._state.head, self._heldout_batches(), plan.attn_implementation
-        )
+        batches = self._corpus.heldout_batches(plan.max_seq_length, plan.eval_batch_size, plan.eval_batches)
+        result = measure_heldout_loss(self._state.model, self._state.head, batches, plan.attn_implementation)
         progress.heldout_loss = result.loss
         is_best = math.isfinite(result.loss) and (progress.best_loss is None or result.loss < progress.best_loss)
         if is_best:
@@ -99,18 +98,14 @@ class Milestones:
             step=progress.step,
             elapsed_s=self._elapsed(),
             loss=result.loss,
-            bits_per_byte=result.bits_per_byte(plan.corpus.num_heldout_tokens, plan.corpus.heldout_bytes),
+            bits_per_byte=result.bits_per_byte(
+                plan.corpus.num_heldout_target_tokens or plan.corpus.num_heldout_tokens, plan.corpus.heldout_bytes
+            ),
             standard_error=result.standard_error,
             num_target_tokens=result.num_target_tokens,
             is_best=is_best,
             seconds=time.perf_counter() - started,
         )
-
-    def _heldout_batches(self) -> Iterator[Batch]:
-        plan, corpus = self._plan, self._corpus
-        shares = share_batches([file.num_tokens for file in corpus.heldout], plan.eval_batches)
-        for file, limit in zip(corpus.heldout, shares, strict=True):
-            yield from heldout_batches(file, plan.max_seq_length, plan.eval_batch_size, corpus.separator_id, limit)
 
     def _sample(self) -> SampledEvent:
         started, prompts = time.perf_counter(), self._plan.sample_prompts

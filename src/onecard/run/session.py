@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from onecard.checkpoint import Checkpoint, read_checkpoint, remove_leftovers
-from onecard.data import BatchStream, BlockSampler, Corpus, StreamSettings
+from onecard.data import BatchStream, StreamSettings, TrainingData
 from onecard.errors import CheckpointError, DoesNotFitError
 from onecard.observe.events import Event, SavedEvent, StepEvent
 from onecard.observe.jsonl import JsonlSink
@@ -27,7 +27,7 @@ OnEvent = Callable[[Event], None]
 
 
 def run_session(
-    folder: RunFolder, corpus: Corpus, checkpoint: Path | None, on_event: OnEvent | None
+    folder: RunFolder, corpus: TrainingData, checkpoint: Path | None, on_event: OnEvent | None
 ) -> list[StepEvent]:
     """Trains in a locked run folder, from its plan's first step or from a checkpoint, until the plan is done.
 
@@ -128,8 +128,7 @@ def _saved_event(state: TrainState, checkpoint: Checkpoint) -> SavedEvent | None
     )
 
 
-def _open_stream(plan: Plan, corpus: Corpus, position: int) -> BatchStream:
-    sampler = BlockSampler([file.num_tokens for file in corpus.train], corpus.weights, plan.max_seq_length, plan.seed)
+def _open_stream(plan: Plan, corpus: TrainingData, position: int) -> BatchStream:
     settings = StreamSettings(
         samples_per_step=plan.total_batch_size,
         micro_batch_size=plan.micro_batch_size,
@@ -137,10 +136,10 @@ def _open_stream(plan: Plan, corpus: Corpus, position: int) -> BatchStream:
         prefetch_factor=plan.dataloader_prefetch_factor,
         pin_memory=plan.device.startswith("cuda"),
     )
-    return BatchStream(corpus.train, sampler, corpus.separator_id, settings, position)
+    return corpus.open_stream(settings, plan.seed, plan.max_seq_length, position)
 
 
-def _check_corpus(plan: Plan, corpus: Corpus) -> None:
+def _check_corpus(plan: Plan, corpus: TrainingData) -> None:
     if corpus.fingerprint != plan.corpus.fingerprint:
         raise CheckpointError(
             "the training text, its split or its tokenizer has changed since this run began, so it cannot be continued "

@@ -26,8 +26,10 @@ class CorpusFacts(_Frozen):
     separator_id: int
     fingerprint: str
     num_train_documents: int | None = None
-    # Chats; None for running text.
+    # Of chats: conversations to train on, and the tokens that count; `heldout_bytes` is then the text of targets.
     num_train_rows: int | None = None
+    num_target_tokens: int | None = None
+    num_heldout_target_tokens: int | None = None
     # From the sizes of files, because the text was not looked at.
     is_estimate: bool = False
     # Name and training tokens of each source.

@@ -1,0 +1,50 @@
+"""Where chats come from: a source becomes files of rows, each row with its place."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from onecard.data.row_files import Row, RowProblem, read_hub_rows, read_row_file
+from onecard.data.sources import FileList, Source, list_files
+from onecard.errors import DataError
+
+_SUFFIXES = ".jsonl, .ndjson, .json, .parquet, .tar, each also with .gz but Parquet"
+
+
+@dataclass(frozen=True)
+class ChatFile:
+    """A file of chats, or a Hub data set, as a stream of its rows, whatever JSON values they are."""
+
+    label: str
+    rows: Iterator[Row] | Iterator[Row | RowProblem]
+
+
+def list_chat_files(source: Source) -> FileList:
+    """Finds the files with rows that a source stands for, none for a Hub data set; a folder's other files are left out.
+
+    Raises DataError where there are none.
+    """
+    listing = list_files(source)
+    if listing.is_hub:
+        return listing
+    files = tuple(file for file in listing.files if file.kind != "text")
+    if not files:
+        found = ", ".join(file.path.name for file in listing.files[:3])
+        raise DataError(
+            f"dataset {source.path!r}: chats are read from files of rows ({_SUFFIXES}) or a Hub data set, and there is"
+            f" none here, only {found}. Write each conversation as one line of JSON, or set task: pretrain for text."
+        )
+    return replace(listing, files=files)
+
+
+def open_chat_files(source: Source) -> Iterator[ChatFile]:
+    """Streams the files of a source in a fixed order; their rows are read while they are asked for.
+
+    Broken JSON and bytes that are not UTF-8 come as a RowProblem in their place. A .json file that is one list is read
+    at once, everything else in constant memory. Raises DataError for a file that is damaged as a whole or cannot be
+    read.
+    """
+    listing = list_chat_files(source)
+    if listing.is_hub:
+        yield ChatFile(source.path, read_hub_rows(source.path, source.name, source.split))
+    for file in listing.files:
+        yield ChatFile(file.label, read_row_file(file.path, file.kind, file.label))
