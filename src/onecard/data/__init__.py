@@ -3,6 +3,7 @@
 from onecard.data.batches import NO_TARGET, Batch, BlockSteps, gather_batch, heldout_batches, share_batches
 from onecard.data.cache import cache_folder
 from onecard.data.chats.corpus import ChatCorpus, ChatRequest, prepare_chats
+from onecard.data.chats.survey import find_prepared_chats, survey_chats
 from onecard.data.corpus import Corpus, CorpusRequest, prepare, training_pieces
 from onecard.data.sampler import BlockSampler, IndexSampler, heldout_blocks
 from onecard.data.sources import Document, Source, open_documents
@@ -33,6 +34,7 @@ __all__ = [
     "cache_folder",
     "encode_pieces",
     "find_prepared",
+    "find_prepared_chats",
     "gather_batch",
     "heldout_batches",
     "heldout_blocks",
@@ -43,6 +45,7 @@ __all__ = [
     "separator_id",
     "share_batches",
     "survey",
+    "survey_chats",
     "train_tokenizer",
     "training_pieces",
     "vocabulary_size",

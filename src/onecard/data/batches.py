@@ -21,13 +21,18 @@ class Batch:
 
     `ids` [B, T] int64; `targets` [B, T] int64, the next token or -100 for none; `documents` [B, T] int32, the running
     number of the document within the row, or None where no row has a border inside, so that plain causal attention is
-    right. `num_targets` counts the targets that are not -100.
+    right. `num_targets` counts the targets that are not -100; `num_padding` the places that stand for no token.
     """
 
     ids: "torch.Tensor"
     targets: "torch.Tensor"
     documents: "torch.Tensor | None"
     num_targets: int
+    num_padding: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return self.ids.numel() - self.num_padding
 
     def pin(self) -> "Batch":
         """Copies the tensors to page-locked memory, from where a copy to the GPU does not block."""

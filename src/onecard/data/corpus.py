@@ -54,12 +54,13 @@ class CorpusRequest:
     cache_dir: Path | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "CorpusRequest":
-        """The text of a recipe."""
+    def of(cls, recipe: Recipe, base: Path | None = None) -> "CorpusRequest":
+        """The text of a recipe. `base` is the folder of its model, whose tokenizer is used unless it names another."""
+        own = recipe.model_name_or_path and str(base or recipe.model_name_or_path)
         return cls(
             sources=tuple(Source(**source.model_dump()) for source in recipe.dataset),
             eval_sources=tuple(Source(**source.model_dump()) for source in recipe.eval_dataset),
-            tokenizer=recipe.tokenizer,
+            tokenizer=own if own and recipe.tokenizer == "bpe" else recipe.tokenizer,
             vocab_size=recipe.vocab_size,
             eval_fraction=recipe.eval_fraction,
             eval_split=recipe.eval_split,

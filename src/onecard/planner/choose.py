@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 
-from onecard.errors import InputError, RecipeError
 from onecard.hardware import Machine
 from onecard.planner.device import Target, choose_attention, choose_precision, find_compiler_problem, find_target
 from onecard.planner.fit import fit_plan
 from onecard.planner.limits import check_blocks, check_compiler, check_heldout, check_ram
 from onecard.planner.measure import measure_peak, measure_step
+from onecard.planner.pretrained import plan_base
+from onecard.planner.problems import Problems
 from onecard.planner.schedule import (
     BatchSizes,
     count_steps,
@@ -34,8 +35,6 @@ _KEPT = (
     *("max_seq_length", "max_hours", "seed", "deterministic", "dataloader_prefetch_factor"),
     *("eval_batches", "save_total_limit", "early_stopping_patience", "sample_prompts", "sample_max_new_tokens"),
 )
-
-_Decision = TypeVar("_Decision")
 
 
 @dataclass(frozen=True)
@@ -156,11 +155,11 @@ def _decide(grounds: Grounds, reasons: dict[str, str]) -> _Decisions:
     Without a corpus one of any length and with the smallest vocabulary stands in, so that nothing is refused for it.
     """
     recipe, target, corpus = grounds.recipe, grounds.target, grounds.corpus
-    problems = _Problems()
+    problems = Problems()
     reasons["device"] = target.reason
     precision, reasons["precision"] = problems.attempt(choose_precision, recipe, target, grounds.machine) or ("", "")
     adapt = problems.attempt(plan_adapters, recipe)
-    model = problems.attempt(plan_model, recipe, corpus or _any_corpus(recipe), reasons)
+    model = problems.attempt(_plan_model, recipe, corpus, reasons)
     dropout = model.dropout if model else recipe.dropout or 0.0
     attention, reasons["attn_implementation"] = problems.attempt(
         choose_attention, recipe, target, precision, dropout
@@ -183,31 +182,16 @@ def _decide(grounds: Grounds, reasons: dict[str, str]) -> _Decisions:
     return _Decisions(precision, attention, model, adapt, batch, num_steps)
 
 
-class _Problems:
-    """Collects what decisions refuse, to report it together."""
-
-    def __init__(self) -> None:
-        self._found: list[InputError] = []
-
-    def attempt(self, decide: Callable[..., _Decision], *grounds: Any) -> _Decision | None:
-        """Makes a decision; None if it is refused."""
-        try:
-            return decide(*grounds)
-        except InputError as error:
-            self._found.append(error)
-            return None
-
-    def report(self, recipe: Recipe) -> None:
-        """Raises what was refused, if anything."""
-        if len(self._found) == 1:
-            raise self._found[0]
-        if self._found:
-            sentences = [
-                sentence
-                for error in self._found
-                for sentence in (error.problems if isinstance(error, RecipeError) else [str(error)])
-            ]
-            raise RecipeError(f"recipe {recipe.name}", sentences)
+def _plan_model(recipe: Recipe, corpus: CorpusFacts | None, reasons: dict[str, str]) -> ModelPlan:
+    if recipe.model_name_or_path is None:
+        return plan_model(recipe, corpus or _any_corpus(recipe), reasons)
+    return plan_base(
+        recipe.model_name_or_path,
+        max_seq_length=recipe.max_seq_length,
+        vocab_size=corpus.vocab_size if corpus else None,
+        dropout=recipe.dropout,
+        reasons=reasons,
+    )
 
 
 def _any_corpus(recipe: Recipe) -> CorpusFacts:

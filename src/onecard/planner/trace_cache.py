@@ -28,7 +28,7 @@ class CannotTrace(Exception):
 
 def trace_cached(plan: Plan, compute_capability: tuple[int, int]) -> Trace:
     """Traces a plan for a card of this capability, or reads the trace of an earlier call with equal settings."""
-    has_borders = plan.corpus.num_train_documents != 1
+    has_borders = plan.has_borders
     if plan.attn_implementation == "varlen":
         # Its lengths are read from the data, of which there is none. Plain causal flash keeps the same tensors.
         plan, has_borders = plan.model_copy(update={"attn_implementation": "sdpa"}), False

@@ -36,6 +36,7 @@ class _Pending:
 
     step: int
     learning_rate: float
+    num_tokens: int
     tokens_seen: int
     wait_s: float
     values: Tensor  # loss, gradient norm, number of targets, finite: one copy for all
@@ -73,7 +74,8 @@ class Loop:
 
     def _update(self, stream: BatchStream) -> Iterator[Event]:
         state, progress = self._state, self._state.progress
-        micro_batches = [place(batch, state) for batch in next(stream)]
+        batches = next(stream)
+        micro_batches = [place(batch, state) for batch in batches]
         learning_rate = self._plan.optimizer.learning_rate * rate_at(self._plan.schedule, progress.step)
         try:
             stats = self._train_step(micro_batches, learning_rate)
@@ -82,8 +84,11 @@ class Loop:
             stats = self._train_step(micro_batches, learning_rate)
         progress.step += 1
         progress.position += self._plan.total_batch_size
-        progress.tokens_seen += self._plan.tokens_per_step
-        launched = _Pending(progress.step, learning_rate, progress.tokens_seen, stream.wait_s, *_to_host(stats))
+        num_tokens = sum(batch.num_tokens for batch in batches)
+        progress.tokens_seen += num_tokens
+        launched = _Pending(
+            progress.step, learning_rate, num_tokens, progress.tokens_seen, stream.wait_s, *_to_host(stats)
+        )
         yield from self._drain()
         self._pending = launched
         if launched.copied is None:  # a CPU is never ahead of Python, so waiting would only blur the step's time
@@ -120,7 +125,7 @@ class Loop:
         loss, gradient_norm, num_targets, is_finite = pending.values.tolist()
         now = time.perf_counter()
         step_s, self._last_read = now - self._last_read, now
-        tokens_per_s = self._plan.tokens_per_step / step_s
+        tokens_per_s = pending.num_tokens / step_s
         yield StepEvent(
             step=pending.step,
             elapsed_s=self._elapsed(),

@@ -40,7 +40,7 @@ def _full_batch(state: TrainState, rows: int) -> Batch:
     shape = (rows, state.plan.max_seq_length)
     ids = torch.zeros(shape, dtype=torch.int64)
     documents = None
-    if state.plan.corpus.num_train_documents != 1:
+    if state.plan.has_borders:
         documents = torch.zeros(shape, dtype=torch.int32)
         documents[:, shape[1] // 2 :] = 1
     return Batch(ids, ids.clone(), documents, ids.numel())

@@ -135,6 +135,9 @@ def _open_stream(plan: Plan, corpus: TrainingData, position: int) -> BatchStream
         num_workers=plan.dataloader_num_workers,
         prefetch_factor=plan.dataloader_prefetch_factor,
         pin_memory=plan.device.startswith("cuda"),
+        packing=plan.packing,
+        # Full rows all of one shape: what was planned is what comes, and a compiler sees one shape.
+        static_shapes=plan.torch_compile or (plan.packing == "rows" and plan.device.startswith("cuda")),
     )
     return corpus.open_stream(settings, plan.seed, plan.max_seq_length, position)
 

@@ -171,6 +171,13 @@ class Plan(_Frozen):
         return max(1, round(self.total_batch_size * self.corpus.num_train_tokens / self.corpus.num_train_rows))
 
     @property
+    def has_borders(self) -> bool:
+        """Whether texts end inside the rows of a batch, which asks for other attention kernels."""
+        if self.task == "sft":
+            return self.packing != "off"
+        return self.corpus.num_train_documents != 1
+
+    @property
     def rows_per_step(self) -> int:
         """Rows of up to `max_seq_length` tokens that a step is made of; of packed chats, those they fill on average."""
         if self.packing == "off":

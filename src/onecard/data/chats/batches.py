@@ -100,12 +100,14 @@ def _to_batch(rows: list[list[Pair]], size: tuple[int, int], padding_id: int) ->
     ids = np.full(size, padding_id, dtype=np.int64)
     targets = np.full(size, NO_TARGET, dtype=np.int64)
     documents = np.zeros(size, dtype=np.int32)
+    num_tokens = 0
     for row, pairs in enumerate(rows):
         end = 0
         for number, (inputs, row_targets) in enumerate(pairs):
             start, end = end, end + len(inputs)
             ids[row, start:end], targets[row, start:end] = inputs, row_targets
             documents[row, start:end] = number
+        num_tokens += end
         # Padding is a document of its own, so that it attends to none.
         documents[row, end:] = len(pairs)
     # Padding behind the only conversation of each row needs no border: causality keeps it out of all that counts.
@@ -115,4 +117,5 @@ def _to_batch(rows: list[list[Pair]], size: tuple[int, int], padding_id: int) ->
         torch.from_numpy(targets),
         torch.from_numpy(documents) if has_borders else None,
         int((targets != NO_TARGET).sum()),
+        ids.size - num_tokens,
     )

@@ -58,16 +58,17 @@ class ChatRequest:
     cache_dir: Path | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "ChatRequest":
-        """The chats of a recipe."""
+    def of(cls, recipe: Recipe, base: Path | None = None) -> "ChatRequest":
+        """The chats of a recipe. `base` is the folder of its model, whose tokenizer is used unless it names another."""
+        own = str(base or recipe.model_name_or_path)
         return cls(
             sources=tuple(Source(**source.model_dump()) for source in recipe.dataset),
-            tokenizer=getattr(recipe, "model_name_or_path", None) or recipe.tokenizer,
+            tokenizer=own if recipe.tokenizer == "bpe" else recipe.tokenizer,
             eval_sources=tuple(Source(**source.model_dump()) for source in recipe.eval_dataset),
-            chat_template=getattr(recipe, "chat_template", "auto"),
+            chat_template=recipe.chat_template,
             max_seq_length=recipe.max_seq_length,
-            max_rounds=getattr(recipe, "max_rounds", None),
-            on_bad_row=getattr(recipe, "on_bad_row", "error"),
+            max_rounds=recipe.max_rounds,
+            on_bad_row=recipe.on_bad_row,
             eval_fraction=recipe.eval_fraction,
             eval_split=recipe.eval_split,
             num_proc=None if recipe.dataset_num_proc == "auto" else recipe.dataset_num_proc,
