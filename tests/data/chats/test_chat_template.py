@@ -391,6 +391,7 @@ def test_a_naive_llama_file_finds_its_end_tokens(naive_llama: PreTrainedTokenize
     (rendered,) = template.render([chat("Hello", "I am fine.")])
     assert isinstance(rendered, Rendered)
     assert rendered.ids[rendered.is_target][-1] == naive_llama.eos_token_id
+    assert "</s>" not in naive_llama.decode(rendered.ids, skip_special_tokens=True)
 
 
 def test_tools_reach_the_text(tokenizer: PreTrainedTokenizerBase) -> None:

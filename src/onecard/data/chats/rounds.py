@@ -88,4 +88,4 @@ def _cut(one: Rendered | BadRow, full: Rendered | BadRow, template: ChatTemplate
         return BadRow(
             "teaches nothing", f"there is no target in {what}" if one.is_cut or one.lost_rounds else "no turn counts"
         )
-    return replace(one, lost_tokens=max(0, len(full.ids) - len(one.ids)))
+    return one if one is full else replace(one, lost_tokens=max(0, len(full.ids) - len(one.ids)))

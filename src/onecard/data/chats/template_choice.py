@@ -80,17 +80,18 @@ def mend_specials(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
     A Llama tokenizer.json that stands alone may mark them as `normalized`, so that `</s>` right after a word is split
     into letters and no answer would ever end.
     """
-    from tokenizers import AddedToken
-
-    backend, mended = tokenizer.backend_tokenizer, []
-    for token_id, token in tokenizer.added_tokens_decoder.items():
-        is_found = token_id in backend.encode(f"x{token.content}", add_special_tokens=False).ids
-        if token.special and token.normalized and not is_found:
-            sides = {"lstrip": token.lstrip, "rstrip": token.rstrip}
-            mended.append(AddedToken(token.content, normalized=False, special=True, **sides))
+    backend = tokenizer.backend_tokenizer
+    content = json.loads(backend.to_str())
+    mended = []
+    for token in content["added_tokens"]:
+        is_found = token["id"] in backend.encode(f"x{token['content']}", add_special_tokens=False).ids
+        if token["special"] and token["normalized"] and not is_found:
+            token["normalized"] = False
+            mended.append(str(token["content"]))
     if mended:
-        backend.add_special_tokens(mended)
-    return tuple(token.content for token in mended)
+        # In place, for the tokenizer holds on to its backend. Adding the tokens again would leave their old form in it.
+        backend.__setstate__(json.dumps(content).encode("utf-8"))
+    return tuple(mended)
 
 
 def _read(path: Path) -> tuple[Any, str, tuple[str, ...]]:

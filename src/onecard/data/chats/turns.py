@@ -23,7 +23,7 @@ ROLES: dict[str, Role] = {
     "ipython": "tool",
 }
 _WEIGHTS = ("loss_weight", "weight", "train")
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+_REASONING = frozenset(("reasoning_content", "reasoning", "thinking"))
 
 
 class BadTurn(Exception):
@@ -47,7 +47,7 @@ def read_turn(entry: object, number: int) -> Turn | None:
     place = f"turn {number} ({role})"
     if entry.get("tool_calls"):
         raise BadTurn("tool calls", f"{place} has 'tool_calls'; only calls written in its content can be learned")
-    if any(entry.get(key) for key in _REASONING):
+    if not _REASONING.isdisjoint(entry) and any(entry.get(key) for key in _REASONING):
         raise BadTurn("separate reasoning", f"{place} has its reasoning apart; write it into the content, in <think>")
     if role == "system" and value in (None, ""):
         return None
