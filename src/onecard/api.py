@@ -12,27 +12,32 @@ from onecard.spec.load import apply_device, load_recipe
 from onecard.spec.paths import expand
 
 if TYPE_CHECKING:
-    from onecard.data import Corpus
+    from onecard.data import TrainingData
     from onecard.hardware import Machine
     from onecard.observe.events import Event, StepEvent
     from onecard.run.folder import RunFolder
+    from onecard.spec import MaskAudit
 
 __all__ = ["alternatives", "generate", "load_recipe", "plan", "prepare", "resume", "train"]
 
 OnProgress = Callable[[str, int, int | None], None]
 OnEvent = Callable[["Event"], None]
 OnPlan = Callable[[Plan, Path], None]
+OnAudit = Callable[["MaskAudit"], None]
 
 
-def prepare(recipe: Recipe, *, progress: OnProgress | None = None) -> "Corpus":
-    """Builds tokenizer and token files of a recipe, or opens those of an earlier call.
+def prepare(recipe: Recipe, *, progress: OnProgress | None = None) -> "TrainingData":
+    """Builds tokenizer and token files of a recipe, or opens those of an earlier call; of chats, with their audit.
 
     `progress` gets a stage, bytes done and bytes in all (None where unknown).
 
     Raises:
         DataError: the text cannot be used; the message names file and place.
     """
-    return _prepare(_on_its_device(recipe, _machine()), progress)
+    from onecard.run.inputs import fetch_base, prepare_inputs, settle_base
+
+    recipe = settle_base(_on_its_device(recipe, _machine()))
+    return prepare_inputs(recipe, fetch_base(recipe, weights=False, progress=progress), progress)
 
 
 def plan(
@@ -54,21 +59,23 @@ def plan(
     """
     from onecard.observe.sinks import check_targets
     from onecard.planner import check_recipe, make_plan, survey_facts, target_of_card
+    from onecard.run.inputs import fetch_base, find_base_here, prepare_inputs, settle_base
 
-    machine = _machine()
+    machine, recipe = _machine(), settle_base(recipe)
     if card is None:
         if platform is not None:
             raise InputError("--platform belongs to --card: without a card the plan is for this machine")
         recipe = _on_its_device(recipe, machine)
         check_targets(recipe.report_to)
         check_recipe(recipe, machine)
-        return _plan(recipe, machine, _prepare(recipe, progress))
+        base = fetch_base(recipe, weights=False, progress=progress)
+        return _plan(recipe, machine, prepare_inputs(recipe, base, progress))
     from onecard.hardware import find_card
 
     target = target_of_card(find_card(card), platform)
     recipe = apply_device(recipe, "cuda")
     check_recipe(recipe, machine, target)
-    return make_plan(recipe, machine, survey_facts(recipe), target=target)
+    return make_plan(recipe, machine, survey_facts(recipe, find_base_here(recipe)), target=target)
 
 
 def alternatives(plan: Plan, *, card: str | None = None, platform: str | None = None) -> Iterator[Alternative]:
@@ -94,12 +101,14 @@ def train(
     on_event: OnEvent | None = None,
     on_plan: OnPlan | None = None,
     on_progress: OnProgress | None = None,
+    on_audit: OnAudit | None = None,
 ) -> Path:
     """Trains a recipe in a new run folder and returns that folder.
 
     `resume` names a run folder, a checkpoint folder or `latest`; the run then goes on under its own recipe and
     plan, and a recipe that asks for something else is refused.
-    `on_plan(plan, run_folder)` is called once before the first step, `on_event(event)` at everything that happens.
+    `on_plan(plan, run_folder)` is called once before the first step, before it, for chats, `on_audit(audit)`, and
+    `on_event(event)` at everything that happens.
 
     Raises:
         InputError: input that cannot work, nothing is overwritten.
@@ -109,10 +118,11 @@ def train(
     from onecard.planner import check_recipe
     from onecard.run.find import find_run, refuse_other_settings
     from onecard.run.folder import RunFolder, free_folder
+    from onecard.run.inputs import fetch_base, prepare_inputs, settle_base
     from onecard.run.session import run_session
 
     machine = _machine()
-    recipe = _on_its_device(recipe, machine)
+    recipe = settle_base(_on_its_device(recipe, machine))
     if wish := resume or recipe.resume_from_checkpoint:
         folder, checkpoint = find_run("latest" if wish is True else wish)
         if output_dir is not None and Path(output_dir).absolute() != folder.root.absolute():
@@ -123,10 +133,13 @@ def train(
         RunFolder.refuse_taken(expand(given))
     check_targets(recipe.report_to)
     check_recipe(recipe, machine)
-    corpus = _prepare(recipe, on_progress)
+    base = fetch_base(recipe, weights=True, progress=on_progress)
+    corpus = prepare_inputs(recipe, base, on_progress)
+    if on_audit is not None and corpus.audit is not None:
+        on_audit(corpus.audit)
     decided = _plan(recipe, machine, corpus)
     root = expand(given) if given else free_folder(Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    folder = RunFolder.create(root, recipe, decided)
+    folder = RunFolder.create(root, recipe, decided, corpus.audit)
     with folder.lock(), folder.discarded_unless_begun():
         if on_plan is not None:
             on_plan(decided, root)
@@ -208,6 +221,7 @@ def _continue(
     on_progress: OnProgress | None,
 ) -> Path:
     from onecard.planner import choose_device
+    from onecard.run.inputs import fetch_base, prepare_inputs
     from onecard.run.session import run_session
 
     with folder.lock():
@@ -216,7 +230,9 @@ def _continue(
         if decided.deterministic:
             _make_cublas_deterministic()
         choose_device(decided.device, _machine())  # refuses one that is not here
-        corpus = _prepare(folder.recipe(), on_progress)
+        recipe = folder.recipe()
+        base = fetch_base(recipe, weights=decided.adapt is not None, progress=on_progress)
+        corpus = prepare_inputs(recipe, base, on_progress)
         if on_plan is not None:
             on_plan(decided, folder.root)
         run_session(folder, corpus, checkpoint, on_event)
@@ -259,14 +275,7 @@ def _make_cublas_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def _prepare(recipe: Recipe, progress: OnProgress | None) -> "Corpus":
-    from onecard.data import CorpusRequest
-    from onecard.data import prepare as prepare_corpus
-
-    return prepare_corpus(CorpusRequest.of(recipe), progress)
-
-
-def _plan(recipe: Recipe, machine: "Machine", corpus: "Corpus") -> Plan:
+def _plan(recipe: Recipe, machine: "Machine", corpus: "TrainingData") -> Plan:
     from onecard.model.generate import check_prompts
     from onecard.planner import facts_of, make_plan
 

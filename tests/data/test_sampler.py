@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onecard.data.sampler import BlockSampler, _mixing_pattern, heldout_blocks, permute
+from onecard.data.sampler import BlockSampler, IndexSampler, _mixing_pattern, heldout_blocks, permute
 from onecard.errors import DataError
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -119,3 +119,20 @@ def test_heldout_blocks_cover_every_target_once(tokens: int, length: int) -> Non
     starts, lengths = heldout_blocks(tokens, length)
     targets = [start + 1 + index for start, count in zip(starts, lengths, strict=True) for index in range(count)]
     assert targets == list(range(1, tokens))
+
+
+def test_the_orders_of_earlier_versions_stay() -> None:
+    # A run that is resumed must see the blocks it would have seen: written by the sampler of 0.1.
+    sampler = BlockSampler([5000, 900, 77], [0.7, 0.2, 0.1], 32, 1337)
+    sources, starts = sampler.locate(np.arange(1_000_000, 1_000_012))
+    assert sources.tolist() == [0, 0, 1, 0, 0, 2, 0, 0, 1, 0, 0, 0]
+    assert starts.tolist() == [877, 4429, 461, 1069, 1357, 22, 2157, 941, 141, 1261, 2509, 1293]
+
+
+@given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=3), seed=SEEDS, epoch=st.integers(0, 10**6))
+def test_items_come_once_in_every_epoch_of_their_source(sizes: list[int], seed: int, epoch: int) -> None:
+    order = IndexSampler(sizes, [float(size) for size in sizes], seed)
+    positions = np.arange(epoch * sum(sizes), (epoch + 1) * sum(sizes))
+    sources, items = order.locate(positions)
+    for source, size in enumerate(sizes):
+        assert sorted(items[sources == source].tolist()) == list(range(size))

@@ -88,6 +88,7 @@ class Corpus:
     heldout_bytes: int
     names: tuple[str, ...]
     num_train_documents: int
+    audit: None = None  # what counts of chats; of text everything does
 
     @property
     def num_train_tokens(self) -> int:

@@ -1,8 +1,12 @@
 """How large a corpus is, without preparing it: exactly where that was done before, else estimated."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+from onecard.data.chats.corpus import ChatCorpus, ChatRequest, prepare_chats
 from onecard.data.corpus import Corpus, CorpusRequest, prepare
+from onecard.data.fingerprint import Progress
 from onecard.data.sources import Source, list_files
 from onecard.data.tokenizer import TRAINED_KINDS, vocabulary_size
 from onecard.data.tokenizer_files import load_tokenizer
@@ -27,6 +31,10 @@ class Survey:
     heldout_bytes: int
 
 
+_Request = TypeVar("_Request")
+_Prepared = TypeVar("_Prepared")
+
+
 class _NotPreparedError(Exception):
     pass
 
@@ -38,6 +46,19 @@ def find_prepared(request: CorpusRequest) -> Corpus | None:
         DataError: the text cannot be used.
     """
 
+    return _without_work(prepare, request)
+
+
+def find_prepared_chats(request: ChatRequest) -> ChatCorpus | None:
+    """Opens chats that an earlier call prepared from the same rows; None where work would have to be done.
+
+    Raises:
+        DataError: the chats cannot be used.
+    """
+    return _without_work(prepare_chats, request)
+
+
+def _without_work(prepare: Callable[[_Request, Progress], _Prepared], request: _Request) -> _Prepared | None:
     def refuse(stage: str, done_bytes: int, total_bytes: int | None) -> None:
         raise _NotPreparedError
 

@@ -1,7 +1,7 @@
 """A run folder: what lies where, who may write, which checkpoints stay.
 
 runs/<name>/
-  recipe.yaml  plan.json  events.jsonl  checkpoints/step-000500/  tensorboard/
+  recipe.yaml  plan.json  audit.json (of chats)  events.jsonl  checkpoints/step-000500/  tensorboard/
 """
 
 import json
@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from onecard.checkpoint import list_checkpoints, read_checkpoint, remove_leftovers, step_of_folder
 from onecard.errors import CheckpointError, InputError, RunBusyError
 from onecard.planner.outcomes import Outcome
-from onecard.spec import Plan, Recipe
+from onecard.spec import MaskAudit, Plan, Recipe
 from onecard.spec.dump import recipe_to_yaml
 from onecard.spec.load import load_recipe
 from onecard.spec.paths import locate, make_absolute
@@ -28,6 +28,7 @@ log = logging.getLogger("onecard.run")
 _RECIPE = "recipe.yaml"
 _PLAN = "plan.json"
 _OUTCOME = "outcome.json"
+_AUDIT = "audit.json"
 _SUPERSEDED = "superseded-"
 _DAMAGED = "damaged-"
 
@@ -41,8 +42,8 @@ class RunFolder:
         self.checkpoints = root / "checkpoints"
 
     @classmethod
-    def create(cls, root: Path, recipe: Recipe, plan: Plan) -> "RunFolder":
-        """Makes a new run folder and writes down what will be done.
+    def create(cls, root: Path, recipe: Recipe, plan: Plan, audit: MaskAudit | None = None) -> "RunFolder":
+        """Makes a new run folder and writes down what will be done, and of chats what counts.
 
         Raises:
             InputError: the folder already holds a run or other files; nothing is overwritten.
@@ -52,6 +53,8 @@ class RunFolder:
         try:
             folder.checkpoints.mkdir(parents=True, exist_ok=True)
             (root / _RECIPE).write_text(recipe_to_yaml(make_absolute(recipe)), encoding="utf-8")
+            if audit is not None:
+                (root / _AUDIT).write_text(audit.model_dump_json(indent=1), encoding="utf-8")
             # Last and in one motion: a folder with a plan is a whole one.
             (root / f".{_PLAN}").write_text(plan.model_dump_json(indent=1), encoding="utf-8")
             (root / f".{_PLAN}").replace(root / _PLAN)

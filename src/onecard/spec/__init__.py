@@ -4,6 +4,7 @@ from onecard.spec.dump import recipe_to_yaml
 from onecard.spec.finding import Finding
 from onecard.spec.forecast import Alternative, Forecast, MemoryForecast, TimeForecast
 from onecard.spec.load import apply_device, load_recipe
+from onecard.spec.mask_audit import MaskAudit
 from onecard.spec.plan import AdaptPlan, BasePlan, CorpusFacts, ModelPlan, OptimizerPlan, Plan, SchedulePlan
 from onecard.spec.recipe import DatasetSource, Recipe
 from onecard.spec.score import Score
@@ -19,6 +20,7 @@ __all__ = [
     "Finding",
     "Forecast",
     "KeyInfo",
+    "MaskAudit",
     "MemoryForecast",
     "ModelPlan",
     "OptimizerPlan",

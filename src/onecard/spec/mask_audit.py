@@ -1,6 +1,16 @@
 """What of a set of chats is learned, and what is wrong with it: shown before the first step."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+def _as_utf8(value: object) -> object:
+    # Names of files and texts of rows may hold half a surrogate pair, which nothing can print.
+    return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
+
+
+Shown = Annotated[str, BeforeValidator(_as_utf8)]
 
 
 class _Frozen(BaseModel):
@@ -10,8 +20,8 @@ class _Frozen(BaseModel):
 class BadPlace(_Frozen):
     """A row that cannot be used: its place (`chats.jsonl:17`) and why."""
 
-    origin: str
-    reason: str
+    origin: Shown
+    reason: Shown
 
 
 class SkippedRows(_Frozen):
@@ -25,14 +35,14 @@ class SkippedRows(_Frozen):
 class SampleRow(_Frozen):
     """A conversation as it is learned: pieces of text in order, each with whether its tokens count."""
 
-    origin: str
+    origin: Shown
     spans: tuple[tuple[str, bool], ...]
 
 
 class SourceFormats(_Frozen):
     """Which formats the files of a source were recognised as."""
 
-    path: str
+    path: Shown
     formats: tuple[str, ...]
 
 

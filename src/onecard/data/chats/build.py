@@ -154,10 +154,9 @@ class _Build:
         """Renders in a thread, so that reading and writing overlap with the Rust encoder."""
         ahead = deque[tuple[ExampleBatch, Future[RenderedBatch]]]()
         with ThreadPoolExecutor(max_workers=1) as executor:
-            num_samples = _SAMPLES_SHOWN
             for batch in self.reader.batches():
+                num_samples = _SAMPLES_SHOWN - len(self.samples)
                 ahead.append((batch, executor.submit(self.renderer.render, batch, num_samples)))
-                num_samples = 0
                 if len(ahead) > _BATCHES_AHEAD:
                     done, rendering = ahead.popleft()
                     yield done, rendering.result()
@@ -165,7 +164,7 @@ class _Build:
                 yield done, rendering.result()
 
     def _note(self, rendered: RenderedBatch) -> None:
-        self.samples += rendered.samples
+        self.samples = (self.samples + rendered.samples)[:_SAMPLES_SHOWN]
         for origin, bad in rendered.bad:
             self._skip(origin, bad)
 

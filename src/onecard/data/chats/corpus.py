@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -129,11 +128,6 @@ class ChatCorpus:
     @property
     def has_heldout(self) -> bool:
         return bool(self.heldout)
-
-    @cached_property
-    def template(self) -> str:
-        """Name of the chat template."""
-        return self.audit.template
 
     def open_stream(self, settings: StreamSettings, seed: int, max_seq_length: int, position: int = 0) -> BatchStream:
         """Opens steps of conversations in rows of so many tokens, in the order of `seed`, from a position on."""

@@ -1,0 +1,97 @@
+"""The mask audit of chats for people: what counts in colour, or between «marks» where there is none."""
+
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from onecard.cli.rows import format_rows, print_rows
+from onecard.units import format_count
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from onecard.spec.mask_audit import MaskAudit, SampleRow
+
+_COUNTS = "bold green"
+
+
+def print_audit(audit: "MaskAudit", stream: TextIO | None = None) -> None:
+    """Prints an audit with sample conversations; in a terminal what counts is coloured, else between « and »."""
+    from rich.console import Console
+
+    stream = stream or sys.stdout
+    console = Console(file=stream, highlight=False)
+    print_rows(audit_rows(audit), stream)
+    for sample in audit.samples:
+        print(f"\nsample {sample.origin} ({'green' if console.is_terminal else '« »'}: what counts)", file=stream)
+        if console.is_terminal and not console.no_color:
+            console.print(_coloured(sample), soft_wrap=True)
+        else:
+            print(_marked(sample), file=stream)
+
+
+def audit_lines(audit: "MaskAudit") -> list[str]:
+    """Writes an audit as plain lines, what counts in its samples between « and »."""
+    lines = format_rows(audit_rows(audit), None)
+    for sample in audit.samples:
+        lines += [f"sample {sample.origin}", *_marked(sample).splitlines()]
+    return lines
+
+
+def audit_rows(audit: "MaskAudit") -> list[tuple[str, str]]:
+    """Says what is learned and what is wrong: label and text per row, nothing for what does not occur."""
+    formats = sorted({name for source in audit.formats for name in source.formats})
+    lengths = audit.lengths
+    rows = [
+        (
+            "chats",
+            f"{audit.num_rows:,} conversations to train on, {audit.num_heldout_rows:,} held out,"
+            f" read as {', '.join(formats) or 'nothing'}",
+        ),
+        ("template", audit.template),
+        (
+            "counted",
+            f"{audit.target_share:.1%} of the tokens: {format_count(audit.num_target_tokens)} of"
+            f" {format_count(audit.num_tokens)}",
+        ),
+        (
+            "length",
+            f"median {lengths.median:,} tokens, 95% up to {lengths.percentile_95:,}, longest {lengths.longest:,}",
+        ),
+    ]
+    if audit.num_lost_tokens or audit.num_cut_rows:
+        rows.append(
+            (
+                "shortened",
+                f"{audit.num_dropped_rounds:,} old rounds dropped, {audit.num_cut_rows:,} conversations cut inside a"
+                f" turn: {format_count(audit.num_lost_tokens)} tokens lost",
+            )
+        )
+    for label, count, text in (
+        ("no stop token", audit.num_rows_without_stop, "conversations with an answer that ends without a stop token"),
+        ("double BOS", audit.num_double_bos_rows, "conversations that begin with two begin-of-text tokens"),
+        ("duplicates", audit.num_duplicate_rows, "conversations to train on repeat another one"),
+        ("overlap", audit.num_rows_in_heldout, "conversations to train on are held out, too: their loss says little"),
+    ):
+        if count:
+            rows.append((label, f"{count:,} {text}"))
+    if audit.skipped:
+        rows.append(("left out", f"{audit.num_skipped_rows:,} rows"))
+    for skipped in audit.skipped:
+        rows.append(("", f"{skipped.num_rows:,} x {skipped.kind}, the first:"))
+        rows += [("", f"  {_safe(place.origin)}: {_safe(place.reason)}") for place in skipped.places]
+    return rows
+
+
+def _marked(sample: "SampleRow") -> str:
+    return "".join(f"«{_safe(text)}»" if counts else _safe(text) for text, counts in sample.spans)
+
+
+def _coloured(sample: "SampleRow") -> "Text":
+    from rich.text import Text
+
+    return Text.assemble(*((_safe(text), _COUNTS if counts else "dim") for text, counts in sample.spans))
+
+
+def _safe(text: str) -> str:
+    """Keeps what a text says to a terminal, such as escape sequences, from being obeyed."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)

@@ -1,0 +1,49 @@
+"""What a run reads: the model it starts from, and its text or chats."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from onecard.data import ChatRequest, CorpusRequest, TrainingData, prepare, prepare_chats
+from onecard.model.hub import find_base, find_cached
+from onecard.run.find import find_model_folder
+from onecard.spec import Recipe
+from onecard.spec.paths import locate
+
+OnProgress = Callable[[str, int, int | None], None]
+
+
+def settle_base(recipe: Recipe) -> Recipe:
+    """Replaces a run that a recipe starts from by that run's best checkpoint, which no later training changes."""
+    name = recipe.model_name_or_path
+    path = locate(name) if name else None
+    if path is None or not (path / "plan.json").is_file() or (path / "config.json").is_file():
+        return recipe
+    return recipe.model_copy(update={"model_name_or_path": str(find_model_folder(path, "best").absolute())})
+
+
+def fetch_base(recipe: Recipe, *, weights: bool, progress: OnProgress | None = None) -> Path | None:
+    """Gives the folder of the model that a recipe starts from, downloaded if need be; None for one from scratch.
+
+    Raises:
+        InputError: no such model, or it cannot be reached.
+        CheckpointError: its files are damaged.
+    """
+    name = recipe.model_name_or_path
+    return None if name is None else find_base(name, weights=weights, progress=progress)
+
+
+def find_base_here(recipe: Recipe) -> Path | None:
+    """Gives the folder of the model that a recipe starts from where it is on this machine, without its weights."""
+    name = recipe.model_name_or_path
+    return None if name is None else find_cached(name, weights=False)
+
+
+def prepare_inputs(recipe: Recipe, base: Path | None, progress: OnProgress | None = None) -> TrainingData:
+    """Builds the token files of a recipe's text or chats, or opens those of an earlier call.
+
+    Raises:
+        DataError: they cannot be used.
+    """
+    if recipe.task == "sft":
+        return prepare_chats(ChatRequest.of(recipe, base), progress)
+    return prepare(CorpusRequest.of(recipe, base), progress)
