@@ -16,14 +16,12 @@ if TYPE_CHECKING:
     from onecard.hardware import Machine
     from onecard.observe.events import Event, StepEvent
     from onecard.run.folder import RunFolder
-    from onecard.spec import MaskAudit
 
 __all__ = ["alternatives", "generate", "load_recipe", "plan", "prepare", "resume", "train"]
 
 OnProgress = Callable[[str, int, int | None], None]
 OnEvent = Callable[["Event"], None]
 OnPlan = Callable[[Plan, Path], None]
-OnAudit = Callable[["MaskAudit"], None]
 
 
 def prepare(recipe: Recipe, *, progress: OnProgress | None = None) -> "TrainingData":
@@ -101,14 +99,12 @@ def train(
     on_event: OnEvent | None = None,
     on_plan: OnPlan | None = None,
     on_progress: OnProgress | None = None,
-    on_audit: OnAudit | None = None,
 ) -> Path:
     """Trains a recipe in a new run folder and returns that folder.
 
     `resume` names a run folder, a checkpoint folder or `latest`; the run then goes on under its own recipe and
     plan, and a recipe that asks for something else is refused.
-    `on_plan(plan, run_folder)` is called once before the first step, before it, for chats, `on_audit(audit)`, and
-    `on_event(event)` at everything that happens.
+    `on_plan(plan, run_folder)` is called once before the first step, `on_event(event)` at everything that happens.
 
     Raises:
         InputError: input that cannot work, nothing is overwritten.
@@ -135,8 +131,6 @@ def train(
     check_recipe(recipe, machine)
     base = fetch_base(recipe, weights=True, progress=on_progress)
     corpus = prepare_inputs(recipe, base, on_progress)
-    if on_audit is not None and corpus.audit is not None:
-        on_audit(corpus.audit)
     decided = _plan(recipe, machine, corpus)
     root = expand(given) if given else free_folder(Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = RunFolder.create(root, recipe, decided, corpus.audit)
@@ -180,9 +174,11 @@ def generate(
     seed: int = 0,
     checkpoint: str = "best",
     device: str = "auto",
+    chat: bool | None = None,
 ) -> list[str]:
     """Completes prompts with a run's checkpoint, or any folder of a model or adapter; gives them without their prompts.
 
+    With `chat` each prompt is a user's turn and is answered; by default where the tokenizer has a chat template.
     `temperature` 0 takes the likeliest token. `checkpoint` is best, last or a step number, for a run folder.
 
     Raises:
@@ -193,6 +189,7 @@ def generate(
     from onecard.model.folder import load_model_folder
     from onecard.model.generate import Sampling, check_prompts, complete
     from onecard.planner import choose_device, kind_of
+    from onecard.run.answers import answer
     from onecard.run.find import find_model_folder
 
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, seed)
@@ -210,7 +207,8 @@ def generate(
         # A run in training may have removed the checkpoint while it was read.
         loaded, tokenizer = load_model_folder(find_model_folder(expand(model), checkpoint), dtype)
     check_prompts(tokenizer, prompts)
-    return complete(loaded.to(chosen), tokenizer, prompts, sampling)
+    write = answer if chat or (chat is None and tokenizer.chat_template) else complete
+    return write(loaded.to(chosen), tokenizer, prompts, sampling)
 
 
 def _continue(

@@ -22,6 +22,10 @@ def generate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     checkpoint: Annotated[str, typer.Option(help="best, last, or the step of a checkpoint.")] = "best",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--plain", help="Answer the prompt, or go on with it; by default as it was trained."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Lets a trained model write. Without a prompt, each line of standard input is one."""
@@ -38,6 +42,7 @@ def generate(
         seed=seed,
         checkpoint=checkpoint,
         device=device,
+        chat=chat,
     )
     texts = list(zip(prompts, completions, strict=True))
     if as_json:

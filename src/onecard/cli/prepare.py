@@ -4,13 +4,14 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from onecard.cli.audit_text import print_audit
 from onecard.cli.preparation import PreparationProgress
 from onecard.cli.recipe_words import ConfigOption, JsonOption, RecipeWords, recipe_from_words
 from onecard.cli.rows import print_rows
 from onecard.units import format_bytes, format_count
 
 if TYPE_CHECKING:
-    from onecard.data.corpus import Corpus
+    from onecard.data import TrainingData
 
 
 def prepare(words: RecipeWords = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
@@ -24,9 +25,11 @@ def prepare(words: RecipeWords = None, config: ConfigOption = None, as_json: Jso
         print(json.dumps(_facts(corpus)))
     else:
         print_rows(_rows(corpus))
+        if corpus.audit is not None:
+            print_audit(corpus.audit)
 
 
-def _facts(corpus: "Corpus") -> dict[str, Any]:
+def _facts(corpus: "TrainingData") -> dict[str, Any]:
     return {
         "tokenizer": str(corpus.tokenizer_folder),
         "vocab_size": corpus.vocab_size,
@@ -39,19 +42,21 @@ def _facts(corpus: "Corpus") -> dict[str, Any]:
     }
 
 
-def _rows(corpus: "Corpus") -> list[tuple[str, str]]:
+def _rows(corpus: "TrainingData") -> list[tuple[str, str]]:
     return [
         ("tokenizer", f"vocabulary {corpus.vocab_size}"),
         ("", str(corpus.tokenizer_folder)),
-        ("to train", _describe_part(corpus.num_train_tokens, corpus.train_bytes)),
+        ("to train", _describe_part(corpus, corpus.num_train_tokens, corpus.train_bytes)),
         *(("", str(file.path)) for file in corpus.train),
-        ("held out", _describe_part(corpus.num_heldout_tokens, corpus.heldout_bytes)),
+        ("held out", _describe_part(corpus, corpus.num_heldout_tokens, corpus.heldout_bytes)),
         *(("", str(file.path)) for file in corpus.heldout),
     ]
 
 
-def _describe_part(num_tokens: int, num_bytes: int) -> str:
+def _describe_part(corpus: "TrainingData", num_tokens: int, num_bytes: int) -> str:
     if num_tokens == 0:
         return "nothing"
+    if corpus.audit is not None:
+        return f"{format_count(num_tokens)} tokens, {format_bytes(num_bytes)} of them to learn"
     per_token = num_bytes / num_tokens
     return f"{format_count(num_tokens)} tokens from {format_bytes(num_bytes)}, {per_token:.2f} bytes per token"

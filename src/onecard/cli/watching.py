@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 import typer
 
+from onecard.cli.audit_text import print_audit
 from onecard.cli.commands import command, quote
 from onecard.cli.plan_text import summary_rows
 from onecard.cli.preparation import PreparationProgress
@@ -54,8 +55,11 @@ class RunView:
 
         self._preparation.close()
         self.run_folder = run_folder
+        folder = RunFolder(run_folder)
         print_rows(summary_rows(plan, run_folder), self._stream)
-        logging_steps = RunFolder(run_folder).recipe().logging_steps
+        if (audit := folder.audit()) is not None and not folder.has_record():
+            print_audit(audit, self._stream)
+        logging_steps = folder.recipe().logging_steps
         self._sink = ConsoleSink(plan, logging_steps=logging_steps, stream=self._stream)
 
     def on_event(self, event: "Event") -> None:

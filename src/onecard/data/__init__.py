@@ -2,8 +2,10 @@
 
 from onecard.data.batches import NO_TARGET, Batch, BlockSteps, gather_batch, heldout_batches, share_batches
 from onecard.data.cache import cache_folder
+from onecard.data.chats.conversation import Turn
 from onecard.data.chats.corpus import ChatCorpus, ChatRequest, prepare_chats
-from onecard.data.chats.survey import find_prepared_chats, survey_chats
+from onecard.data.chats.survey import survey_chats
+from onecard.data.chats.template import ChatTemplate
 from onecard.data.corpus import Corpus, CorpusRequest, prepare, training_pieces
 from onecard.data.sampler import BlockSampler, IndexSampler, heldout_blocks
 from onecard.data.sources import Document, Source, open_documents
@@ -23,6 +25,7 @@ __all__ = [
     "BlockSteps",
     "ChatCorpus",
     "ChatRequest",
+    "ChatTemplate",
     "Corpus",
     "CorpusRequest",
     "Document",
@@ -31,6 +34,7 @@ __all__ = [
     "StreamSettings",
     "TokenFile",
     "TrainingData",
+    "Turn",
     "cache_folder",
     "encode_pieces",
     "find_prepared",

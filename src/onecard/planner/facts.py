@@ -46,7 +46,11 @@ def survey_facts(recipe: Recipe, base: Path | None = None) -> CorpusFacts:
 
 def _survey_chats(recipe: Recipe, base: Path | None) -> CorpusFacts:
     request = ChatRequest.of(recipe, base)
-    if base is not None and (corpus := find_prepared_chats(request)) is not None:
+    try:
+        corpus = None if base is None else find_prepared_chats(request)
+    except DataError:
+        corpus = None  # a plan for a card needs no chats
+    if corpus is not None:
         return facts_of(corpus)
     found = survey_chats(request)
     return CorpusFacts(

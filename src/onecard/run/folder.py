@@ -108,6 +108,13 @@ class RunFolder:
                 f"{path} cannot be read as a plan ({str(error).splitlines()[0]}): {remedy}"
             ) from error
 
+    def audit(self) -> MaskAudit | None:
+        """What counts of the chats of the run; None where it trains on text."""
+        try:
+            return MaskAudit.model_validate_json((self.root / _AUDIT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
     def write_outcome(self, outcome: Outcome) -> None:
         """Keeps what the run took beside what was planned."""
         (self.root / _OUTCOME).write_text(json.dumps(asdict(outcome), indent=1), encoding="utf-8")

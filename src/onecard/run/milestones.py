@@ -10,6 +10,7 @@ from onecard.data import TrainingData
 from onecard.evaluation import measure_heldout_loss
 from onecard.model.generate import Sampling, complete
 from onecard.observe.events import EvaluatedEvent, Event, FinishReason, Sample, SampledEvent, SavedEvent, SaveReason
+from onecard.run.answers import answer
 from onecard.run.folder import RunFolder
 from onecard.spec import Plan
 from onecard.training.snapshot import snapshot
@@ -110,7 +111,8 @@ class Milestones:
     def _sample(self) -> SampledEvent:
         started, prompts = time.perf_counter(), self._plan.sample_prompts
         sampling = Sampling(self._plan.sample_max_new_tokens, temperature=_SAMPLE_TEMPERATURE, seed=self._plan.seed)
-        completions = complete(self._state.model, self._corpus.tokenizer, prompts, sampling)
+        write = answer if self._plan.task == "sft" else complete
+        completions = write(self._state.model, self._corpus.tokenizer, prompts, sampling)
         return SampledEvent(
             step=self._state.progress.step,
             elapsed_s=self._elapsed(),

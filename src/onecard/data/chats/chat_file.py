@@ -33,6 +33,10 @@ class Conversations:
     hashes: TokenFile
 
     @property
+    def path(self) -> Path:
+        return self.ids.path
+
+    @property
     def num_rows(self) -> int:
         return len(self.hashes)
 

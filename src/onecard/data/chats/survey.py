@@ -1,4 +1,4 @@
-"""How many chats there are and how long, without preparing them: exactly where that was done before, else estimated."""
+"""How many chats there are and how long, without preparing them."""
 
 import json
 import re
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from onecard.data.chats.corpus import ChatCorpus, ChatRequest, prepare_chats
+from onecard.data.chats.corpus import ChatRequest
 from onecard.data.chats.rows import list_chat_files, open_chat_files
 from onecard.data.row_files import Row
 from onecard.data.sources import Source
-from onecard.errors import DataError, InputError
+from onecard.errors import DataError
 
 _ROWS_LOOKED_AT = 256
 # UTF-8 bytes of a row, marks included, per token of its conversation: 4.1 to 4.6 on five sets of English and Chinese.
@@ -29,22 +29,6 @@ class ChatSurvey:
     num_train_tokens: int
     num_heldout_tokens: int
     is_assumed: bool
-
-
-class _NotPreparedError(Exception):
-    pass
-
-
-def find_prepared_chats(request: ChatRequest) -> ChatCorpus | None:
-    """Opens chats that an earlier call prepared from the same rows; None where work would have to be done."""
-
-    def refuse(stage: str, done_bytes: int, total_bytes: int | None) -> None:
-        raise _NotPreparedError
-
-    try:
-        return prepare_chats(request, refuse)
-    except (_NotPreparedError, DataError, InputError):
-        return None  # a plan for a card needs no chats
 
 
 def survey_chats(request: ChatRequest) -> ChatSurvey:
