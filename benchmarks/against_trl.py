@@ -164,9 +164,7 @@ def compare_speed(shape: str, num_rounds: int, num_steps: int) -> dict[str, Any]
     return _summarize(speeds, rest, list(ways))
 
 
-def _summarize(
-    speeds: dict[str, list[float]], rest: dict[str, dict[str, float]], ways: list[str]
-) -> dict[str, Any]:
+def _summarize(speeds: dict[str, list[float]], rest: dict[str, dict[str, float]], ways: list[str]) -> dict[str, Any]:
     best = max((f"TRL, {way}" for way in ways), key=lambda key: statistics.median(speeds[key]))
     auto = "onecard, bf16, packed"
     pairs = {way: (f"onecard, {way}", f"TRL, {way}") for way in ways} | {f"auto against {best}": (auto, best)}
@@ -273,8 +271,12 @@ def run_trl(case: Case, folder: Path) -> Run:
     trainer.train()
     peak = None
     if not case.is_parity:
-        moments = [t for s in trainer.optimizer.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
-        resident = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *moments)}
+        moments = [
+            t for s in trainer.optimizer.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)
+        ]
+        resident = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *moments)
+        }
         peak = allocations.peak_bytes + sum(resident.values())
     num_steps = case.num_steps
     return Run(losses, ended[:num_steps], counts[:num_steps], began[0] - started, peak)

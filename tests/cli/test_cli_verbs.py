@@ -225,7 +225,10 @@ def test_recipes_suggests_a_name(run) -> None:
 
 def test_recipes_explains_every_key(run) -> None:
     text = run("recipes", "--keys").stdout
-    assert "learning_rate: a number above 0; default 0.006\n    AdamW's learning rate; of an existing model 2e-5, of adapters 2e-4 (also: lr)\n" in text
+    assert (
+        "learning_rate: a number above 0; default 0.006\n    AdamW's learning rate; of an existing model 2e-5, of adapters 2e-4 (also: lr)\n"
+        in text
+    )
     assert "fp16" in text
 
 

@@ -37,6 +37,7 @@ class ConsoleSink:
 
         self._console = Console(file=stream or sys.stdout, highlight=False)
         self._num_steps = plan.schedule.num_steps
+        self._is_chat = plan.task == "sft"
         self._logging_steps = logging_steps
         self._pace = Pace(self._num_steps, max_hours=plan.max_hours, window=logging_steps)
         self._has_stepped = False
@@ -118,7 +119,8 @@ class ConsoleSink:
         self._print(f"step {event.step}  samples", "bold")
         for sample in event.samples:
             prompt, completion = (text.replace("\n", "\n  ") for text in (sample.prompt, sample.completion))
-            self._print(f"  {prompt}", "dim", tail=completion)
+            # An answer is a turn of its own.
+            self._print(f"  {prompt}", "dim", tail=f"\n  > {completion}" if self._is_chat else completion)
 
     def _print(self, text: str, style: str = "", *, tail: str = "") -> None:
         """Prints `text` in `style` and `tail` in none; both may be what a model wrote, so nothing is interpreted."""

@@ -13,12 +13,14 @@ OnProgress = Callable[[str, int, int | None], None]
 
 
 def settle_base(recipe: Recipe) -> Recipe:
-    """Replaces a run that a recipe starts from by that run's best checkpoint, which no later training changes."""
+    """Makes the folder that a recipe starts from absolute; of a run it is the best checkpoint, which stays as it is."""
     name = recipe.model_name_or_path
     path = locate(name) if name else None
-    if path is None or not (path / "plan.json").is_file() or (path / "config.json").is_file():
+    if path is None or not path.is_dir():
         return recipe
-    return recipe.model_copy(update={"model_name_or_path": str(find_model_folder(path, "best").absolute())})
+    if (path / "plan.json").is_file() and not (path / "config.json").is_file():
+        path = find_model_folder(path, "best")
+    return recipe.model_copy(update={"model_name_or_path": str(path.absolute())})
 
 
 def fetch_base(recipe: Recipe, *, weights: bool, progress: OnProgress | None = None) -> Path | None:

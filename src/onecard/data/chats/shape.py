@@ -103,17 +103,14 @@ def _header(prompt: str, fixed: list[str], order: list[int], place: int) -> tupl
     before = order[place - 1 : place] if place else []
     if shown[-1:] != before:
         return None
-    common = _common_beginning(parts[-1], fixed[place])
-    rest, left = parts[-1][len(common) :], fixed[place][len(common) :]
+    one, other = parts[-1], fixed[place]
+    shorter = min(len(one), len(other))
+    end = next((index for index in range(shorter) if one[index] != other[index]), shorter)
+    common, rest, left = one[:end], one[end:], other[end:]
     # Either may go on: a prompt with <think>, or an answer that begins with fixed text. Both never do.
     if rest.strip() and left.strip():
         return None
     return common, rest
-
-
-def _common_beginning(one: str, other: str) -> str:
-    length = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
-    return min(one, other, key=len) if length is None else one[:length]
 
 
 def _closing(after: str, stops: re.Pattern[str], is_last: bool) -> tuple[str, str]:
