@@ -77,7 +77,7 @@ def _search_by_marks(
     if "".join(parts) != text:
         return None
     ends, position = {}, 0
-    for part, index in zip(parts, shown, strict=False):
+    for part, index in zip(parts[:-1], shown, strict=True):
         position += len(part)
         ends[index] = position
     spans = []

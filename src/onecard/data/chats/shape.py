@@ -112,8 +112,10 @@ def _header(prompt: str, fixed: list[str], order: list[int], place: int) -> tupl
 
 
 def _common_beginning(one: str, other: str) -> str:
-    length = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
-    return min(one, other, key=len) if length is None else one[:length]
+    length = 0
+    while length < min(len(one), len(other)) and one[length] == other[length]:
+        length += 1
+    return one[:length]
 
 
 def _closing(after: str, stops: re.Pattern[str], is_last: bool) -> tuple[str, str]:
