@@ -94,6 +94,8 @@ TEMPLATES = {
 {%- if m.role == 'assistant' -%}{{- '<|channel|>final' -}}{%- endif -%}
 {{- '<|message|>' + m.content + ('<|return|>' if loop.last and m.role == 'assistant' else '<|im_end|>') -}}
 {%- endfor -%}{%- if add_generation_prompt -%}{{- '<|start|>assistant' -}}{%- endif -%}""",
+    "plain": """{%- for m in messages -%}{{- '### ' + m.role + ':\n' + m.content + '\n\n' -}}{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '### assistant:\n' -}}{%- endif -%}""",
     "generation": """{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\n' -}}
 {%- if m.role == 'assistant' -%}{% generation %}{{- m.content + '<|im_end|>' -}}{% endgeneration %}
 {%- else -%}{{- m.content + '<|im_end|>' -}}{%- endif -%}{{- '\n' -}}
@@ -132,6 +134,7 @@ WRITTEN: dict[str, Callable[[str, bool], str]] = {
     "channels": lambda content, is_last: (
         f"<|channel|>final<|message|>{content}" + ("<|return|>" if is_last else "<|im_end|>")
     ),
+    "plain": lambda content, is_last: content + ("\n\nEOS" if is_last else ""),
     "generation": lambda content, is_last: f"{content}<|im_end|>",
     "default": lambda content, is_last: f" {content}EOS",
     "chatml": lambda content, is_last: f"{content}<|im_end|>",
@@ -237,6 +240,64 @@ def test_thoughts_that_a_template_moves_keep_exact_masks(tokenizer: PreTrainedTo
     expected = expected_runs(tokenizer, name, THOUGHTS)
     assert written_runs(tokenizer, rendered) == expected
     assert ("Easy" in expected[0]) == (name != "qwen3")
+
+
+def test_contents_that_steer_a_template_keep_exact_masks(tokenizer: PreTrainedTokenizerBase) -> None:
+    result = "<tool_response>\n2\n</tool_response>"
+    example = chat("1+1", "<think>\nEasy.\n</think>\n\nadd(1, 1)", result, "<think>\nSo it is 2.\n</think>\n\n2")
+    (rendered,) = template_named(tokenizer, "qwen3").render([example])
+    assert isinstance(rendered, Rendered)
+    assert written_runs(tokenizer, rendered) == [f"{turn.content}<|im_end|>" for turn in example.turns[1::2]]
+
+
+def test_steering_contents_after_moved_thoughts_keep_exact_masks(tokenizer: PreTrainedTokenizerBase) -> None:
+    called = ("<think>\nAdd.\n</think>\n\nadd(1, 1)", "<tool_response>\n2\n</tool_response>")
+    example = chat("Hi", "<think>\nHm.\n</think>\n\nHello", "1+1", *called, "<think>\nSo.\n</think>\n\n2")
+    (rendered,) = template_named(tokenizer, "qwen3").render([example])
+    assert isinstance(rendered, Rendered)
+    later = [f"{turn.content}<|im_end|>" for turn in example.turns[3::2]]
+    assert written_runs(tokenizer, rendered) == ["Hello<|im_end|>", *later]
+
+
+@pytest.mark.parametrize("name", sorted(set(WRITTEN)))
+def test_ordinary_contents_need_no_search(
+    tokenizer: PreTrainedTokenizerBase, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = template_named(tokenizer, name)
+    monkeypatch.setattr("onecard.data.chats.template.search_answers", None)
+    examples = [chat("  Hello\n", "\n I am fine. ", "And?", "\tSo am I.\n")] * 2
+    assert all(isinstance(one, Rendered) for one in template.render(examples))
+
+
+def test_an_added_token_that_is_not_special_can_end_an_answer(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.add_tokens(["[END]"])
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "[END]").replace("<|im_start|>", "## ")
+    template = ChatTemplate.of(tokenizer)
+    (rendered,) = template.render([chat("Hello", "I am fine.")])
+    assert isinstance(rendered, Rendered)
+    assert written_runs(tokenizer, rendered) == ["I am fine.[END]"]
+    assert template.stop_ids[0] == tokenizer.convert_tokens_to_ids("[END]")
+
+
+@pytest.mark.parametrize("name", ["chatml", "default", "llama3"])
+def test_of_an_empty_answer_the_stop_token_is_learned(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    (rendered,) = template_named(tokenizer, name).render([chat("Hello", "")])
+    assert isinstance(rendered, Rendered)
+    assert written_runs(tokenizer, rendered) == expected_runs(tokenizer, name, chat("Hello", ""))
+
+
+def test_answers_that_a_template_rewrites_keep_exact_masks(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = CHATML.replace("message['content'] +", "message['content'].replace('b', 'bbb') +")
+    good, bad, marked = ChatTemplate.of(tokenizer).render([chat("a", "c"), chat("a", "ab"), chat("b", "\U00100001")])
+    assert isinstance(good, Rendered)
+    assert isinstance(bad, Rendered)
+    assert written_runs(tokenizer, bad) == ["abbb<|im_end|>"]
+    assert isinstance(marked, BadRow)
+    assert marked.kind == "private characters"
+    tokenizer.chat_template = CHATML.replace("message['content'] +", "(message['content'] | truncate(9)) +")
+    (cut,) = ChatTemplate.of(tokenizer).render([chat("a", "A long answer that the template cuts short.")])
+    assert isinstance(cut, Rendered)
+    assert written_runs(tokenizer, cut) == ["A...<|im_end|>"]
 
 
 @pytest.mark.parametrize("name", ["smollm2", "llama3", "phi3", "default", "generation"])
@@ -369,8 +430,13 @@ def test_templates_are_read_from_files_and_folders(tokenizer: PreTrainedTokenize
     assert template.stop_ids[0] == tokenizer.convert_tokens_to_ids("<|new|>")
 
 
+# Its generation prompt is not what stands before its answers.
+STRAY = CHATML.replace("'<|im_start|>assistant", "'<|im_start|>bot")
+
+
 @pytest.mark.parametrize(
-    "text", ["{% if %}", "{{ raise_exception('never') }}", "no contents", "{{ messages[0].content }}"]
+    "text",
+    ["{% if %}", "{{ raise_exception('never') }}", "no contents", "{{ messages[0].content }}", "{{ messages }}", STRAY],
 )
 def test_a_template_of_no_use_is_refused_at_once(tokenizer: PreTrainedTokenizerBase, tmp_path: Path, text: str) -> None:
     file = tmp_path / "bad.jinja"
@@ -419,9 +485,9 @@ def test_offsets_that_leave_white_space_out_change_nothing(tokenizer: PreTrained
     from tokenizers import processors
 
     example = [chat("Hello", "  two  spaces ")]
-    plain = template_named(tokenizer, "llama3").render(example)[0]
+    plain = template_named(tokenizer, "smollm2").render(example)[0]
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    trimmed = template_named(tokenizer, "llama3").render(example)[0]
+    trimmed = template_named(tokenizer, "smollm2").render(example)[0]
     assert isinstance(plain, Rendered)
     assert isinstance(trimmed, Rendered)
     assert plain.is_target.tolist() == trimmed.is_target.tolist()

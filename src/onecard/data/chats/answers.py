@@ -77,7 +77,6 @@ def _search_by_marks(
     if "".join(parts) != text:
         return None
     ends, position = {}, 0
-    # The last part has no mark behind it.
     for part, index in zip(parts[:-1], shown, strict=True):
         position += len(part)
         ends[index] = position

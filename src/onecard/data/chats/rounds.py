@@ -22,7 +22,7 @@ def fit(
         if isinstance(rendered, BadRow) or isinstance(example, PlainText):
             continue
         num_rounds = len(_round_starts(example))
-        fewest = max(0, num_rounds - (num_rounds if max_rounds is None else max_rounds))
+        fewest = 0 if max_rounds is None else max(0, num_rounds - max(1, max_rounds))
         if fewest or (len(rendered.ids) > max_tokens and num_rounds > 1):
             searches[index] = _Search(example, fewest, num_rounds - 1)
     pending = list(searches.values())

@@ -113,6 +113,13 @@ def _header(prompt: str, fixed: list[str], order: list[int], place: int) -> tupl
     return common, rest
 
 
+def _common_beginning(one: str, other: str) -> str:
+    length = 0
+    while length < min(len(one), len(other)) and one[length] == other[length]:
+        length += 1
+    return one[:length]
+
+
 def _closing(after: str, stops: re.Pattern[str], is_last: bool) -> tuple[str, str]:
     found = stops.search(after)
     if found is not None:
