@@ -161,7 +161,9 @@ def _opening(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
     return list(whole[:place])
 
 
-def _complete_ids(model: PreTrainedModel, encoded: list[list[int]], stops: list[int], sampling: Sampling) -> list[list[int]]:
+def _complete_ids(
+    model: PreTrainedModel, encoded: list[list[int]], stops: list[int], sampling: Sampling
+) -> list[list[int]]:
     context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
     texts, done = [list(ids) for ids in encoded], [False] * len(encoded)
     remaining = sampling.max_new_tokens
