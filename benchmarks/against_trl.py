@@ -4,10 +4,10 @@
     python benchmarks/against_trl.py speed --shape 11M --rounds 5
 
 Both sides get the same weights and the same conversations as ids and targets, so that templates and masks have no part
-in it. `parity` compares the loss of 50 steps, fp32, not packed, all weights and LoRA (from the same A). `speed` runs the
-sides in turn, round by round, and takes medians of ratios; memory is the peak of what PyTorch allocates in a step less
-16 bytes a parameter (fp32 weights, gradients and two moments), the same for both, so that onecard's 16-bit copy counts
-against it. TRL's settings lie in trl_settings.yaml. Needs `pip install onecard[bench]`.
+in it. `parity` compares the loss of 50 steps, fp32, not packed, for all weights and for LoRA (from the same A). `speed`
+runs the sides in turn, round by round, and takes medians of ratios; memory is the peak of what PyTorch allocates in a
+step less 16 bytes a parameter (fp32 weights, gradients and two moments), the same for both, so that onecard's 16-bit
+copy counts against it. TRL's settings lie in trl_settings.yaml. Needs `pip install onecard[bench]`.
 
 Where the two differ, and how that is met here: TRL's rate in a warmup of n steps begins at 0 and onecard's at 1/n (no
 warmup); TRL's `labels` are shifted by the model and onecard's targets are shifted already. Both divide the sum over
@@ -187,23 +187,23 @@ def run_onecard(case: Case, folder: Path) -> Run:
     started = time.perf_counter()
     state = assemble(make_plan(case))
     steps = list(onecard_steps(case))[: case.num_steps]
-    losses, ended, counts, peak = [], [], [], None
+    losses, ended, counts = [], [], []
     start_up_s = time.perf_counter() - started
     for number, batches in enumerate(steps):
-        rate = state.plan.optimizer.learning_rate * rate_at(state.plan.schedule, number)
-
-        def update(batches: list[Batch] = batches, rate: float = rate) -> float:
-            placed = [place(batch, state) for batch in batches]
-            return float(train_step(state, placed, rate, max_grad_norm=state.plan.optimizer.max_grad_norm).loss)
-
-        losses.append(update())
+        losses.append(_update(state, batches, number))
         ended.append(time.perf_counter())
         counts.append(sum(batch.num_targets for batch in batches))
-    if not case.is_parity:
-        with Allocations() as allocations:
-            update()
-        peak = allocations.peak_bytes + _resident_bytes(state)
-    return Run(losses, ended, counts, start_up_s, peak)
+    if case.is_parity:
+        return Run(losses, ended, counts, start_up_s)
+    with Allocations() as allocations:
+        _update(state, steps[-1], case.num_steps)
+    return Run(losses, ended, counts, start_up_s, allocations.peak_bytes + _resident_bytes(state))
+
+
+def _update(state: TrainState, batches: Sequence[Batch], number: int) -> float:
+    rate = state.plan.optimizer.learning_rate * rate_at(state.plan.schedule, number)
+    placed = [place(batch, state) for batch in batches]
+    return float(train_step(state, placed, rate, max_grad_norm=state.plan.optimizer.max_grad_norm).loss)
 
 
 def run_trl(case: Case, folder: Path) -> Run:
@@ -217,12 +217,6 @@ def run_trl(case: Case, folder: Path) -> Run:
     save_model_folder(state.model, state.optimizer.masters, folder / "model")
     del state
     started = time.perf_counter()
-    options = {key: value for key, value in case.options.items() if key not in ("lora", "packed", "unpacked")}
-    if not case.is_parity:
-        options |= case.options["packed" if case.is_packed else "unpacked"]
-        # One step more: its memory is watched, its time is not counted.
-        options |= {"max_steps": case.num_steps + 1, "bf16": case.precision == "bf16"}
-    settings = SFTConfig(output_dir=str(folder / "out"), use_cpu=True, **(SETTINGS["every_run"] | options))
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     tokenizer = train_tokenizer("bytes", ())
     tokenizer.pad_token = tokenizer.eos_token
@@ -260,7 +254,7 @@ def run_trl(case: Case, folder: Path) -> Run:
     ]
     trainer = Counting(
         model=model,
-        args=settings,
+        args=SFTConfig(output_dir=str(folder / "out"), use_cpu=True, **_trl_options(case)),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=LoraConfig(**case.options["lora"]) if case.has_lora else None,
@@ -269,17 +263,20 @@ def run_trl(case: Case, folder: Path) -> Run:
     if case.has_lora:
         copy_adapters(assemble(make_plan(case)), trainer.model)
     trainer.train()
-    peak = None
+    if case.is_parity:
+        return Run(losses, ended, counts, began[0] - started)
+    moments = [tensor for state in trainer.optimizer.optimizer.state.values() for tensor in state.values()]
+    peak = allocations.peak_bytes + _distinct_bytes([*model.parameters(), *moments])
+    return Run(losses, ended, counts[: case.num_steps], began[0] - started, peak)
+
+
+def _trl_options(case: Case) -> dict[str, Any]:
+    options = {key: value for key, value in case.options.items() if key not in ("lora", "packed", "unpacked")}
     if not case.is_parity:
-        moments = [
-            t for s in trainer.optimizer.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)
-        ]
-        resident = {
-            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *moments)
-        }
-        peak = allocations.peak_bytes + sum(resident.values())
-    num_steps = case.num_steps
-    return Run(losses, ended[:num_steps], counts[:num_steps], began[0] - started, peak)
+        options |= case.options["packed" if case.is_packed else "unpacked"]
+        # One step more: its memory is watched, its time is not counted.
+        options |= {"max_steps": case.num_steps + 1, "bf16": case.precision == "bf16"}
+    return SETTINGS["every_run"] | options
 
 
 def copy_adapters(state: TrainState, model: torch.nn.Module) -> None:
@@ -435,8 +432,15 @@ class Allocations:
 
 
 def _resident_bytes(state: TrainState) -> int:
-    tensors = (*state.model.parameters(), *state.optimizer.masters.values(), *state.optimizer.state_tensors().values())
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    optimizer = state.optimizer
+    return _distinct_bytes(
+        [*state.model.parameters(), *optimizer.masters.values(), *optimizer.state_tensors().values()]
+    )
+
+
+def _distinct_bytes(tensors: Sequence[torch.Tensor]) -> int:
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _num_parameters(settings: dict[str, Any]) -> int:
