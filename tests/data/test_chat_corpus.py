@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TEXT
 
 from onecard.data import Batch, Source, StreamSettings
 from onecard.data.batches import NO_TARGET
@@ -23,6 +22,7 @@ from onecard.data.tokenizer import train_tokenizer
 from onecard.errors import DataError, InputError
 
 CHAT_COUNT = 200
+TEXT = "the quick brown fox jumps over a lazy dog while seven wizards brew potent jade elixir 红楼梦 第一回 甄士隐"
 
 
 def words(seed: int, count: int) -> str:
@@ -126,7 +126,7 @@ def test_equal_rows_never_lie_on_both_sides_whatever_the_file_format(tmp_path: P
 def test_another_seed_holds_out_others_and_the_tail_is_refused(chats: Path, request_for: Request) -> None:
     one, other = (prepare_chats(request_for(chats, seed=seed)) for seed in (0, 1))
     assert set(learned_texts(one.heldout[0], one)) != set(learned_texts(other.heldout[0], other))
-    with pytest.raises(DataError, match="eval_split 'tail' .* whole rows"):
+    with pytest.raises(DataError, match=r"eval_split 'tail' .* whole rows"):
         prepare_chats(request_for(chats, eval_split="tail"))
 
 

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from onecard.data import Batch
+from onecard.data import NO_TARGET, Batch
+from onecard.data.chats.batches import BatchShape, lay_out
 from onecard.evaluation import HeldoutLoss, measure_heldout_loss
 from onecard.training.state import TrainState
 
@@ -66,3 +68,20 @@ def test_the_standard_error_is_that_of_a_mean_over_blocks() -> None:
 
 def test_bits_per_byte() -> None:
     assert HeldoutLoss(2 * math.log(2), 0.0, 10).bits_per_byte(num_tokens=30, num_bytes=120) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+def test_the_loss_over_conversations_depends_on_neither_batch_size_nor_packing(
+    name: str, tiny_state: Callable[..., TrainState]
+) -> None:
+    state = tiny_state(name)
+    generator = np.random.default_rng(0)
+    pairs = []
+    for length in generator.integers(2, 16, 12).tolist():
+        ids = generator.integers(1, 97, length + 1)
+        pairs.append((ids[:-1], np.where(np.arange(length) % 3 == 1, ids[1:], NO_TARGET)))
+    losses = [
+        measure_heldout_loss(state.model, state.head, lay_out(pairs, BatchShape(16, size, packing), 0), "sdpa").loss
+        for size, packing in ((1, "off"), (5, "off"), (2, "rows"), (4, "rows"), (2, "flat"))
+    ]
+    assert losses == pytest.approx([losses[0]] * 5, rel=1e-6)

@@ -20,10 +20,11 @@ def print_audit(audit: "MaskAudit", stream: TextIO | None = None) -> None:
 
     stream = stream or sys.stdout
     console = Console(file=stream, highlight=False)
+    in_colour = console.is_terminal and not console.no_color
     print_rows(audit_rows(audit), stream)
     for sample in audit.samples:
-        print(f"\nsample {sample.origin} ({'green' if console.is_terminal else '« »'}: what counts)", file=stream)
-        if console.is_terminal and not console.no_color:
+        print(f"\nsample {sample.origin} ({'green' if in_colour else '« »'}: what counts)", file=stream)
+        if in_colour:
             console.print(_coloured(sample), soft_wrap=True)
         else:
             print(_marked(sample), file=stream)

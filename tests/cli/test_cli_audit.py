@@ -1,0 +1,84 @@
+"""The mask audit as people read it."""
+
+import io
+
+import pytest
+
+from onecard.cli.audit_text import audit_lines, print_audit
+from onecard.spec.mask_audit import BadPlace, MaskAudit, RowLengths, SampleRow, SkippedRows, SourceFormats
+
+CLEAN = MaskAudit(
+    template="chatml",
+    formats=(SourceFormats(path="a.jsonl", formats=("messages",)), SourceFormats(path="b", formats=("alpaca",))),
+    num_rows=1200,
+    num_tokens=40_000,
+    num_target_tokens=10_000,
+    num_heldout_rows=60,
+    num_heldout_target_tokens=500,
+    lengths=RowLengths(median=33, percentile_95=80, longest=512),
+    samples=(SampleRow(origin="a.jsonl:1", spans=(("User: Hi\nAssistant:", False), (" Hello\x1b[2J", True))),),
+)
+FLAWED = CLEAN.model_copy(
+    update={
+        "skipped": (SkippedRows(kind="unknown role", num_rows=7, places=(BadPlace(origin="a.jsonl:3", reason="no"),)),),
+        "num_cut_rows": 3,
+        "num_dropped_rounds": 4,
+        "num_lost_tokens": 999,
+        "num_double_bos_rows": 5,
+        "num_rows_without_stop": 6,
+        "num_duplicate_rows": 8,
+        "num_rows_in_heldout": 9,
+    }
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_clean_set_is_told_in_few_lines_with_what_counts_marked() -> None:
+    text = "\n".join(audit_lines(CLEAN))
+    assert "1,200 conversations to train on, 60 held out, read as alpaca, messages" in text
+    assert "25.0% of the tokens: 10.0K of 40.0K" in text
+    assert "median 33 tokens, 95% up to 80, longest 512" in text
+    assert "User: Hi\nAssistant:« Hello" in text
+    for word in ("stop token", "double", "duplicates", "overlap", "left out", "lost"):
+        assert word not in text
+
+
+def test_every_flaw_has_its_line() -> None:
+    lines = audit_lines(FLAWED)
+    for expected in (
+        "shortened      4 old rounds dropped, 3 conversations cut inside a turn: 999 tokens lost",
+        "no stop token  6 ",
+        "double BOS     5 ",
+        "duplicates     8 ",
+        "overlap        9 ",
+        "left out       7 rows",
+        "               7 x unknown role, the first:",
+        "                 a.jsonl:3: no",
+    ):
+        assert any(line.startswith(expected) for line in lines), expected
+
+
+def test_a_terminal_gets_colour_and_a_file_gets_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    file, terminal = io.StringIO(), Terminal()
+    print_audit(CLEAN, file)
+    assert "« Hello" in file.getvalue()
+    assert "\x1b" not in file.getvalue(), "what a sample says to a terminal is not handed on"
+    print_audit(CLEAN, terminal)
+    assert "«" not in terminal.getvalue().replace("« »", "")
+    assert "\x1b[2J" not in terminal.getvalue()
+    assert " Hello" in terminal.getvalue()
+
+
+def test_a_place_that_cannot_be_printed_is_written_out() -> None:
+    assert BadPlace(origin="caf\udce9.jsonl:1", reason="\ud800").origin == "caf\\udce9.jsonl:1"
+
+
+def test_an_audit_survives_its_way_through_json() -> None:
+    assert MaskAudit.model_validate_json(FLAWED.model_dump_json()) == FLAWED
