@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onecard.observe.events import Event, StepEvent
     from onecard.run.folder import RunFolder
 
-__all__ = ["alternatives", "generate", "load_recipe", "plan", "prepare", "resume", "train"]
+__all__ = ["alternatives", "generate", "is_chat_model", "load_recipe", "plan", "prepare", "resume", "train"]
 
 OnProgress = Callable[[str, int, int | None], None]
 OnEvent = Callable[["Event"], None]
@@ -161,6 +161,17 @@ def resume(
 
     folder, checkpoint = find_run(run)
     return _continue(folder, checkpoint, on_event, on_plan, on_progress)
+
+
+def is_chat_model(model: str | Path, *, checkpoint: str = "best") -> bool:
+    """Says whether a run's checkpoint or a folder of a model has a chat template, so that `generate` answers prompts.
+
+    Raises:
+        InputError: no such model.
+    """
+    from onecard.run.find import find_model_folder, has_chat_template
+
+    return has_chat_template(find_model_folder(expand(model), checkpoint))
 
 
 def generate(

@@ -124,7 +124,11 @@ class FakeApi:
             num_heldout_tokens=0,
             train_bytes=3000,
             heldout_bytes=0,
+            audit=None,
         )
+
+    def is_chat_model(self, model: Any, *, checkpoint: str) -> bool:
+        return str(model).startswith("chat")
 
     def train(self, recipe: Any, *, output_dir: Any = None, resume: Any = None, **callbacks: Any) -> Path:
         self.calls.append(("train", {"recipe": recipe, "output_dir": output_dir, "resume": resume}))

@@ -166,7 +166,15 @@ def test_generate_asks_for_all_prompts_at_once(run, api) -> None:
         "seed": 3,
         "checkpoint": "best",
         "device": "auto",
+        "chat": False,
     }
+
+
+def test_generate_answers_with_a_model_that_chats_unless_told_otherwise(run, api) -> None:
+    assert run("generate", "chatty", "--prompt", "ab").stdout == "ab\nba!\n"
+    assert run("generate", "chatty", "--prompt", "ab", "--plain").stdout == "abba!\n"
+    assert run("generate", "r", "--prompt", "ab", "--chat").stdout == "ab\nba!\n"
+    assert [asked["chat"] for _, asked in api.calls] == [True, False, True]
 
 
 def test_generate_as_json(run, api) -> None:
@@ -225,10 +233,8 @@ def test_recipes_suggests_a_name(run) -> None:
 
 def test_recipes_explains_every_key(run) -> None:
     text = run("recipes", "--keys").stdout
-    assert (
-        "learning_rate: a number above 0; default 0.006\n    AdamW's learning rate; of an existing model 2e-5, of adapters 2e-4 (also: lr)\n"
-        in text
-    )
+    assert "learning_rate: a number above 0; default 0.006\n    AdamW's learning rate; of an existing" in text
+    assert "of adapters 2e-4 (also: lr)\n" in text
     assert "fp16" in text
 
 

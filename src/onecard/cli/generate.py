@@ -32,6 +32,8 @@ def generate(
     prompts = _prompts(prompt or [], prompt_file)
     from onecard import api
 
+    if chat is None:
+        chat = api.is_chat_model(run, checkpoint=checkpoint)
     completions = api.generate(
         run,
         prompts,
@@ -49,7 +51,7 @@ def generate(
         rows = [{"prompt": prompt, "completion": completion} for prompt, completion in texts]
         print(json.dumps(rows, ensure_ascii=False))
     else:
-        _print_texts(texts)
+        _print_texts(texts, joint="\n" if chat else "")
 
 
 def _prompts(given: list[str], file: Path | None) -> list[str]:
@@ -79,8 +81,8 @@ def _lines(content: bytes, origin: str) -> list[str]:
         raise InputError(f"{origin}: byte {error.start} is not UTF-8 text: save it as UTF-8") from error
 
 
-def _print_texts(texts: list[tuple[str, str]]) -> None:
-    """Prints prompt and completion as one text; a terminal shows the prompt dimmed."""
+def _print_texts(texts: list[tuple[str, str]], joint: str) -> None:
+    """Prints prompt and completion with `joint` between them; a terminal shows the prompt dimmed."""
     from rich.console import Console
     from rich.text import Text
 
@@ -92,8 +94,10 @@ def _print_texts(texts: list[tuple[str, str]]) -> None:
             print("---")
         if console.is_terminal:
             console.print(
-                Text.assemble((printable(prompt, console.encoding), "dim"), printable(completion, console.encoding)),
+                Text.assemble(
+                    (printable(prompt + joint, console.encoding), "dim"), printable(completion, console.encoding)
+                ),
                 soft_wrap=True,
             )
         else:
-            print(prompt + completion)
+            print(prompt + joint + completion)

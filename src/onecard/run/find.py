@@ -1,5 +1,6 @@
 """From what a user names to a run, a checkpoint or a model."""
 
+import json
 from pathlib import Path
 
 from onecard.checkpoint import is_checkpoint, read_checkpoint
@@ -39,6 +40,17 @@ def refuse_other_settings(recipe: Recipe, folder: RunFolder) -> None:
             "\n".join([f"{folder.root} was started with other settings:", *differences])
             + f"\nContinue it as it is with `onecard resume {folder.root}`, or start a new run without --resume"
         )
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Says whether the tokenizer in a model folder has a chat template, without loading it."""
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and bool(settings.get("chat_template"))
 
 
 def find_model_folder(path: Path, checkpoint: str) -> Path:

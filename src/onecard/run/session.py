@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from onecard.checkpoint import Checkpoint, read_checkpoint, remove_leftovers
-from onecard.data import BatchStream, StreamSettings, TrainingData
+from onecard.data import BatchStream, ChatCorpus, StreamSettings, TrainingData
 from onecard.errors import CheckpointError, DoesNotFitError
 from onecard.observe.events import Event, SavedEvent, StepEvent
 from onecard.observe.jsonl import JsonlSink
@@ -43,6 +43,9 @@ def run_session(
     remove_leftovers(folder.checkpoints)
     _set_up_device(plan)
     state = assemble(plan)
+    if isinstance(corpus, ChatCorpus):
+        # So that a checkpoint ends its answers in whatever tool opens it.
+        state.model.generation_config.eos_token_id = list(corpus.stop_ids)
     restored = _restore(state, folder, checkpoint) if checkpoint is not None else None
     if state.device.type == "cuda":
         with _explained_memory(state):

@@ -79,7 +79,8 @@ class ChatCorpus:
     """Prepared chats: the conversations of each source to train on, and those held out.
 
     `train_bytes` and `heldout_bytes` are UTF-8 text of the targets; `fingerprint` changes when any row, the tokenizer,
-    the template, a length, the split or a weight does; `names` are the sources of `train` as the user wrote them.
+    the template, a length, the split or a weight does; `names` are the sources of `train` as the user wrote them;
+    `stop_ids` end an answer.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -94,6 +95,7 @@ class ChatCorpus:
     heldout_bytes: int
     names: tuple[str, ...]
     max_seq_length: int
+    stop_ids: tuple[int, ...]
     audit: MaskAudit
 
     @property
@@ -285,5 +287,6 @@ def _corpus(
         heldout_bytes=sum(part.target_bytes for part in counts),
         names=tuple(names[:count]),
         max_seq_length=request.max_seq_length,
+        stop_ids=template.stop_ids,
         audit=audit_chats(names, train, evaluated, template.name),
     )
