@@ -158,7 +158,7 @@ def api(monkeypatch: pytest.MonkeyPatch, plan: Plan, tmp_path: Path) -> FakeApi:
     fake = FakeApi(plan, tmp_path / "runs" / "demo-1")
     (fake.run_folder / "tensorboard").mkdir(parents=True)
     (fake.run_folder / "recipe.yaml").write_text("dataset: a.txt\nlogging_steps: 20\n", encoding="utf-8")
-    for name in ("plan", "prepare", "train", "resume", "generate"):
+    for name in ("plan", "prepare", "train", "resume", "generate", "is_chat_model"):
         monkeypatch.setattr(onecard.api, name, getattr(fake, name))
     monkeypatch.chdir(tmp_path)
     return fake

@@ -42,10 +42,7 @@ def run_session(
     _check_corpus(plan, corpus)
     remove_leftovers(folder.checkpoints)
     _set_up_device(plan)
-    state = assemble(plan)
-    if isinstance(corpus, ChatCorpus):
-        # So that a checkpoint ends its answers in whatever tool opens it.
-        state.model.generation_config.eos_token_id = list(corpus.stop_ids)
+    state = _assemble(plan, corpus)
     restored = _restore(state, folder, checkpoint) if checkpoint is not None else None
     if state.device.type == "cuda":
         with _explained_memory(state):
@@ -78,6 +75,14 @@ def run_session(
             for event in Loop(state, milestones, control, clock).run(stream):
                 tell(event)
         return steps
+
+
+def _assemble(plan: Plan, corpus: TrainingData) -> TrainState:
+    state = assemble(plan)
+    if isinstance(corpus, ChatCorpus):
+        # So that a checkpoint ends its answers in whatever tool opens it.
+        state.model.generation_config.eos_token_id = list(corpus.stop_ids)
+    return state
 
 
 def _open_sinks(stack: ExitStack, folder: RunFolder, plan: Plan, resumed_at: int | None) -> list[Sink]:
