@@ -129,16 +129,19 @@ def _download(url: str, partial: Path, file: RemoteFile, progress: OnProgress | 
     partial.touch()
     attempts_left, furthest = _NUM_ATTEMPTS, partial.stat().st_size
     while partial.stat().st_size < file.num_bytes:
+        failure: Exception = OSError("the server ends before the file does")
         try:
             _append(location, headers, partial, file, progress)
         except HfHubHTTPError:
             raise
-        except NETWORK_ERRORS:
-            arrived = partial.stat().st_size
-            attempts_left = _NUM_ATTEMPTS if arrived > furthest else attempts_left - 1
-            furthest = max(furthest, arrived)
-            if attempts_left == 0:
-                raise
+        except NETWORK_ERRORS as error:
+            failure = error
+        arrived = partial.stat().st_size
+        attempts_left = _NUM_ATTEMPTS if arrived > furthest else attempts_left - 1
+        furthest = max(furthest, arrived)
+        if attempts_left == 0:
+            raise failure
+        if arrived < file.num_bytes:
             time.sleep(_PAUSE_S)
 
 
