@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from onecard.errors import CheckpointError, InputError
-from onecard.model.adapt import adapt
+from onecard.model.adapt import adapt, count_trained
 from onecard.model.build import build_model
 from onecard.model.decoder import Decoder
 from onecard.model.folder import load_model_folder, save_adapter_folder, save_model_folder
@@ -240,3 +240,15 @@ def test_adapters_that_cannot_be_are_explained_together(
     for problem in problems:
         assert problem in str(raised.value)
     assert not any(isinstance(module, NF4Linear) for module in model.modules()), "nothing may be changed"
+
+
+@pytest.mark.parametrize("bias", ["none", "all"])
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+def test_what_moves_is_counted_without_weights(
+    name: str, bias: str, build: Callable[[str], PreTrainedModel], settings_of: Callable[..., dict[str, Any]]
+) -> None:
+    model = build(name)
+    plan = AdaptPlan(method="qlora", r=4, bias=bias)
+    adapt(model, plan, seed=0, num_new_tokens=3)
+    expected = sum(parameter.numel() for parameter in trained(model).values())
+    assert count_trained(json.dumps(settings_of(name)), plan.model_dump_json(), 3) == expected

@@ -171,3 +171,19 @@ def test_an_embedding_that_does_more_than_look_up_is_refused(build: Callable[...
     model.set_input_embeddings(Scaled(100, 32))
     with pytest.raises(InputError, match="use method full"):
         adapt(model, LORA, seed=0, num_new_tokens=NUM_NEW)
+
+
+# Dynamo instantiates torch.autograd.Function, which warns against that (PyTorch 2.13).
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_moving_rows_compile_without_a_graph_break(build: Callable[..., PreTrainedModel]) -> None:
+    model = build("gpt2")
+    adapt(model, LORA, seed=0, num_new_tokens=NUM_NEW)
+    disturb(model)
+    decoder, gradients = Decoder(model, compiled=False), []
+    for compiled in (False, True):
+        if compiled:
+            decoder._call = torch.compile(model.base_model, fullgraph=True, backend="aot_eager")
+        decoder(IDS, None).square().sum().backward()
+        gradients.append(model.get_input_embeddings().rows.grad)
+        model.zero_grad()
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)

@@ -6,7 +6,9 @@ qlora    adapters move; linear layers rest in 4 bits (NF4), embeddings, norms an
 """
 
 import difflib
+import json
 from collections.abc import Iterable
+from functools import cache
 
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from onecard.errors import InputError
+from onecard.model.build import build_shape
 from onecard.model.new_tokens import train_new_tokens
 from onecard.model.nf4 import NF4Linear, find_linears, load_operators
 from onecard.spec import AdaptPlan
@@ -52,6 +55,19 @@ def adapt(
     inject(model, plan, {name: model.get_submodule(name) for name in names}, seed)
     if num_new_tokens:
         train_new_tokens(model, num_new_tokens)
+
+
+@cache
+def count_trained(settings_json: str, plan_json: str, num_new_tokens: int) -> int:
+    """Counts the parameters that `adapt` lets move in a model of these settings, without building its weights.
+
+    Texts, so that equal questions are answered at once: a plan asks for each of its alternatives.
+    """
+    plan = AdaptPlan.model_validate_json(plan_json)
+    with torch.device("meta"):
+        model = build_shape(json.loads(settings_json))
+        adapt(model, plan.model_copy(update={"method": "lora"}), seed=0, num_new_tokens=num_new_tokens)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _find_targets(

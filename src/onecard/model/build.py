@@ -138,13 +138,18 @@ def _zero_output_projections(model: PreTrainedModel) -> None:
         nn.init.zeros_(projection.weight)
 
 
+def build_shape(settings: dict[str, Any]) -> PreTrainedModel:
+    """Builds a model as its config says on the current default device, unchecked: its shape on the meta device."""
+    return _from_config(make_config(settings), "sdpa")
+
+
 def count_parameters(settings: dict[str, Any]) -> tuple[int, int]:
     """Counts parameters and, of them, those in matrix products per token (the head once, no input embedding).
 
     Costs no memory: the model is built on the meta device.
     """
     with torch.device("meta"):
-        model = _from_config(make_config(settings), "sdpa")
+        model = build_shape(settings)
     total = sum(parameter.numel() for parameter in model.parameters())
     head = model.get_output_embeddings()
     matrices = head.weight.numel() + sum(

@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -114,7 +115,8 @@ def fetch_large(model: str, commit: str, file: RemoteFile, progress: OnProgress 
             )
         partial.replace(blob)
         _remember(blob)
-    Path(f"{partial}.lock").unlink(missing_ok=True)
+    with suppress(OSError):  # another process may hold it
+        Path(f"{partial}.lock").unlink()
 
 
 def _download(url: str, partial: Path, file: RemoteFile, progress: OnProgress | None) -> None:
@@ -125,16 +127,21 @@ def _download(url: str, partial: Path, file: RemoteFile, progress: OnProgress | 
     if partial.is_file() and partial.stat().st_size > file.num_bytes:
         partial.unlink()
     partial.touch()
-    attempts_left = _NUM_ATTEMPTS
-    while (arrived := partial.stat().st_size) < file.num_bytes:
+    attempts_left, furthest = _NUM_ATTEMPTS, partial.stat().st_size
+    while partial.stat().st_size < file.num_bytes:
+        failure: Exception = OSError("the server ends before the file does")
         try:
             _append(location, headers, partial, file, progress)
         except HfHubHTTPError:
             raise
-        except NETWORK_ERRORS:
-            attempts_left = _NUM_ATTEMPTS if partial.stat().st_size > arrived else attempts_left - 1
-            if attempts_left == 0:
-                raise
+        except NETWORK_ERRORS as error:
+            failure = error
+        arrived = partial.stat().st_size
+        attempts_left = _NUM_ATTEMPTS if arrived > furthest else attempts_left - 1
+        furthest = max(furthest, arrived)
+        if attempts_left == 0:
+            raise failure
+        if arrived < file.num_bytes:
             time.sleep(_PAUSE_S)
 
 

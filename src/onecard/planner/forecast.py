@@ -1,9 +1,11 @@
 """A plan to what it takes on a card."""
 
+import json
 import os
 from dataclasses import dataclass
 
 from onecard.hardware import Card, context_bytes, workspace_bytes
+from onecard.model.adapt import count_trained
 from onecard.planner.allocator_settings import AllocatorSettings
 from onecard.planner.compiled import CannotTraceCompiled
 from onecard.planner.device import Target
@@ -131,24 +133,37 @@ def _breakdown(peak: Peak) -> dict[str, int]:
     return parts | {"allocator slack": max(0, peak.reserved_bytes - sum(parts.values()))}
 
 
+def _trained(plan: Plan) -> tuple[int, int]:
+    """How many parameters move, and of them, those in matrices."""
+    model = plan.model
+    if plan.adapt is None:
+        return model.num_parameters, min(model.num_parameters, model.num_matrix_parameters)
+    num_new = model.base.num_new_tokens if model.base else 0
+    return (count_trained(json.dumps(model.settings), plan.adapt.model_dump_json(), num_new),) * 2
+
+
 def _moment_bytes(plan: Plan) -> int:
     """Bytes of the optimizer's state: two moments for AdamW, one for the matrices of Muon."""
+    total, matrices = _trained(plan)
     of_matrices = _SINGLE_PRECISION_BYTES * (1 if plan.optimizer.name == "muon" else 2)
-    others = plan.model.num_parameters - plan.model.num_matrix_parameters
-    return plan.model.num_matrix_parameters * of_matrices + max(0, others) * 2 * _SINGLE_PRECISION_BYTES
+    return matrices * of_matrices + (total - matrices) * 2 * _SINGLE_PRECISION_BYTES
 
 
 def _host_bytes(plan: Plan) -> int:
-    """Memory of the process: the model is built on the host in fp32, and a checkpoint's largest file passes through."""
-    weights = plan.model.num_parameters * _SINGLE_PRECISION_BYTES
-    return _PROCESS_BYTES + max(2 * weights, weights + _moment_bytes(plan))
+    """Memory of the process: the model is built on the host in fp32, and a checkpoint's largest file passes through.
+
+    An existing model is read tensor by tensor, but its pages may stay in memory.
+    """
+    trained, weights = _trained(plan)[0] * _SINGLE_PRECISION_BYTES, plan.model.num_parameters * _SINGLE_PRECISION_BYTES
+    return _PROCESS_BYTES + max(weights + trained, weights + _moment_bytes(plan))
 
 
 def _disk_bytes(plan: Plan) -> int:
-    """Token files, and as many checkpoints as are kept: the newest ones, the best one, and one being written."""
-    checkpoint = plan.model.num_parameters * _SINGLE_PRECISION_BYTES + _moment_bytes(plan)
+    """Token files, a model that has yet to come, and checkpoints: the newest, the best, and one being written."""
+    checkpoint = _trained(plan)[0] * _SINGLE_PRECISION_BYTES + _moment_bytes(plan)
     num_saves = -(-plan.schedule.num_steps // plan.save_steps)
     kept = num_saves if plan.save_total_limit is None else min(num_saves, plan.save_total_limit)
     token_bytes = 2 if plan.corpus.vocab_size <= 1 << 16 else 4
     tokens = plan.corpus.num_train_tokens + plan.corpus.num_heldout_tokens
-    return (kept + 2) * checkpoint + tokens * token_bytes
+    download_bytes = (plan.model.base.download_bytes or 0) if plan.model.base else 0
+    return (kept + 2) * checkpoint + tokens * token_bytes + download_bytes
