@@ -99,8 +99,11 @@ def token_losses(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:
 
 
 def _chunks(num_tokens: int, weight_VD: Tensor) -> list[slice]:
-    budget = _CHUNK_BYTES[device_kind(weight_VD.device)]
-    size = max(64, budget // (4 * weight_VD.shape[0]))
+    kind = device_kind(weight_VD.device)
+    # Each chunk adds to the whole gradient of the head: on a CPU that takes longer than the product of a few rows, 2.0
+    # against 0.9 s for 1,123 tokens at 49,152 x 576 in bf16 (LOG.md).
+    least = weight_VD.shape[1] // 2 if kind == "cpu" else 0
+    size = max(64, least, _CHUNK_BYTES[kind] // (4 * weight_VD.shape[0]))
     return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
 
 
