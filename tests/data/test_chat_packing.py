@@ -91,6 +91,14 @@ def test_work_is_shared_evenly(packing: Packing) -> None:
     assert max(work) < 1.05 * min(work)
 
 
+def test_rows_are_short_where_that_costs_no_padding() -> None:
+    (batch,) = pack(np.full(64, 100), 1024, 16, "rows")
+    assert [len(row) for row in batch] == [4] * 16
+    # A long one among short ones sets the width: then few rows are full of them.
+    (batch,) = pack(np.array([1000, *[100] * 20]), 1024, 16, "rows")
+    assert len(batch) == 3
+
+
 def test_a_conversation_longer_than_a_row_is_no_silent_cut() -> None:
     with pytest.raises(ValueError, match="65 tokens does not fit a row of 64"):
         pack(np.array([3, 65]), 64, 2, "rows")
