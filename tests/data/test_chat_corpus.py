@@ -3,7 +3,7 @@
 import json
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +16,15 @@ from onecard.data.batches import NO_TARGET
 from onecard.data.chats import build
 from onecard.data.chats.build import _sort_file
 from onecard.data.chats.chat_file import Conversations
+from onecard.data.chats.conversation import Rendered
 from onecard.data.chats.corpus import ChatCorpus, ChatRequest, prepare_chats
+from onecard.data.chats.examples import ExampleBatch, ExampleReader
+from onecard.data.chats.rendering import Renderer
+from onecard.data.chats.template import ChatTemplate
+from onecard.data.split import Split
 from onecard.data.survey import find_prepared_chats
 from onecard.data.tokenizer import train_tokenizer
+from onecard.data.tokenizer_files import load_tokenizer
 from onecard.errors import DataError, InputError
 
 CHAT_COUNT = 200
@@ -108,7 +114,12 @@ def test_counts_are_those_of_the_files(chats: Path, request_for: Request) -> Non
     assert spaces <= corpus.heldout_bytes <= spaces + heldout.num_rows
 
 
-def test_equal_rows_never_lie_on_both_sides_whatever_the_file_format(tmp_path: Path, request_for: Request) -> None:
+@pytest.mark.parametrize("at_once", [3, 10**6])
+def test_equal_rows_never_lie_on_both_sides_whatever_the_file_format(
+    tmp_path: Path, request_for: Request, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr("onecard.data.chats.audit._HASHES_AT_ONCE", at_once)
+    monkeypatch.setattr("onecard.data.chats.chat_file._OFFSETS_AT_ONCE", at_once)
     rows = [chat(seed % 60) for seed in range(300)]
     pairs = [{"prompt": words(seed, 4), "response": words(seed + 10_000, 2 + seed % 9)} for seed in range(60)]
     write_chats(tmp_path / "a.jsonl", rows)
@@ -249,31 +260,68 @@ def test_batches_of_any_size_give_the_same_files(
     assert one.audit == other.audit
 
 
-def test_the_audit_sees_double_begin_and_missing_stop(tmp_path: Path, request_for: Request, chats: Path) -> None:
-    from onecard.data.chats.conversation import Rendered
-    from onecard.data.chats.rendering import Renderer
-    from onecard.data.chats.template import ChatTemplate
-    from onecard.data.split import Split
-    from onecard.data.tokenizer_files import load_tokenizer
+@pytest.fixture
+def renderer(tokenizer: str) -> Renderer:
+    loaded = load_tokenizer(tokenizer)
+    return Renderer(loaded, ChatTemplate.of(loaded), Split(0.0).resolve(()), 600, None)
 
-    tokenizer = load_tokenizer(request_for(chats).tokenizer)
-    template = ChatTemplate.of(tokenizer)
-    renderer = Renderer(tokenizer, template, Split(0.0).resolve(()), 600, None)
-    bos, stop = tokenizer.bos_token_id, template.stop_ids[0]
 
-    def row(ids: list[int], counts: list[int], **flaws: object) -> Rendered:
-        return Rendered(np.array(ids, np.int32), np.array(counts, bool), 1, **flaws)  # type: ignore[arg-type]
+def rendered(ids: list[int], counts: list[int], **flaws: object) -> Rendered:
+    return Rendered(np.array(ids, np.int32), np.array(counts, bool), 1, **flaws)  # type: ignore[arg-type]
 
+
+def test_the_audit_sees_double_begin_and_missing_stop(renderer: Renderer) -> None:
+    bos, stop = renderer._tokenizer.bos_token_id, int(renderer._stop_ids[0])
     rows = [
-        row([bos, bos, 5, 6, stop], [0, 0, 0, 1, 1]),
-        row([bos, 5, 6, 7, 8], [0, 0, 1, 1, 0]),
-        row([5, 6, stop, 7, 8, 9], [0, 1, 1, 0, 1, 1]),
-        row([5, 6, stop, 7, 8, stop], [0, 1, 1, 0, 1, 1]),
-        row([5, 6, 7], [0, 1, 1], is_cut=True, lost_tokens=4, lost_rounds=2),
+        rendered([bos, bos, 5, 6, stop], [0, 0, 0, 1, 1]),
+        rendered([bos, 5, 6, 7, 8], [0, 0, 1, 1, 0]),
+        rendered([5, 6, stop, 7, 8, 9], [0, 1, 1, 0, 1, 1]),
+        rendered([5, 6, stop, 7, 8, stop], [0, 1, 1, 0, 1, 1]),
+        rendered([5, 6, 7], [0, 1, 1], is_cut=True, lost_tokens=4, lost_rounds=2),
     ]
     found = renderer._flaws(rows)
     assert (found.double_bos_rows, found.rows_without_stop) == (1, 2)
     assert (found.cut_rows, found.lost_tokens, found.dropped_rounds) == (1, 4, 2)
+
+
+def test_nothing_is_kept_behind_the_last_target_and_the_first_token_is_none(renderer: Renderer) -> None:
+    rows = [rendered([1, 2, 3, 4, 5], [1, 0, 1, 0, 0]), rendered([6, 7], [1, 1])]
+    block = renderer._block(rows, np.array([8, 9], np.uint64), np.array([True, True]))
+    assert (block.ids.tolist(), block.lengths.tolist()) == ([1, 2, 3, 6, 7], [3, 2])
+    assert block.is_target.tolist() == [False, False, True, False, True]
+    assert block.counts.target_tokens == 2
+
+
+def test_an_id_beyond_the_vocabulary_is_refused(renderer: Renderer) -> None:
+    with pytest.raises(DataError, match="gave id 257, its vocabulary has 257 tokens"):
+        renderer._block([rendered([1, 257], [0, 1])], np.zeros(1, np.uint64), np.ones(1, bool))
+
+
+def test_running_text_among_chats_counts_from_its_second_token(tmp_path: Path, request_for: Request) -> None:
+    path = write_chats(tmp_path / "text.jsonl", [{"text": "jade elixir"}, {"text": "a fox"}])
+    corpus = prepare_chats(request_for(path, eval_fraction=0.0))
+    ids, is_target = corpus.train[0].row(0)
+    assert is_target.tolist() == [False] + [True] * (len(ids) - 1)
+    assert len(ids) >= len("jade elixir")
+
+
+def test_only_two_batches_are_read_ahead(chats: Path, request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_read = 0
+
+    class CountingReader(ExampleReader):
+        def batches(self) -> Iterator[ExampleBatch]:
+            nonlocal num_read
+            for batch in super().batches():
+                num_read += 1
+                yield batch
+
+    ahead = list[int]()
+    monkeypatch.setattr("onecard.data.chats.examples.BATCH_ROWS", 10)
+    monkeypatch.setattr(build, "ExampleReader", CountingReader)
+    # First comes the start of the build.
+    prepare_chats(request_for(chats), lambda stage, *_: ahead.append(num_read) if "chats" in stage else None)
+    assert num_read == CHAT_COUNT // 10
+    assert ahead == [0, *range(3, 20), 20, 20, 20]
 
 
 def test_samples_show_what_counts(chats: Path, request_for: Request) -> None:

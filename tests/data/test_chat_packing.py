@@ -74,13 +74,26 @@ def test_every_conversation_has_one_place_and_no_row_is_too_long(
         assert [row for batch in micro_batches for row in batch] == [[index] for index in range(len(lengths))]
 
 
-@given(lengths=LENGTHS, rows=st.integers(1, 9))
+def fewest_rows(lengths: list[int], capacity: int) -> int:
+    """The fewest rows that hold all, by trying: best[subset] is rows used and how full the last one is."""
+    best = {0: (1, 0)}
+    for subset in range(1, 1 << len(lengths)):
+        ways = []
+        for index, length in enumerate(lengths):
+            if subset >> index & 1:
+                num_rows, load = best[subset & ~(1 << index)]
+                ways.append((num_rows, load + length) if load + length <= capacity else (num_rows + 1, length))
+        best[subset] = min(ways)
+    return best[(1 << len(lengths)) - 1][0]
+
+
+@given(lengths=st.lists(st.integers(1, 64), min_size=1, max_size=7), rows=st.integers(1, 3))
 def test_packing_needs_about_as_few_micro_batches_as_can_be(lengths: list[int], rows: int) -> None:
     sizes = np.array(lengths)
-    fewest = -(-int(sizes.sum()) // 64)
-    # First-fit decreasing: 11/9 of the fewest rows, and one.
-    assert len(pack(sizes, 64, rows, "rows")) <= -(-(fewest * 11 // 9 + 1) // rows)
-    assert len(pack(sizes, 64, rows, "flat")) <= (-(-int(sizes.sum()) // (64 * rows))) * 11 // 9 + 1
+    # First-fit decreasing: at most 11/9 of the fewest rows and 6/9 of one.
+    most = (11 * fewest_rows(lengths, 64) + 6) // 9
+    assert len(pack(sizes, 64, rows, "rows")) <= -(-most // rows)
+    assert len(pack(sizes, 64, rows, "flat")) <= (11 * fewest_rows(lengths, 64 * rows) + 6) // 9
 
 
 @pytest.mark.parametrize("packing", ["rows", "flat"])
@@ -89,6 +102,14 @@ def test_work_is_shared_evenly(packing: Packing) -> None:
     work = [sum(int(sizes[row].sum()) for row in batch) for batch in pack(sizes, 1024, 4, packing)]
     assert len(work) > 2
     assert max(work) < 1.05 * min(work)
+
+
+def test_rows_are_short_where_that_costs_no_padding() -> None:
+    (batch,) = pack(np.full(64, 100), 1024, 16, "rows")
+    assert [len(row) for row in batch] == [4] * 16
+    # A long one among short ones sets the width: then few rows are full of them.
+    (batch,) = pack(np.array([1000, *[100] * 20]), 1024, 16, "rows")
+    assert len(batch) == 3
 
 
 def test_a_conversation_longer_than_a_row_is_no_silent_cut() -> None:

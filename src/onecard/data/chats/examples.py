@@ -53,7 +53,8 @@ class ExampleReader:
                 if batch.is_full:
                     yield batch
                     batch = ExampleBatch()
-        yield batch
+        if batch.origins or batch.bad:
+            yield batch
 
     def _examples(self, file: ChatFile) -> Iterator[tuple[str, Example | BadRow]]:
         expected: str | None = None
