@@ -11,6 +11,7 @@ from onecard.hardware import Machine
 from onecard.planner.device import Target, choose_attention, choose_precision, find_compiler_problem, find_target
 from onecard.planner.fit import fit_plan
 from onecard.planner.measure import measure_peak, measure_step
+from onecard.planner.optimizers import check_optimizer
 from onecard.planner.schedule import BatchSizes, count_steps, make_schedule, resolve_batch, resolve_interval
 from onecard.planner.shape import attention_width, plan_model
 from onecard.spec import CorpusFacts, ModelPlan, OptimizerPlan, Plan, Recipe
@@ -89,7 +90,6 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
     step_s = flops_per_token * batch.total * recipe.max_seq_length / (peak_flops * _EAGER_SHARE_OF_PEAK)
     run_s = 3600 * recipe.max_hours if num_steps is None and recipe.max_hours else (num_steps or 1) * step_s
     compiled, reasons["torch_compile"] = _choose_compile(recipe, target, run_s)
-    num_cores = grounds.machine.num_cores
     draft = Plan(
         device=target.device,
         precision=decided.precision,  # type: ignore[arg-type]
@@ -104,7 +104,7 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
         total_batch_size=batch.total,
         eval_batch_size=batch.evaluation,
         dataloader_num_workers=1 if recipe.dataloader_num_workers == "auto" else recipe.dataloader_num_workers,
-        dataset_num_proc=num_cores if recipe.dataset_num_proc == "auto" else recipe.dataset_num_proc,
+        dataset_num_proc=grounds.machine.num_cores if recipe.dataset_num_proc == "auto" else recipe.dataset_num_proc,
         flops_per_token=flops_per_token,
         peak_flops=peak_flops,
         reasons=reasons,
@@ -154,6 +154,7 @@ def _decide(grounds: Grounds, reasons: dict[str, str]) -> _Decisions:
         choose_attention, recipe, target, precision, dropout
     ) or ("", "")
     problems.attempt(_check_compiler, recipe, target)
+    problems.attempt(check_optimizer, recipe, target)
     batch = problems.attempt(resolve_batch, recipe, target.kind, reasons)
     num_steps = recipe.max_steps
     if batch is not None:
