@@ -24,8 +24,8 @@ from onecard.training.paged import Zeros
 # bitsandbytes' own sizes: values per scale, and the smallest tensor that is worth it.
 _BLOCK = 256
 _LEAST_ELEMENTS = 4096
-# 4M values take 40 MiB while they are updated; kernels of this size fill every card.
-_RUN_ELEMENTS = 1 << 22
+# 2M values take 20 MiB while they are updated; kernels of this size fill every card.
+_RUN_ELEMENTS = 1 << 21
 
 
 def can_rest_in_8_bits(master: Tensor) -> bool:
@@ -100,7 +100,7 @@ class AdamW8bit:
         A matrix without a gradient is left as it is, as in PyTorch's AdamW.
         """
         steps = [piece.step for piece in self._pieces if piece.first == 0 and piece.master.grad is not None]
-        torch._foreach_add_(steps, is_finite.float())
+        torch._foreach_add_(steps, [is_finite.float()] * len(steps))
         found_inf = (~is_finite).float()
         for run in self._runs():
             self._update(run, learning_rate, is_finite, found_inf)
