@@ -144,7 +144,8 @@ def test_smaller_state_is_a_remedy_where_nothing_else_is(
     draft: Callable[..., Plan], settings_of: Callable[..., dict[str, Any]], target: Target
 ) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    heavy = {"settings": settings_of("qwen3", hidden_size=256, intermediate_size=16384), "optimizer": "adamw"}
+    shape = settings_of("qwen3", hidden_size=256, intermediate_size=16384, num_hidden_layers=6)
+    heavy = {"settings": shape, "optimizer": "adamw"}
     smallest = {"max_seq_length": 16, "micro_batch_size": 1, "eval_batch_size": 1, "gradient_checkpointing": True}
     needed = forecast(draft(**heavy, **smallest), target).forecast.memory
     small = forecast(draft(**heavy | {"optimizer": "adamw_8bit"}, **smallest), target).forecast.memory
