@@ -18,7 +18,7 @@ from onecard.training.paged import PageableZeros
 from onecard.training.state import TrainState
 from onecard.training.step import MicroBatch, train_step
 
-pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+functional = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed")
 
 StateFactory = Callable[..., TrainState]
 BatchFactory = Callable[..., MicroBatch]
@@ -63,7 +63,7 @@ def copies(optimizer: AdamW8bit) -> list[Tensor]:
 def test_an_update_is_that_of_bitsandbytes(rates: OptimizerPlan) -> None:
     ours, theirs = random_matrices(), random_matrices()
     optimizer = AdamW8bit(ours, rates, PageableZeros(is_paged=False))
-    signed, unsigned = optimizer.constants()
+    signed, unsigned = (functional.create_dynamic_map(signed=is_signed) for is_signed in (True, False))
     states = [
         (
             *(torch.zeros(matrix.shape, dtype=torch.uint8) for _ in range(2)),
