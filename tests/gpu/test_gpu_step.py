@@ -19,6 +19,8 @@ from onecard.training.step import MicroBatch, StepStats, place, train_step
 StateFactory = Callable[..., TrainState]
 BatchFactory = Callable[..., MicroBatch]
 SEEDS = range(3)
+# Matrices that are worth 8 bits, and some that are worth paging.
+WIDE = {"hidden_size": 64, "intermediate_size": 1600}
 
 
 def on(device: str, batch: MicroBatch) -> list[MicroBatch]:
@@ -135,11 +137,18 @@ def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"])
 def test_a_non_finite_update_changes_nothing_on_the_device(
-    optimizer: str, precision: str, device: str, tiny_state: StateFactory, random_micro_batch: BatchFactory
+    optimizer: str,
+    precision: str,
+    device: str,
+    tiny_state: StateFactory,
+    random_micro_batch: BatchFactory,
+    settings_of: Callable[..., dict[str, Any]],
 ) -> None:
-    state = tiny_state(optimizer=optimizer, precision=precision, device=device)
+    if optimizer not in ("adamw", "muon"):
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    state = tiny_state(settings=settings_of("qwen3", **WIDE), optimizer=optimizer, precision=precision, device=device)
     batches = on(device, random_micro_batch(8))
     assert step(state, batches).is_finite.item()
     before = all_tensors(state)
@@ -232,6 +241,52 @@ def test_adapted_steps_never_wait_and_are_those_of_the_cpu(
                 found = step(state, batches)
         assert distance(found.loss, expected.loss) < (1e-4 if precision == "fp32" else 0.02)
         assert distance(found.gradient_norm, expected.gradient_norm) < (1e-3 if precision == "fp32" else 0.1)
+
+
+@SAYS_IT_IS_A_PROTOTYPE
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw", "paged_adamw_8bit"])
+def test_smaller_and_paged_state_never_waits_and_is_that_of_the_cpu(
+    optimizer: str,
+    device: str,
+    tiny_state: StateFactory,
+    random_micro_batch: BatchFactory,
+    settings_of: Callable[..., dict[str, Any]],
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    # An epsilon above rounding, of which Adam's first steps would otherwise make full ones.
+    changes: dict[str, Any] = {"settings": settings_of("llama", **WIDE), "adam_epsilon": 1e-4}
+    state = tiny_state(device=device, optimizer=optimizer, **changes)
+    reference = tiny_state(optimizer=optimizer.removeprefix("paged_"), **changes)
+    start = {name: master.detach().clone() for name, master in reference.optimizer.masters.items()}
+    for seed in SEEDS:
+        batch = random_micro_batch(8, seed)
+        step(reference, on("cpu", batch))
+        batches = on(device, batch)
+        if seed == 0:  # libraries are loaded by the first
+            step(state, batches)
+        else:
+            with without_waiting(device):
+                step(state, batches)
+    for name, master in reference.optimizer.masters.items():
+        moved = state.optimizer.masters[name].detach().cpu() - start[name]
+        assert distance(moved, master.detach() - start[name]) < 0.02, name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_paged_state_is_outside_the_caching_allocator(
+    optimizer: str, tiny_state: StateFactory, settings_of: Callable[..., dict[str, Any]]
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    taken = {}
+    for name in (optimizer, f"paged_{optimizer}"):
+        before = torch.cuda.memory_allocated()
+        state = tiny_state(settings=settings_of("llama", **WIDE), optimizer=name, device="cuda:0")
+        taken[name] = torch.cuda.memory_allocated() - before
+        paged = state.optimizer.paged_tensors()
+        assert all(tensor.is_cuda and not tensor.any() for tensor in paged)
+    assert sum(tensor.nbytes for tensor in paged) > 100_000
+    assert taken[optimizer] - taken[f"paged_{optimizer}"] >= sum(tensor.nbytes for tensor in paged)
 
 
 @SAYS_IT_IS_A_PROTOTYPE

@@ -102,7 +102,7 @@ def test_it_compiles_without_a_graph_break(kind: str) -> None:
 @pytest.mark.parametrize("double_quant", [True, False], ids=["double", "single"])
 def test_without_storage_it_has_the_same_buffers(double_quant: bool) -> None:
     real = NF4Linear.from_linear(make_layer(width=72), double_quant=double_quant)
-    nf4._codebook.cache_clear()
+    nf4.dynamic_codebook.cache_clear()
     with FakeTensorMode():
         fake = NF4Linear.from_linear(make_layer(width=72), double_quant=double_quant)
         x = torch.randn(2, 72, requires_grad=True)

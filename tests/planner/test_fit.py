@@ -140,6 +140,31 @@ def test_a_limit_below_the_weights_says_so(draft: Callable[..., Plan], target: T
         fit_plan(draft(0.2), recipe_of(), target)
 
 
+def test_smaller_state_is_a_remedy_where_nothing_else_is(
+    draft: Callable[..., Plan], settings_of: Callable[..., dict[str, Any]], target: Target
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    shape = settings_of("qwen3", hidden_size=256, intermediate_size=16384, num_hidden_layers=6)
+    heavy = {"settings": shape, "optimizer": "adamw"}
+    smallest = {"max_seq_length": 16, "micro_batch_size": 1, "eval_batch_size": 1, "gradient_checkpointing": True}
+    needed = forecast(draft(**heavy, **smallest), target).forecast.memory
+    small = forecast(draft(**heavy | {"optimizer": "adamw_8bit"}, **smallest), target).forecast.memory
+    paged = forecast(draft(**heavy | {"optimizer": "paged_adamw"}, **smallest), target).forecast.memory
+    assert small.breakdown["optimizer"] < 0.3 * needed.breakdown["optimizer"]
+    moved = needed.breakdown["optimizer"] - paged.breakdown["optimizer"]
+    assert paged.host_peak_bytes == needed.host_peak_bytes + moved
+    assert moved > 0.9 * needed.breakdown["optimizer"]
+    given = recipe_of(per_device_train_batch_size=1, gradient_checkpointing=True, optim="adamw")
+    limits = [(needed.peak_bytes + small.peak_bytes) / 2 / MIB]
+    # And where weights and state by themselves are too much.
+    limits.append((needed.breakdown["weights"] + needed.breakdown["optimizer"]) / MIB - 1)
+    for limit in limits:
+        with pytest.raises(DoesNotFitError, match=r"What would:\n  --optim adamw_8bit: .* MiB"):
+            fit_plan(draft(limit, **heavy, **smallest), given, target)
+    with pytest.raises(DoesNotFitError, match="weights and optimizer state alone are"):
+        fit_plan(draft(small.peak_bytes / MIB - 1, **heavy, **smallest), given, target)
+
+
 def test_alternatives_change_one_thing_each(draft: Callable[..., Plan], target: Target) -> None:
     rows = list(list_alternatives(draft(micro_batch_size=4), target))
     assert [list(row.settings) for row in rows] == [
@@ -150,8 +175,10 @@ def test_alternatives_change_one_thing_each(draft: Callable[..., Plan], target: 
         ["gradient_checkpointing"],
         ["torch_compile"],
         ["optimizer"],
+        ["optimizer"],
         ["max_seq_length"],
     ]
+    assert [row.settings["optimizer"] for row in rows[6:8]] == ["adamw", "adamw_8bit"]
     assert rows[0].is_chosen
     by_size = {row.settings.get("micro_batch_size", 4): row.peak_bytes for row in rows[:4]}
     assert by_size[1] < by_size[2] < by_size[4] < by_size[8]

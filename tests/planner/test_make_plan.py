@@ -10,8 +10,9 @@ import pytest
 
 from onecard.cli.plan_text import reason_rows
 from onecard.errors import DoesNotFitError, InputError, RecipeError
-from onecard.hardware import Machine
+from onecard.hardware import Machine, find_card
 from onecard.planner import Measurements, check_recipe, choose_device, make_plan
+from onecard.planner.device import target_of_card
 from onecard.planner.schedule import resolve_batch
 from onecard.spec import CorpusFacts, Plan, Recipe, apply_device, load_recipe, recipe_names
 
@@ -226,6 +227,22 @@ def test_precision_follows_the_device() -> None:
     assert plan_of(precision="bf16").precision == "bf16"
     assert plan_of(precision="bf16").reasons["precision"] == "asked for"
     assert "precision fp16 is for GPUs" in refusal(precision="fp16")
+
+
+def test_paged_state_needs_a_card_under_linux() -> None:
+    assert "needs a GPU" in refusal(optim="paged_adamw")
+    assert "Use optim adamw_8bit" in refusal(optim="paged_adamw_8bit")
+    recipe, card = Recipe(**SMALL, optim="paged_adamw"), find_card("rtx-3060-12gb")
+    with pytest.raises(InputError, match=r"needs Linux.*Use optim adamw_8bit"):
+        check_recipe(recipe, MACHINE, target_of_card(card, "windows"))
+    check_recipe(recipe, MACHINE, target_of_card(card, "linux"))
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw"])
+def test_what_bitsandbytes_does_is_refused_without_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(InputError, match=rf"optim {name} needs bitsandbytes.*onecard\[quant\].*optim adamw"):
+        check_recipe(Recipe(**SMALL, optim=name), MACHINE, target_of_card(find_card("rtx-3060-12gb"), "linux"))
 
 
 def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

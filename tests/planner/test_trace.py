@@ -1,6 +1,7 @@
 """A trace without storage allocates what a real step does, and what a card's kernels would."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +79,48 @@ def test_a_fake_and_a_real_step_on_one_row_allocate_the_same_bytes(
 ) -> None:
     plan = tiny_plan("llama", precision=precision, micro_batch_size=1, total_batch_size=2)
     check_equal(plan, has_borders=True)
+
+
+# Matrices that are worth 8 bits, of which some are paged.
+_WIDE = {"hidden_size": 64, "intermediate_size": 1600}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit", "paged_adamw"])
+@pytest.mark.parametrize(("name", "precision"), [("llama", "bf16"), ("qwen3", "fp32")])
+def test_fake_and_real_8_bit_updates_allocate_the_same_bytes_in_the_same_order(
+    name: str,
+    precision: str,
+    optimizer: str,
+    tiny_plan: Callable[..., Plan],
+    settings_of: Callable[..., dict[str, Any]],
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    plan = tiny_plan(settings=settings_of(name, **_WIDE), optimizer=optimizer, precision=precision)
+    check_equal(plan, has_borders=True)
+
+
+def test_paged_state_lies_on_the_host_and_nowhere_else(
+    tiny_plan: Callable[..., Plan], settings_of: Callable[..., dict[str, Any]]
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    records, peaks = {}, {}
+    for optimizer in ("adamw", "paged_adamw", "adamw_8bit", "paged_adamw_8bit"):
+        trace = record_plan(tiny_plan(settings=settings_of("llama", **_WIDE), optimizer=optimizer))
+        records[optimizer], peaks[optimizer] = trace.record, replay(trace, workspace_bytes=0)
+    state = {name: peak.parts["optimizer"] for name, peak in peaks.items()}
+    on_host = {name: record.host_bytes for name, record in records.items()}
+    # Of each of two layers three matrices of 64 x 1600 are large enough to be paged one by one; in 8 bits all are one.
+    in_layers, attention = 2 * 3 * 64 * 1600, 2 * 2 * 64 * 64
+    assert on_host == {
+        "adamw": 0,
+        "paged_adamw": 8 * in_layers,
+        "adamw_8bit": 0,
+        "paged_adamw_8bit": 2 * (in_layers + attention + 97 * 64 + 192),
+    }
+    for name in ("adamw", "adamw_8bit"):
+        assert state[name] == state[f"paged_{name}"] + on_host[f"paged_{name}"]
+        fullest, without = (max(peaks[key].phase_bytes.values()) for key in (name, f"paged_{name}"))
+        assert fullest == without + on_host[f"paged_{name}"]
 
 
 def check_equal(plan: Plan, has_borders: bool) -> None:

@@ -273,7 +273,7 @@ LAYERS = st.fixed_dictionaries(
         "report_to": st.sampled_from(["none", "wandb", "tensorboard"]),
         "use_wandb": st.booleans(),
         "seed": st.integers(0, 9),
-        "optim": st.sampled_from(["adamw", "muon"]),
+        "optim": st.sampled_from(["adamw", "adamw_8bit", "muon"]),
         "muon_learning_rate": st.sampled_from([0.01, 0.03]),
         "lr_scheduler_type": st.sampled_from(["constant", "wsd"]),
         "decay_ratio": st.sampled_from([0.3, 0.4]),

@@ -31,7 +31,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 _BLOCK, _ABSMAX_BLOCK = 64, 256
 
 
-def load_operators() -> None:
+def load_operators(needed_by: str = "method qlora", otherwise: str = "method lora") -> None:
     """Registers bitsandbytes' operators with PyTorch.
 
     Raises:
@@ -41,9 +41,18 @@ def load_operators() -> None:
         importlib.import_module("bitsandbytes")
     except (ImportError, OSError, RuntimeError) as error:
         raise InputError(
-            f"method qlora needs bitsandbytes, which cannot be loaded here ({error}): install it with "
-            "pip install 'onecard[quant]', or use method lora"
+            f"{needed_by} needs bitsandbytes, which cannot be loaded here ({error}): install it with "
+            f"pip install 'onecard[quant]', or use {otherwise}"
         ) from error
+
+
+@cache
+def dynamic_codebook(*, is_signed: bool) -> list[float]:
+    """The 256 values in [-1, 1], or [0, 1], of bitsandbytes' dynamic 8-bit type, ascending."""
+    functional = importlib.import_module("bitsandbytes.functional")
+    with unset_fake_temporarily():  # it is computed with tensors whose values count
+        values: list[float] = functional.create_dynamic_map(signed=is_signed).tolist()
+    return values
 
 
 def find_linears(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
@@ -74,7 +83,7 @@ class NF4Linear(nn.Module):
         offset = codebook = absmax_8bit = None
         if double_quant:
             offset = absmax.mean()
-            codebook = torch.tensor(_codebook(), device=weight.device)
+            codebook = torch.tensor(dynamic_codebook(is_signed=True), device=weight.device)
             absmax_8bit, absmax = torch.ops.bitsandbytes.quantize_blockwise(absmax - offset, codebook, _ABSMAX_BLOCK)
         self.register_buffer("qweight", qweight)
         self.register_buffer("absmax", absmax)
@@ -118,14 +127,6 @@ class NF4Linear(nn.Module):
 
     def _stored(self) -> tuple[Any, ...]:
         return self.qweight, self.absmax, self.absmax_8bit, self.absmax_codebook, self.absmax_offset
-
-
-@cache
-def _codebook() -> list[float]:
-    functional = importlib.import_module("bitsandbytes.functional")
-    with unset_fake_temporarily():  # it is computed with tensors whose values count
-        values: list[float] = functional.create_dynamic_map().tolist()
-    return values
 
 
 def _dequantize(stored: tuple[Any, ...], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

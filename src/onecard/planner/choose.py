@@ -11,6 +11,7 @@ from onecard.planner.device import Target, choose_attention, choose_precision, f
 from onecard.planner.fit import fit_plan
 from onecard.planner.limits import check_blocks, check_compiler, check_heldout, check_ram
 from onecard.planner.measure import measure_peak, measure_step
+from onecard.planner.optimizers import check_optimizer
 from onecard.planner.pretrained import plan_base
 from onecard.planner.problems import Problems
 from onecard.planner.schedule import (
@@ -95,7 +96,6 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
     step_s = flops_per_token * tokens_per_step(recipe, corpus, batch.total) / (peak_flops * _EAGER_SHARE_OF_PEAK)
     run_s = 3600 * recipe.max_hours if num_steps is None and recipe.max_hours else (num_steps or 1) * step_s
     compiled, reasons["torch_compile"] = _choose_compile(recipe, target, run_s)
-    num_cores = grounds.machine.num_cores
     draft = Plan(
         task=recipe.task,
         packing=_choose_packing(recipe, target, is_compiled=compiled),
@@ -113,7 +113,7 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
         total_batch_size=batch.total,
         eval_batch_size=batch.evaluation,
         dataloader_num_workers=1 if recipe.dataloader_num_workers == "auto" else recipe.dataloader_num_workers,
-        dataset_num_proc=num_cores if recipe.dataset_num_proc == "auto" else recipe.dataset_num_proc,
+        dataset_num_proc=grounds.machine.num_cores if recipe.dataset_num_proc == "auto" else recipe.dataset_num_proc,
         flops_per_token=flops_per_token,
         peak_flops=peak_flops,
         reasons=reasons,
@@ -165,6 +165,7 @@ def _decide(grounds: Grounds, reasons: dict[str, str]) -> _Decisions:
         choose_attention, recipe, target, precision, dropout
     ) or ("", "")
     problems.attempt(check_compiler, recipe, target)
+    problems.attempt(check_optimizer, recipe, target)
     batch = problems.attempt(resolve_batch, recipe, target.kind, reasons)
     num_steps = recipe.max_steps
     if batch is not None:

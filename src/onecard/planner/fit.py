@@ -7,6 +7,7 @@ from typing import Any
 from onecard.errors import DoesNotFitError, InputError
 from onecard.planner.device import Target
 from onecard.planner.forecast import forecast
+from onecard.planner.optimizers import other_optimizers
 from onecard.planner.trace_cache import CannotTrace
 from onecard.spec import Alternative, Forecast, Plan, Recipe
 from onecard.units import format_bytes
@@ -107,8 +108,8 @@ def _changes(plan: Plan) -> Iterator[dict[str, Any]]:
             yield {"micro_batch_size": size, "eval_batch_size": min(plan.eval_batch_size, size)}
     yield {"gradient_checkpointing": not plan.gradient_checkpointing}
     yield {"torch_compile": not plan.torch_compile}
-    other = "adamw" if plan.optimizer.name == "muon" else "muon"
-    yield {"optimizer": plan.optimizer.model_copy(update={"name": other})}
+    for name in other_optimizers(plan):
+        yield {"optimizer": plan.optimizer.model_copy(update={"name": name})}
     if length >= 128:
         # The same tokens per step, in shorter sequences; as many chats, which are cut.
         total = plan.total_batch_size if plan.task == "sft" else 2 * plan.total_batch_size
@@ -171,9 +172,9 @@ def _does_not_fit(given: Candidate, target: Target) -> DoesNotFitError:
         f"{format_bytes(memory.peak_bytes)}, and {format_bytes(memory.limit_bytes)} can be had"
     )
     static = sum(memory.breakdown.get(part, 0) for part in ("weights", "optimizer"))
-    remedies = [] if static > memory.limit_bytes else [row for row in _remedies(plan, target) if row.fits]
+    remedies = [row for row in _remedies(plan, target, static > memory.limit_bytes) if row.fits]
     told = plan.model_copy(update={"forecast": given.forecast, "alternatives": tuple(remedies)})
-    if static > memory.limit_bytes:
+    if static > memory.limit_bytes and not remedies:
         return DoesNotFitError(
             f"{what}; weights and optimizer state alone are {format_bytes(static)}: choose a smaller model, a larger "
             "card, or another method",
@@ -189,8 +190,8 @@ def _does_not_fit(given: Candidate, target: Target) -> DoesNotFitError:
     return DoesNotFitError("\n".join(lines), told)
 
 
-def _remedies(plan: Plan, target: Target) -> Iterator[Alternative]:
-    """Checkpointing, then smaller micro-batches, then both, until two fit."""
+def _remedies(plan: Plan, target: Target, is_state_too_large: bool) -> Iterator[Alternative]:
+    """Checkpointing, then smaller micro-batches, then both, until two fit; where none does, state in 8 bits as well."""
     sizes = [size for size in reversed(_micro_batches(plan)) if size < plan.micro_batch_size]
     tried: list[dict[str, Any]] = []
     if not plan.gradient_checkpointing:
@@ -198,6 +199,15 @@ def _remedies(plan: Plan, target: Target) -> Iterator[Alternative]:
     for recompute in sorted({plan.gradient_checkpointing, True}):
         kept = {} if recompute == plan.gradient_checkpointing else {"gradient_checkpointing": True}
         tried += [{"micro_batch_size": size, "eval_batch_size": size, **kept} for size in sizes]
+    if is_state_too_large:
+        tried = []
+    if plan.optimizer.name in ("adamw", "paged_adamw") and "adamw_8bit" in other_optimizers(plan):
+        smaller = {"optimizer": plan.optimizer.model_copy(update={"name": f"{plan.optimizer.name}_8bit"})}
+        tried.append(smaller)
+        if not plan.gradient_checkpointing:
+            tried.append(smaller | {"gradient_checkpointing": True})
+        if sizes:
+            tried.append(tried[-1] | {"micro_batch_size": 1, "eval_batch_size": 1})
     num_found = 0
     for changes in tried:
         row = _row(_evaluate(plan.model_copy(update=changes), target), changes)
@@ -208,5 +218,5 @@ def _remedies(plan: Plan, target: Target) -> Iterator[Alternative]:
 
 
 def _flag(key: str, value: Any) -> str:
-    names = {"micro_batch_size": "per_device_train_batch_size"}
+    names = {"micro_batch_size": "per_device_train_batch_size", "optimizer": "optim"}
     return f"--{names.get(key, key)} {str(value).lower()}"

@@ -121,7 +121,7 @@ def _memory(plan: Plan, target: Target, trace: Trace, note: str | None) -> Memor
         breakdown=_breakdown(peak),
         peak_phase=peak.phase,
         phase_bytes=peak.phase_bytes,
-        host_peak_bytes=_host_bytes(plan),
+        host_peak_bytes=_host_bytes(plan) + trace.record.host_bytes,
         disk_bytes=_disk_bytes(plan),
         note=note,
     )
@@ -143,9 +143,9 @@ def _trained(plan: Plan) -> tuple[int, int]:
 
 
 def _moment_bytes(plan: Plan) -> int:
-    """Bytes of the optimizer's state: two moments for AdamW, one for the matrices of Muon."""
+    """Bytes of the optimizer's state: two moments for AdamW, in 8 bits for matrices or not, one for Muon's matrices."""
     total, matrices = _trained(plan)
-    of_matrices = _SINGLE_PRECISION_BYTES * (1 if plan.optimizer.name == "muon" else 2)
+    of_matrices = 2 if plan.optimizer.is_8bit else _SINGLE_PRECISION_BYTES * (1 if plan.optimizer.name == "muon" else 2)
     return matrices * of_matrices + (total - matrices) * 2 * _SINGLE_PRECISION_BYTES
 
 

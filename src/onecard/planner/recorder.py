@@ -23,6 +23,9 @@ from torch.utils._pytree import tree_leaves
 
 from onecard.planner.traffic import count_bytes, count_flops, is_free, written_inputs
 
+# Label of tensors that rest in the memory of the host: they have a size and no place in the order.
+ON_HOST = "host"
+
 # Extra device memory that a kernel takes while it runs: operator -> bytes, from its arguments.
 Scratch = Callable[..., int]
 
@@ -58,6 +61,11 @@ class Record:
     labels: dict[int, str] = field(default_factory=dict)
     work: list[Work] = field(default_factory=list)
 
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of what the card works on and the host keeps."""
+        return sum(self.sizes[number] for number, label in self.labels.items() if label == ON_HOST)
+
 
 class Recorder(TorchDispatchMode):
     """Records while it is entered.
@@ -89,8 +97,14 @@ class Recorder(TorchDispatchMode):
         super().__exit__(*error)
 
     def adopt(self, tensor: Tensor, label: str) -> None:
-        """Counts a tensor that exists already as allocated now."""
-        self.record.labels[self._number(tensor)] = label
+        """Counts a tensor that exists already as allocated now; one on the host takes no memory of the card.
+
+        Of a storage that is adopted twice, the first label stays.
+        """
+        known = len(self.record.order)
+        self.record.labels.setdefault(self._number(tensor), label)
+        if label == ON_HOST:
+            del self.record.order[known:]
 
     def label(self, tensor: Tensor, label: str) -> None:
         """Says what a recorded tensor is."""

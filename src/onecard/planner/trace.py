@@ -15,7 +15,7 @@ from onecard.model.decoder import Decoder
 from onecard.model.target import traced_as
 from onecard.planner.as_cuda import SCRATCH, as_cuda
 from onecard.planner.compiled import compile_ahead, compiling_for_card
-from onecard.planner.recorder import Record, Recorder
+from onecard.planner.recorder import ON_HOST, Record, Recorder
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
 from onecard.training.state import TrainState
@@ -101,9 +101,15 @@ def record_program(program: Program, *, num_micro_batches: int = 1, recorder: Re
 
 def _resident_tensors(state: TrainState) -> dict[str, list[Tensor]]:
     """What lies on the card before the first step, in the order in which `assemble` puts it there."""
+    optimizer = state.optimizer
     return {
-        "weights": [*state.model.parameters(), *state.model.buffers(), *state.optimizer.masters.values()],
-        "optimizer": [*state.optimizer.state_tensors().values(), state.loss_scale.value],
+        "weights": [*state.model.parameters(), *state.model.buffers(), *optimizer.masters.values()],
+        ON_HOST: optimizer.paged_tensors(),
+        "optimizer": [
+            *optimizer.state_tensors().values(),
+            *optimizer.constant_tensors(),
+            state.loss_scale.value,
+        ],
     }
 
 

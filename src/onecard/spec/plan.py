@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from onecard.spec.forecast import Alternative, Forecast
+from onecard.spec.recipe import OptimizerName
 
 # Of a row of packed chats: what the best-fitting ones leave free.
 _FILLED_SHARE = 0.95
@@ -89,7 +90,7 @@ class AdaptPlan(_Frozen):
 class OptimizerPlan(_Frozen):
     """Rates at the peak of the schedule; `weight_decay` is decoupled and applies to matrices."""
 
-    name: Literal["adamw", "muon"]
+    name: OptimizerName
     learning_rate: float
     muon_learning_rate: float
     weight_decay: float
@@ -98,6 +99,16 @@ class OptimizerPlan(_Frozen):
     adam_epsilon: float
     muon_momentum: float
     max_grad_norm: float | None
+
+    @property
+    def is_8bit(self) -> bool:
+        """Whether the moments of matrices rest in 8 bits."""
+        return self.name.endswith("_8bit")
+
+    @property
+    def is_paged(self) -> bool:
+        """Whether the state may leave the card for the memory of the host."""
+        return self.name.startswith("paged_")
 
 
 class SchedulePlan(_Frozen):

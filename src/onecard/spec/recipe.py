@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from onecard.spec.agreement import find_disagreements
 
 Auto = Literal["auto"]
+OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "muon"]
 # The upper bounds lie beyond all use: they keep a slip of the hand from reaching what aborts or fills the memory.
 Positive = Annotated[int, Field(gt=0, le=10**9)]
 Size = Annotated[int, Field(gt=0, le=10**7)]
@@ -146,7 +147,9 @@ class Recipe(BaseModel):
     per_device_eval_batch_size: Size | Auto = Field("auto", description="sequences per evaluation batch")
 
     # Optimizer and schedule
-    optim: Literal["adamw", "muon"] = Field("muon", description="muon (matrices; AdamW for the rest) or adamw")
+    optim: OptimizerName = Field(
+        "muon", description="muon (matrices; AdamW for the rest) or adamw; adamw_8bit: small state; paged_: on the host"
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(
         6e-3, description="AdamW's learning rate; of an existing model 2e-5, of adapters 2e-4"
     )

@@ -164,8 +164,13 @@ def _schedule_name(value: Any) -> Any:
 
 
 def _optimizer_name(value: Any) -> Any:
-    adamw = ("adamw_torch_fused", "adamw_torch", "adamw_hf", "adam", "adamw_fused")
-    return "adamw" if str(value).lower() in adamw else value
+    names = {
+        "adamw": ("adamw_torch_fused", "adamw_torch", "adamw_hf", "adam", "adamw_fused"),
+        "adamw_8bit": ("adamw_bnb_8bit", "adamw8bit", "adam_8bit", "adam8bit"),
+        "paged_adamw": ("paged_adamw_32bit",),
+    }
+    text = str(value).lower()
+    return next((name for name, others in names.items() if text in others), value)
 
 
 def _precision_name(value: Any) -> Any:

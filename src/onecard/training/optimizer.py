@@ -1,5 +1,8 @@
 """One optimizer for a model: fp32 masters, AdamW for vectors and embeddings, Muon or AdamW for matrices.
 
+PyTorch's fused AdamW is the only one: it needs no temporary memory, runs on every device that onecard knows, and leaves
+a step out where the device says so.
+
     model parameters (bf16 / fp16) ──gradient──► fp32 gradient of the master      summed over micro-batches
             ▲                                             │ clip, update
             └────────────── cast ◄──────────────── fp32 master
@@ -16,7 +19,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from onecard.spec import OptimizerPlan
+from onecard.training.adamw_8bit import AdamW8bit, can_rest_in_8_bits
 from onecard.training.muon import Muon
+from onecard.training.paged import PageableZeros
 
 
 class Optimizer:
@@ -33,9 +38,15 @@ class Optimizer:
         if self._is_mixed:
             for name, parameter in self._parameters.items():
                 parameter.register_post_accumulate_grad_hook(_move_gradient_to(self.masters[name]))
+        self._zeros = PageableZeros(is_paged=plan.is_paged)
         matrices = _matrix_names(model) if plan.name == "muon" else {}
         self._muon = self._make_muon(matrices, next(iter(self._parameters.values())).dtype) if matrices else None
-        self._adamw = self._make_adamw([name for name in self.masters if name not in matrices])
+        in_8_bits = self._names_in_8_bits(model) if plan.is_8bit else []
+        self._adamw_8bit = (
+            AdamW8bit([self.masters[name] for name in in_8_bits], plan, self._zeros) if in_8_bits else None
+        )
+        taken = {*matrices, *in_8_bits}
+        self._adamw = self._make_adamw([name for name in self.masters if name not in taken])
 
     def _make_muon(self, matrices: dict[str, bool], dtype: torch.dtype) -> Muon:
         masters = [self.masters[name] for name in matrices]
@@ -43,7 +54,19 @@ class Optimizer:
         compute_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
         return Muon(masters, list(matrices.values()), momentum=self.plan.muon_momentum, compute_dtype=compute_dtype)
 
-    def _make_adamw(self, names: list[str]) -> torch.optim.AdamW:
+    def _names_in_8_bits(self, model: PreTrainedModel) -> list[str]:
+        # Rows of rare tokens share blocks with rows of frequent ones, beside which theirs vanish (arXiv 2110.02861
+        # keeps embeddings in 32 bits for it, and so does transformers' Trainer).
+        embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        return [
+            name
+            for name, parameter in self._parameters.items()
+            if id(parameter) not in embeddings and can_rest_in_8_bits(parameter)
+        ]
+
+    def _make_adamw(self, names: list[str]) -> torch.optim.AdamW | None:
+        if not names:
+            return None
         decayed = [self.masters[name] for name in names if self.masters[name].ndim >= 2]
         others = [self.masters[name] for name in names if self.masters[name].ndim < 2]
         adamw = torch.optim.AdamW(
@@ -58,8 +81,8 @@ class Optimizer:
             for master in group["params"]:
                 adamw.state[master] = {
                     "step": torch.zeros((), dtype=torch.float32, device=master.device),
-                    "exp_avg": torch.zeros_like(master),
-                    "exp_avg_sq": torch.zeros_like(master),
+                    "exp_avg": self._zeros(master.shape, master.dtype, master.device),
+                    "exp_avg_sq": self._zeros(master.shape, master.dtype, master.device),
                 }
         return adamw
 
@@ -77,11 +100,14 @@ class Optimizer:
 
         `learning_rate` is AdamW's; Muon's follows in the plan's ratio.
         """
-        # The fused kernel skips the update where `found_inf` is one: the protocol of torch.amp.GradScaler.
-        self._adamw.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
-        for group in self._adamw.param_groups:
-            group["lr"] = learning_rate
-        self._adamw.step()
+        if self._adamw is not None:
+            # The fused kernel skips the update where `found_inf` is one: the protocol of torch.amp.GradScaler.
+            self._adamw.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+            for group in self._adamw.param_groups:
+                group["lr"] = learning_rate
+            self._adamw.step()
+        if self._adamw_8bit is not None:
+            self._adamw_8bit.step(learning_rate, is_finite)
         if self._muon is not None:
             muon_rate = learning_rate * self.plan.muon_learning_rate / self.plan.learning_rate
             self._muon.step(muon_rate, self.plan.weight_decay, is_finite)
@@ -97,6 +123,14 @@ class Optimizer:
         """All moments by name, sharing memory with the optimizer: loading copies into them."""
         return dict(self._named_state())
 
+    def constant_tensors(self) -> list[Tensor]:
+        """What lies on the device for the updates and is the same in every run."""
+        return self._adamw_8bit.constants() if self._adamw_8bit is not None else []
+
+    def paged_tensors(self) -> list[Tensor]:
+        """State that rests in host memory and comes to the device page by page; on a CPU, what would."""
+        return self._zeros.paged
+
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restores moments bit for bit from what `state_tensors` gave."""
         for name, own in self._named_state():
@@ -111,9 +145,13 @@ class Optimizer:
 
     def _named_state(self) -> Iterator[tuple[str, Tensor]]:
         names = {id(master): name for name, master in self.masters.items()}
-        for master, state in self._adamw.state.items():
-            for key, value in state.items():
+        if self._adamw_8bit is not None:
+            for master, key, value in self._adamw_8bit.state_of():
                 yield f"adamw.{names[id(master)]}.{key}", value
+        if self._adamw is not None:
+            for master, state in self._adamw.state.items():
+                for key, value in state.items():
+                    yield f"adamw.{names[id(master)]}.{key}", value
         if self._muon is not None:
             for masters, momentum in self._muon.buffers():
                 for master, own in zip(masters, momentum.unbind(), strict=True):
