@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onecard.data import Corpus
     from onecard.hardware import Machine
     from onecard.observe.events import Event, StepEvent
+    from onecard.planner import FirstAnswer
     from onecard.run.folder import RunFolder
 
 __all__ = ["alternatives", "generate", "load_recipe", "plan", "prepare", "resume", "train"]
@@ -22,6 +23,7 @@ __all__ = ["alternatives", "generate", "load_recipe", "plan", "prepare", "resume
 OnProgress = Callable[[str, int, int | None], None]
 OnEvent = Callable[["Event"], None]
 OnPlan = Callable[[Plan, Path], None]
+OnDraft = Callable[[Plan], None]
 
 
 def prepare(recipe: Recipe, *, progress: OnProgress | None = None) -> "Corpus":
@@ -41,6 +43,8 @@ def plan(
     card: str | None = None,
     platform: str | None = None,
     progress: OnProgress | None = None,
+    on_draft: OnDraft | None = None,
+    refine: bool = True,
 ) -> Plan:
     """Decides everything that training would do, each with its reason, and predicts its memory and time on a GPU.
 
@@ -48,27 +52,31 @@ def plan(
     `onecard cards`) it is for that card on `platform` (linux, linux-headless or windows), needs no GPU, and takes the
     text as it is: its size is estimated unless it has been prepared before.
 
+    Seconds for an eager plan, up to a minute for a compiled one that is new. Then `on_draft` gets the plan with the
+    forecast of its eager step first (`forecast.is_refined` false); without `refine` that is the answer.
+
     Raises:
         InputError: something asked for cannot be honoured.
         DoesNotFitError: nothing that may be chosen fits the card; the message says what would.
     """
     from onecard.observe.sinks import check_targets
-    from onecard.planner import check_recipe, make_plan, survey_facts, target_of_card
+    from onecard.planner import FirstAnswer, check_recipe, make_plan, survey_facts, target_of_card
 
     machine = _machine()
+    first = FirstAnswer(on_draft or (lambda _: None), is_refined=refine)
     if card is None:
         if platform is not None:
             raise InputError("--platform belongs to --card: without a card the plan is for this machine")
         recipe = _on_its_device(recipe, machine)
         check_targets(recipe.report_to)
         check_recipe(recipe, machine)
-        return _plan(recipe, machine, _prepare(recipe, progress))
+        return _plan(recipe, machine, _prepare(recipe, progress), first)
     from onecard.hardware import find_card
 
     target = target_of_card(find_card(card), platform)
     recipe = apply_device(recipe, "cuda")
     check_recipe(recipe, machine, target)
-    return make_plan(recipe, machine, survey_facts(recipe), target=target)
+    return make_plan(recipe, machine, survey_facts(recipe), target=target, first=first)
 
 
 def alternatives(plan: Plan, *, card: str | None = None, platform: str | None = None) -> Iterator[Alternative]:
@@ -266,7 +274,7 @@ def _prepare(recipe: Recipe, progress: OnProgress | None) -> "Corpus":
     return prepare_corpus(CorpusRequest.of(recipe), progress)
 
 
-def _plan(recipe: Recipe, machine: "Machine", corpus: "Corpus") -> Plan:
+def _plan(recipe: Recipe, machine: "Machine", corpus: "Corpus", first: "FirstAnswer | None" = None) -> Plan:
     from onecard.model.generate import check_prompts
     from onecard.planner import facts_of, make_plan
 
@@ -278,4 +286,4 @@ def _plan(recipe: Recipe, machine: "Machine", corpus: "Corpus") -> Plan:
             f"{error}\nThese are the recipe's sample_prompts: give some in the language of your text, as in "
             '--sample_prompts "..."'
         ) from error
-    return make_plan(recipe, machine, facts_of(corpus))
+    return make_plan(recipe, machine, facts_of(corpus), first=first)

@@ -88,6 +88,7 @@ def plan_document(plan: "Plan", alternatives: "Iterable[Alternative]" = ()) -> d
     settings = plan.model_dump(mode="json", exclude={"forecast", "alternatives", "reasons"})
     return {
         "card": forecast.card if forecast else None,
+        "is_refined": forecast.is_refined if forecast else None,
         **{key: memory.get(key) for key in _MEMORY_KEYS},
         **{key: time.get(key) for key in _TIME_KEYS},
         "settings": settings,

@@ -6,15 +6,16 @@ from typing import Any, TypeVar
 
 import torch
 
-from onecard.errors import DoesNotFitError, InputError, RecipeError
+from onecard.errors import InputError, RecipeError
 from onecard.hardware import Machine
 from onecard.planner.device import Target, choose_attention, choose_precision, find_compiler_problem, find_target
-from onecard.planner.fit import fit_plan
+from onecard.planner.fit import FirstAnswer, fit_plan
 from onecard.planner.measure import measure_peak, measure_step
+from onecard.planner.requirements import check_blocks, check_compiler, check_heldout, check_ram
 from onecard.planner.schedule import BatchSizes, count_steps, make_schedule, resolve_batch, resolve_interval
 from onecard.planner.shape import attention_width, plan_model
 from onecard.spec import CorpusFacts, ModelPlan, OptimizerPlan, Plan, Recipe
-from onecard.units import GIB, format_bytes, format_count, format_seconds
+from onecard.units import GIB, format_seconds
 
 # torch.compile takes about 40 s on two CPU cores and gains 1.1 to 1.3 there (field notes); on a GPU it gains far more.
 _COMPILE_PAYS_AFTER_S = {"cpu": 900.0, "cuda": 180.0}
@@ -54,11 +55,12 @@ def make_plan(
     corpus: CorpusFacts,
     measurements: Measurements | None = None,
     target: Target | None = None,
+    first: FirstAnswer | None = None,
 ) -> Plan:
     """Turns every `auto` into a number with a reason. `recipe` is one whose device sections are applied.
 
     `target` is what the plan is for; by default the recipe's device on this machine. Where only hours are given, a few
-    steps are run on it to turn them into a number of steps.
+    steps are run on it to turn them into a number of steps. `first` is told of a plan that has to be compiled.
 
     Raises:
         InputError: something asked for cannot be honoured on this machine or with this corpus.
@@ -67,7 +69,7 @@ def make_plan(
     grounds = Grounds(recipe, machine, target or find_target(recipe.device, machine), corpus)
     draft, num_steps = _draft(grounds, measurements)
     if grounds.target.kind == "cuda":
-        draft = fit_plan(draft, recipe, grounds.target)
+        draft = fit_plan(draft, recipe, grounds.target, first)
     if recipe.max_hours is None or not grounds.target.is_here:
         return draft
     return _fit_into_hours(draft, recipe, num_steps, measurements.step(draft))
@@ -153,7 +155,7 @@ def _decide(grounds: Grounds, reasons: dict[str, str]) -> _Decisions:
     attention, reasons["attn_implementation"] = problems.attempt(
         choose_attention, recipe, target, precision, dropout
     ) or ("", "")
-    problems.attempt(_check_compiler, recipe, target)
+    problems.attempt(check_compiler, recipe, target)
     batch = problems.attempt(resolve_batch, recipe, target.kind, reasons)
     num_steps = recipe.max_steps
     if batch is not None:
@@ -161,13 +163,13 @@ def _decide(grounds: Grounds, reasons: dict[str, str]) -> _Decisions:
         num_steps = problems.attempt(count_steps, recipe, corpus, tokens_per_step, reasons)
     problems.attempt(make_schedule, recipe, num_steps or _draft_steps(recipe))
     if corpus is not None:
-        problems.attempt(_check_heldout, recipe, corpus)
-        problems.attempt(_check_blocks, recipe, corpus)
+        problems.attempt(check_heldout, recipe, corpus)
+        problems.attempt(check_blocks, recipe, corpus)
     problems.report(recipe)
     assert model is not None
     assert batch is not None
     if target.kind == "cpu":
-        _check_ram(recipe, model, grounds.machine)
+        check_ram(recipe, model, grounds.machine)
     return _Decisions(precision, attention, model, batch, num_steps)
 
 
@@ -261,39 +263,3 @@ def _choose_compile(recipe: Recipe, target: Target, run_s: float) -> tuple[bool,
     if run_s < threshold:
         return False, f"a run of about {format_seconds(run_s)} is over before compiling pays"
     return True, f"pays back within a run of about {format_seconds(run_s)}"
-
-
-def _check_compiler(recipe: Recipe, target: Target) -> None:
-    if recipe.torch_compile is True and (problem := find_compiler_problem(target)):
-        raise InputError(f"torch_compile cannot be used: {problem}. Install it, or set torch_compile to auto or false")
-
-
-def _check_heldout(recipe: Recipe, corpus: CorpusFacts) -> None:
-    if recipe.early_stopping_patience and not corpus.num_heldout_tokens:
-        raise InputError("early_stopping_patience needs held-out text: set eval_fraction above 0, or eval_dataset")
-
-
-def _check_blocks(recipe: Recipe, corpus: CorpusFacts) -> None:
-    """Every source must fill a block by itself: a block never mixes sources."""
-    if corpus.is_estimate:
-        return
-    sources = corpus.tokens_of_sources or (("", corpus.num_train_tokens),)
-    for path, num_tokens in sources:
-        if num_tokens <= recipe.max_seq_length:
-            text = f"source {path!r}" if path else "the training text"
-            raise InputError(
-                f"{text} has {num_tokens} tokens to train on, fewer than one block of max_seq_length "
-                f"{recipe.max_seq_length}: give more text, or lower max_seq_length"
-            )
-
-
-def _check_ram(recipe: Recipe, model: ModelPlan, machine: Machine) -> None:
-    """Weights, gradients and optimizer state rest in fp32, whatever the batch is."""
-    bytes_per_parameter = 4 + 4 + (8 if recipe.optim == "adamw" else 4)
-    needed = model.num_parameters * bytes_per_parameter
-    if needed > machine.free_ram_bytes:
-        raise DoesNotFitError(
-            f"a model of {format_count(model.num_parameters)} parameters needs {format_bytes(needed)} for weights, "
-            f"gradients and optimizer state, and {format_bytes(machine.free_ram_bytes)} of memory are free: "
-            "make it narrower or shallower, or close other programs"
-        )

@@ -1,13 +1,13 @@
 """The fastest settings that fit a card, and what else there is. The effective batch never changes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from onecard.errors import DoesNotFitError, InputError
 from onecard.planner.device import Target
 from onecard.planner.forecast import forecast
-from onecard.planner.trace_cache import CannotTrace
+from onecard.planner.trace_cache import CannotTrace, is_traced
 from onecard.spec import Alternative, Forecast, Plan, Recipe
 from onecard.units import format_bytes
 
@@ -33,17 +33,28 @@ class Candidate:
         return self.forecast.time.step_s if self.forecast.time else None
 
 
-def fit_plan(draft: Plan, recipe: Recipe, target: Target) -> Plan:
+@dataclass(frozen=True)
+class FirstAnswer:
+    """What to do with a compiled plan once its eager step is known, long before its compiled one is.
+
+    `tell` gets the plan with that forecast; without `is_refined` the plan stays so.
+    """
+
+    tell: Callable[[Plan], None]
+    is_refined: bool = True
+
+
+def fit_plan(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | None = None) -> Plan:
     """Chooses micro-batch and checkpointing where the recipe leaves them open, and adds the forecast.
 
-    Settings given by hand stay, unless the recipe says `fit: auto`.
+    Settings given by hand stay, unless the recipe says `fit: auto`. `first` is told of a plan that has to be compiled.
 
     Raises:
         DoesNotFitError: nothing that may be chosen fits; says what would.
         InputError: the step cannot be traced, and the card is not here to try it.
     """
     try:
-        return _fit(draft, recipe, target)
+        return _fit(draft, recipe, target, first)
     except CannotTrace as error:
         if target.is_here:
             reason = f"the step cannot be traced ({error}): its first seconds will tell"
@@ -54,12 +65,12 @@ def fit_plan(draft: Plan, recipe: Recipe, target: Target) -> Plan:
         ) from error
 
 
-def _fit(draft: Plan, recipe: Recipe, target: Target) -> Plan:
+def _fit(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | None) -> Plan:
     is_free = recipe.fit == "auto"
     sizes = _micro_batches(draft) if is_free or _is_open(recipe) else [draft.micro_batch_size]
     recomputes = [False, True] if is_free or recipe.gradient_checkpointing == "auto" else [draft.gradient_checkpointing]
     if len(sizes) == len(recomputes) == 1:
-        given = _evaluate(draft, target, may_compile=True)
+        given = _refine(_evaluate(draft, target, may_compile=_is_known(draft, target)), target, first)
         if not given.forecast.memory.fits:
             raise _does_not_fit(given, target)
         return given.plan.model_copy(update={"forecast": given.forecast})
@@ -73,16 +84,28 @@ def _fit(draft: Plan, recipe: Recipe, target: Target) -> Plan:
         raise _does_not_fit(_evaluate(draft.model_copy(update=smallest), target), target)
     chosen = min(found, key=lambda candidate: (candidate.step_s or 0.0, candidate.plan.gradient_checkpointing))
     reasons = _reasons(chosen, found, len(sizes) > 1, len(recomputes) > 1)
-    if chosen.plan.torch_compile:
-        chosen = _evaluate(chosen.plan, target, may_compile=True)
-    return chosen.plan.model_copy(update={"forecast": chosen.forecast, "reasons": draft.reasons | reasons})
+    decided = chosen.plan.model_copy(update={"reasons": draft.reasons | reasons})
+    chosen = _refine(Candidate(decided, chosen.forecast), target, first)
+    return decided.model_copy(update={"forecast": chosen.forecast})
+
+
+def _refine(rough: Candidate, target: Target, first: FirstAnswer | None) -> Candidate:
+    """Replaces the forecast of an eager step by that of the compiled one, where the plan is compiled."""
+    if rough.forecast.is_refined:
+        return rough
+    if first is not None and not _is_known(rough.plan, target):
+        first.tell(rough.plan.model_copy(update={"forecast": rough.forecast}))
+        if not first.is_refined:
+            return rough
+    return _evaluate(rough.plan, target, may_compile=True)
 
 
 def list_alternatives(plan: Plan, target: Target) -> Iterator[Alternative]:
     """Forecasts the same training with one thing changed at a time; the first row is the plan itself."""
     yield _row(Candidate(plan, plan.forecast) if plan.forecast else _evaluate(plan, target), {}, is_chosen=True)
     for changes in _changes(plan):
-        yield _row(_evaluate(plan.model_copy(update=changes), target), changes)
+        changed = plan.model_copy(update=changes)
+        yield _row(_evaluate(changed, target, may_compile=_is_known(changed, target)), changes)
 
 
 def _row(candidate: Candidate, changes: dict[str, Any], *, is_chosen: bool = False) -> Alternative:
@@ -96,7 +119,7 @@ def _row(candidate: Candidate, changes: dict[str, Any], *, is_chosen: bool = Fal
         step_s=candidate.step_s,
         fits=memory.fits,
         is_chosen=is_chosen,
-        is_rough=memory.note is not None,
+        is_rough=not candidate.forecast.is_refined,
     )
 
 
@@ -143,6 +166,11 @@ def _largest_that_fits(draft: Plan, sizes: list[int], target: Target) -> Candida
 def _evaluate(plan: Plan, target: Target, *, may_compile: bool = False) -> Candidate:
     # A search looks at many candidates; the compiler takes its time with each, and saves memory with all of them.
     return Candidate(plan, forecast(plan, target, may_compile=may_compile).forecast)
+
+
+def _is_known(plan: Plan, target: Target) -> bool:
+    assert target.capability is not None
+    return is_traced(plan, target.capability)
 
 
 def _reasons(chosen: Candidate, found: list[Candidate], has_sizes: bool, has_checkpointing: bool) -> dict[str, str]:

@@ -56,7 +56,8 @@ def forecast(plan: Plan, target: Target, *, may_compile: bool = True) -> Outlook
     if target.card is not None:
         memory = _corrected(memory, memory_factor(target.card))
     time = _time(plan, target.card, trace) if target.card else None
-    return Outlook(Forecast(card=target.name, memory=memory, time=time), trace)
+    is_refined = note is None
+    return Outlook(Forecast(card=target.name, memory=memory, time=time, is_refined=is_refined), trace)
 
 
 def uncorrected_memory(plan: Plan, target: Target) -> MemoryForecast:
@@ -69,6 +70,7 @@ def _corrected(memory: MemoryForecast, factor: float) -> MemoryForecast:
     if factor == 1.0:
         return memory
     peak = int(memory.peak_bytes * factor)
+    correction = f"corrected by {factor - 1:+.1%} after earlier runs on this card"
     slack = memory.breakdown["allocator slack"] + peak - memory.peak_bytes
     return memory.model_copy(
         update={
@@ -77,7 +79,7 @@ def _corrected(memory: MemoryForecast, factor: float) -> MemoryForecast:
             "peak_low_bytes": int(memory.peak_low_bytes * factor),
             "peak_high_bytes": int(memory.peak_high_bytes * factor),
             "breakdown": memory.breakdown | {"allocator slack": slack},
-            "note": f"corrected by {factor - 1:+.1%} after earlier runs on this card",
+            "note": "; ".join(part for part in (memory.note, correction) if part),
         }
     )
 
