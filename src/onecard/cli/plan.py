@@ -24,9 +24,8 @@ CardOption = Annotated[
 PlatformOption = Annotated[
     str | None, typer.Option("--platform", help="What the card is in: linux (a desktop), linux-headless or windows.")
 ]
-NoRefineOption = Annotated[
-    bool, typer.Option("--no-refine", help="Do not wait for the compiler: leave it at the step before compiling.")
-]
+# Taken out of the words: a recipe's keys are flags, too.
+_NO_REFINE = ("--no-refine", "--no_refine")
 ExplainOption = Annotated[Path | None, typer.Option("--explain", help="Show the plan of this run again.")]
 
 
@@ -36,19 +35,22 @@ def plan(
     card: CardOption = None,
     platform: PlatformOption = None,
     explain: ExplainOption = None,
-    no_refine: NoRefineOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Shows every decision of a run with its reason, its memory and its time on a card, without training."""
+    """Shows every decision of a run with its reason, its memory and its time on a card, without training.
+
+    A compiled step is forecast before compiling first; --no-refine leaves it at that.
+    """
     if explain is not None:
         _explain(explain, as_json=as_json)
         return
-    recipe = recipe_from_words(words or [], config)
+    refine = not set(words or []).intersection(_NO_REFINE)
+    recipe = recipe_from_words([word for word in words or [] if word not in _NO_REFINE], config)
     cards = [name.strip() for name in card.split(",") if name.strip()] if card else []
     if len(cards) > 1:
-        _compare(recipe, cards, platform, refine=not no_refine, as_json=as_json)
+        _compare(recipe, cards, platform, refine=refine, as_json=as_json)
         return
-    _plan_one(recipe, cards[0] if cards else None, platform, refine=not no_refine, as_json=as_json)
+    _plan_one(recipe, cards[0] if cards else None, platform, refine=refine, as_json=as_json)
 
 
 def _plan_one(recipe: "Recipe", card: str | None, platform: str | None, *, refine: bool, as_json: bool) -> None:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from onecard.errors import DoesNotFitError, InputError
+from onecard.planner.depth import is_known
 from onecard.planner.device import Target
 from onecard.planner.forecast import forecast
-from onecard.planner.trace_cache import CannotTrace, is_traced
+from onecard.planner.trace_cache import CannotTrace
 from onecard.spec import Alternative, Forecast, Plan, Recipe
 from onecard.units import format_bytes
 
@@ -170,7 +171,7 @@ def _evaluate(plan: Plan, target: Target, *, may_compile: bool = False) -> Candi
 
 def _is_known(plan: Plan, target: Target) -> bool:
     assert target.capability is not None
-    return is_traced(plan, target.capability)
+    return is_known(plan, target.capability)
 
 
 def _reasons(chosen: Candidate, found: list[Candidate], has_sizes: bool, has_checkpointing: bool) -> dict[str, str]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from onecard.hardware import Card, context_bytes, workspace_bytes
 from onecard.planner.allocator_settings import AllocatorSettings
 from onecard.planner.compiled import CannotTraceCompiled
+from onecard.planner.depth import TracedPlan, trace_any_depth
 from onecard.planner.device import Target
 from onecard.planner.outcomes import corrected_efficiencies, memory_factor
-from onecard.planner.replay import Peak, replay
+from onecard.planner.replay import Peak
 from onecard.planner.roofline import predict_time
 from onecard.planner.trace import Trace
-from onecard.planner.trace_cache import trace_cached
 from onecard.spec import Forecast, MemoryForecast, Plan, TimeForecast
 from onecard.units import GIB
 
@@ -48,22 +48,22 @@ def forecast(plan: Plan, target: Target, *, may_compile: bool = True) -> Outlook
     note = _NOT_COMPILED if plan.torch_compile and not may_compile else None
     try:
         traced = plan if may_compile else plan.model_copy(update={"torch_compile": False})
-        trace = trace_cached(traced, target.capability)
+        found = trace_any_depth(traced, target.capability)
     except CannotTraceCompiled as error:
         note = f"{_NOT_COMPILED} ({error}); the first seconds of the run will tell"
-        trace = trace_cached(plan.model_copy(update={"torch_compile": False}), target.capability)
-    memory = _memory(plan, target, trace, note)
+        found = trace_any_depth(plan.model_copy(update={"torch_compile": False}), target.capability)
+    memory = _memory(plan, target, found, note)
     if target.card is not None:
         memory = _corrected(memory, memory_factor(target.card))
-    time = _time(plan, target.card, trace) if target.card else None
+    time = _time(plan, target.card, found.trace) if target.card else None
     is_refined = note is None
-    return Outlook(Forecast(card=target.name, memory=memory, time=time, is_refined=is_refined), trace)
+    return Outlook(Forecast(card=target.name, memory=memory, time=time, is_refined=is_refined), found.trace)
 
 
 def uncorrected_memory(plan: Plan, target: Target) -> MemoryForecast:
     """The memory of a plan by its trace alone, without what earlier runs on the card have taught."""
     assert target.capability is not None
-    return _memory(plan, target, trace_cached(plan, target.capability), None)
+    return _memory(plan, target, trace_any_depth(plan, target.capability), None)
 
 
 def _corrected(memory: MemoryForecast, factor: float) -> MemoryForecast:
@@ -98,15 +98,15 @@ def _time(plan: Plan, card: Card, trace: Trace) -> TimeForecast:
     )
 
 
-def _memory(plan: Plan, target: Target, trace: Trace, note: str | None) -> MemoryForecast:
+def _memory(plan: Plan, target: Target, traced: TracedPlan, note: str | None) -> MemoryForecast:
     settings = AllocatorSettings.from_environment(os.environ, "win32" if target.host == "windows" else "linux")
     limit = plan.memory_limit_bytes
     assert limit is not None
     workspace = workspace_bytes(target.card) if target.card else _UNKNOWN_WORKSPACE_BYTES
     # Without the cap first: what the run would take if it could.
-    peak = replay(trace, workspace, settings)
+    peak = traced.replay(workspace, settings)
     fits = peak.reserved_bytes <= limit
-    if not fits and (capped := replay(trace, workspace, settings, limit)).fits:
+    if not fits and (capped := traced.replay(workspace, settings, limit)).fits:
         # Near its limit the allocator gives back what it has cached.
         peak, fits = capped, True
     below, above = _EAGER_BAND if not plan.torch_compile else _COMPILED_BAND if note is None else _UNCOMPILED_BAND
@@ -123,7 +123,7 @@ def _memory(plan: Plan, target: Target, trace: Trace, note: str | None) -> Memor
         phase_bytes=peak.phase_bytes,
         host_peak_bytes=_host_bytes(plan),
         disk_bytes=_disk_bytes(plan),
-        note=note,
+        note=note or traced.note,
     )
 
 

@@ -8,12 +8,13 @@ from importlib.metadata import version
 from onecard.hardware import Machine
 from onecard.observe.events import StepEvent
 from onecard.planner.compiled import CannotTraceCompiled
+from onecard.planner.depth import trace_any_depth
 from onecard.planner.device import Target
 from onecard.planner.efficiency import default_efficiencies
 from onecard.planner.forecast import uncorrected_memory
 from onecard.planner.outcomes import Outcome
 from onecard.planner.roofline import predict_time
-from onecard.planner.trace_cache import CannotTrace, trace_cached
+from onecard.planner.trace_cache import CannotTrace
 from onecard.spec import Plan
 
 # Steps that say how fast a run is: not the first ones, in which libraries load and compilers work.
@@ -31,7 +32,7 @@ def make_outcome(plan: Plan, target: Target, machine: Machine, steps: Sequence[S
     if target.card is None or target.capability is None or len(steps) < _LEAST_STEPS or not peaks:
         return None
     try:
-        trace = trace_cached(plan, target.capability)
+        trace = trace_any_depth(plan, target.capability).trace
     except (CannotTrace, CannotTraceCompiled):
         return None  # its forecast was no trace of its own step, so it teaches nothing
     predicted = predict_time(trace, plan, target.card, default_efficiencies(target.card))
