@@ -6,17 +6,17 @@
 
 Decoder layers are alike, so what a compiled step holds in each phase, and computes, grows by the same with each layer
 (exactly so from 3 to 12 layers of a Qwen3, with checkpointing and without). What the allocator holds beyond tensors
-does not: there the two depths tell the size, not the value.
+does not: there the two depths tell the size, not the value. Whatever is not compiled (update, evaluation) is that of
+the whole model's eager step.
 """
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from onecard.model.build import count_parameters, make_config
 from onecard.planner.allocator_settings import AllocatorSettings
-from onecard.planner.recorder import Record, Work
+from onecard.planner.recorder import Work
 from onecard.planner.replay import Peak, replay
 from onecard.planner.trace import Trace
 from onecard.planner.trace_cache import is_traced, trace_cached
@@ -26,13 +26,17 @@ from onecard.spec import Plan
 _NUM_WHOLE_LAYERS = 12
 # The first and the last layer differ from those between them.
 _DEPTHS = (3, 4)
+_NEGLIGIBLE_BYTES = 4096
+_COMPILED_PHASES = ("forward", "backward")
+# Holds what the compiled forward pass keeps.
+_PHASES_OF_COMPILED = (*_COMPILED_PHASES, "loss")
 
 
 @dataclass(frozen=True)
 class TracedPlan:
     """What a step takes: its trace, or those of two shallower models for one of `num_layers`.
 
-    `trace` has the work of the whole model; of a deep one it has no order in which storages come and go.
+    `trace` has the work of the whole model; the storages in it are those of the eager step where `shallow` is given.
     """
 
     trace: Trace
@@ -53,13 +57,16 @@ class TracedPlan:
         if self.shallow is None:
             return replay(self.trace, workspace_bytes, settings, cap_bytes)
         low, high = (replay(trace, workspace_bytes, settings) for trace in self.shallow)
-        peak = self._extend_peak(low, high)
+        peak = self._extend_peak(low, high, replay(self.trace, workspace_bytes, settings))
         return replace(peak, fits=cap_bytes is None or peak.reserved_bytes <= cap_bytes)
 
-    def _extend_peak(self, low: Peak, high: Peak) -> Peak:
-        phase_bytes = _extend_all(low.phase_bytes, high.phase_bytes, self.num_layers)
+    def _extend_peak(self, low: Peak, high: Peak, eager: Peak) -> Peak:
+        extended = _extend_all(low.phase_bytes, high.phase_bytes, self.num_layers)
+        phase_bytes = eager.phase_bytes | {name: extended[name] for name in _PHASES_OF_COMPILED if name in extended}
         phase = max(phase_bytes, key=phase_bytes.__getitem__)
-        parts = _extend_all(low.parts_of_phases[phase], high.parts_of_phases[phase], self.num_layers)
+        parts = eager.parts_of_phases[phase]
+        if phase in _PHASES_OF_COMPILED:
+            parts = _extend_all(low.parts_of_phases[phase], high.parts_of_phases[phase], self.num_layers)
         # Rounding and workspaces; the fullest phases of the two may be others.
         less, more = (peak.allocated_bytes - max(peak.phase_bytes.values()) for peak in (low, high))
         allocated_bytes = phase_bytes[phase] + _extend(less, more, self.num_layers)
@@ -87,7 +94,13 @@ def trace_any_depth(plan: Plan, compute_capability: tuple[int, int]) -> TracedPl
         return TracedPlan(trace_cached(plan, compute_capability))
     low, high = (trace_cached(one, compute_capability) for one in shallow)
     num_layers = _num_layers(plan.model.settings)
-    return TracedPlan(_extend_trace(low, high, num_layers), (low, high), num_layers)
+    compiled = _extend_work(low.record.work, high.record.work, num_layers)
+    if compiled is None:
+        return TracedPlan(trace_cached(plan, compute_capability))
+    eager = trace_cached(plan.model_copy(update={"torch_compile": False}), compute_capability)
+    others = [work for work in eager.record.work if work.phase not in _COMPILED_PHASES]
+    trace = replace(eager, record=replace(eager.record, work=[*compiled, *others]))
+    return TracedPlan(trace, (low, high), num_layers)
 
 
 def is_known(plan: Plan, compute_capability: tuple[int, int]) -> bool:
@@ -138,42 +151,28 @@ def _extend_all(low: Mapping[str, int], high: Mapping[str, int], num_layers: int
     return {name: max(0, _extend(low.get(name, 0), high.get(name, 0), num_layers)) for name in high}
 
 
-def _extend_trace(low: Trace, high: Trace, num_layers: int) -> Trace:
-    """The work of a deep model, and its resident bytes as one storage of each kind."""
-    resident = _extend_all(_resident_bytes(low), _resident_bytes(high), num_layers)
-    record = Record(
-        sizes=list(resident.values()),
-        phases=["start"] * len(resident),
-        order=list(range(len(resident))),
-        labels=dict(enumerate(resident)),
-        work=_extend_work(low.record.work, high.record.work, num_layers),
-    )
-    return Trace(record, len(resident), len(resident), high.num_micro_batches)
-
-
-def _extend_work(low: list[Work], high: list[Work], num_layers: int) -> list[Work]:
-    before = {_key(work): work for work in low}
-    found = []
-    for work in high:
-        less = before.get(_key(work), replace(work, num_calls=0, flops=0, num_bytes=0))
-        found.append(
-            replace(
-                work,
-                num_calls=max(0, _extend(less.num_calls, work.num_calls, num_layers)),
-                flops=max(0, _extend(less.flops, work.flops, num_layers)),
-                num_bytes=max(0, _extend(less.num_bytes, work.num_bytes, num_layers)),
-            )
+def _extend_work(low: list[Work], high: list[Work], num_layers: int) -> list[Work] | None:
+    """The compiled work of a deep model; None where the two depths have kernels of other shapes."""
+    before, after = ({_key(work): work for work in _compiled(part)} for part in (low, high))
+    if before.keys() != after.keys():
+        return None
+    return [
+        replace(
+            work,
+            num_calls=_extend(before[key].num_calls, work.num_calls, num_layers),
+            flops=_extend(before[key].flops, work.flops, num_layers),
+            num_bytes=_extend(before[key].num_bytes, work.num_bytes, num_layers),
         )
-    return found
+        for key, work in after.items()
+    ]
+
+
+def _compiled(work: list[Work]) -> Iterator[Work]:
+    """Kernels of the compiled program without the smallest: random seeds are one tensor, longer with every layer."""
+    for one in work:
+        if one.phase in _COMPILED_PHASES and one.num_bytes > _NEGLIGIBLE_BYTES:
+            yield one
 
 
 def _key(work: Work) -> tuple[Any, ...]:
     return (work.name, work.phase, work.shape, work.dtype, work.micro_batch)
-
-
-def _resident_bytes(trace: Trace) -> Counter[str]:
-    record, found = trace.record, Counter[str]()
-    for number in record.order[: trace.resident_end]:
-        if number in record.labels:
-            found[record.labels[number]] += record.sizes[number]
-    return found

@@ -14,6 +14,8 @@ from onecard.units import format_bytes
 
 # Of the memory that a plan may take on its own account; what is given by hand may take all of it.
 _RESERVED_SHARE = 0.97
+# A micro-batch expected to need this much of what there is has not to be traced to be ruled out.
+_HOPELESS_SHARE = 1.2
 
 
 @dataclass(frozen=True)
@@ -149,19 +151,41 @@ def _micro_batches(draft: Plan) -> list[int]:
 
 
 def _largest_that_fits(draft: Plan, sizes: list[int], target: Target) -> Candidate | None:
-    """Finds the largest micro-batch that fits, and of it and its half the faster one."""
-    fitting: list[Candidate] = []
+    """Finds the largest micro-batch that fits, and gives the fastest of those looked at.
+
+    Memory is nearly a straight line over sizes, so each trace tells where to look next: two or three are enough.
+    """
+    looked_at: list[Candidate] = []
     low, high = 0, len(sizes) - 1
+    place = (low + high + 1) // 2
     while low <= high:
-        middle = (low + high + 1) // 2
-        changes = {"micro_batch_size": sizes[middle], "eval_batch_size": sizes[middle]}
+        changes = {"micro_batch_size": sizes[place], "eval_batch_size": sizes[place]}
         candidate = _evaluate(draft.model_copy(update=changes), target)
-        if candidate.is_safe:
-            fitting.append(candidate)
-            low = middle + 1
-        else:
-            high = middle - 1
+        looked_at.append(candidate)
+        low, high = (place + 1, high) if candidate.is_safe else (low, place - 1)
+        expected = [_expect_share(looked_at, size) for size in sizes[low : high + 1]]
+        if expected and expected[0] > _HOPELESS_SHARE:
+            break
+        place = low + max(0, sum(share <= 1.0 for share in expected) - 1)
+    fitting = [candidate for candidate in looked_at if candidate.is_safe]
     return min(fitting, key=lambda one: (one.step_s or 0.0, -one.plan.micro_batch_size)) if fitting else None
+
+
+def _expect_share(looked_at: list[Candidate], size: int) -> float:
+    """Share of what a plan may take that a micro-batch of this size will, by the line through the last two traces.
+
+    Through one alone it begins at what does not depend on the size.
+    """
+    last = looked_at[-1]
+    memory = last.forecast.memory
+    if len(looked_at) > 1:
+        before = looked_at[-2]
+        start, start_bytes = before.plan.micro_batch_size, before.forecast.memory.peak_bytes
+    else:
+        start, start_bytes = 0, sum(memory.breakdown.get(part, 0) for part in ("weights", "gradients", "optimizer"))
+    slope = (memory.peak_bytes - start_bytes) / (last.plan.micro_batch_size - start)
+    expected = memory.peak_bytes + slope * (size - last.plan.micro_batch_size)
+    return expected / (_RESERVED_SHARE * memory.limit_bytes)
 
 
 def _evaluate(plan: Plan, target: Target, *, may_compile: bool = False) -> Candidate:

@@ -14,7 +14,7 @@ from onecard.planner.trace import Trace, trace_plan
 from onecard.spec import Plan
 
 # Raised whenever the same plan would give another record.
-_VERSION = 5
+_VERSION = 6
 # What of a plan shapes a step. The rest (seed, schedule, intervals) changes numbers, not storages.
 _SHAPING = (
     *("precision", "torch_compile", "attn_implementation", "gradient_checkpointing", "max_seq_length"),
@@ -66,6 +66,7 @@ def _file_of(plan: Plan, compute_capability: tuple[int, int], has_borders: bool)
         "num_micro_batches": min(2, plan.num_micro_batches),
         "model": plan.model.model_dump(mode="json"),
         "adapt": plan.adapt.model_dump(mode="json") if plan.adapt else None,
+        "samples": [*(len(prompt.encode("utf-8")) for prompt in plan.sample_prompts), plan.sample_max_new_tokens],
         "optimizer": [plan.optimizer.name, plan.optimizer.max_grad_norm is None],
         **{name: getattr(plan, name) for name in _SHAPING},
     }
