@@ -31,7 +31,7 @@ def forecast_rows(plan: "Plan") -> list[tuple[str, str]]:
             f"besides {format_bytes(memory.context_bytes)} for CUDA; fullest in: {memory.peak_phase}",
         ),
         *([("", memory.note)] if memory.note else []),
-        ("of each part", ", ".join(f"{phase} {format_bytes(size)}" for phase, size in _phases(memory.phase_bytes))),
+        ("phases", ", ".join(f"{phase} {format_bytes(size)}" for phase, size in _phases(memory.phase_bytes))),
         ("host, disk", f"{format_bytes(memory.host_peak_bytes)} of RAM, {format_bytes(memory.disk_bytes)} on the disk"),
     ]
     if plan.forecast.time is not None:
