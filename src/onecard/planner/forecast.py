@@ -19,7 +19,7 @@ from onecard.units import GIB
 # out within 1 %, compiled ones 3 to 8 % low; fragments differ from run to run.
 _EAGER_BAND = (0.03, 0.04)
 _COMPILED_BAND = (0.03, 0.10)
-# From two shallow models: within 1.8 % of the whole trace where that was looked at, besides its own band.
+# From two shallow models: within 2.1 % of the whole trace where that was looked at, besides its own band.
 _INTERPOLATED_BAND = (0.05, 0.12)
 # A compiled step keeps less than an eager one, rarely less than half; with checkpointing it may keep a little more.
 _UNCOMPILED_BAND = (0.5, 0.15)
