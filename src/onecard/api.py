@@ -14,7 +14,8 @@ from onecard.spec.paths import expand
 if TYPE_CHECKING:
     from onecard.data import TrainingData
     from onecard.hardware import Machine
-    from onecard.observe.events import Event, StepEvent
+    from onecard.observe.events import Event
+    from onecard.planner import FirstAnswer
     from onecard.run.folder import RunFolder
 
 __all__ = ["alternatives", "generate", "is_chat_model", "load_recipe", "plan", "prepare", "resume", "train"]
@@ -22,6 +23,7 @@ __all__ = ["alternatives", "generate", "is_chat_model", "load_recipe", "plan", "
 OnProgress = Callable[[str, int, int | None], None]
 OnEvent = Callable[["Event"], None]
 OnPlan = Callable[[Plan, Path], None]
+OnDraft = Callable[[Plan], None]
 
 
 def prepare(recipe: Recipe, *, progress: OnProgress | None = None) -> "TrainingData":
@@ -44,6 +46,8 @@ def plan(
     card: str | None = None,
     platform: str | None = None,
     progress: OnProgress | None = None,
+    on_draft: OnDraft | None = None,
+    refine: bool = True,
 ) -> Plan:
     """Decides everything that training would do, each with its reason, and predicts its memory and time on a GPU.
 
@@ -51,15 +55,19 @@ def plan(
     `onecard cards`) it is for that card on `platform` (linux, linux-headless or windows), needs no GPU, and takes the
     text as it is: its size is estimated unless it has been prepared before.
 
+    Seconds for an eager plan, up to a minute for a compiled one that is new. Then `on_draft` gets the plan with the
+    forecast of its eager step first (`forecast.is_refined` false); without `refine` that is the answer.
+
     Raises:
         InputError: something asked for cannot be honoured.
         DoesNotFitError: nothing that may be chosen fits the card; the message says what would.
     """
     from onecard.observe.sinks import check_targets
-    from onecard.planner import check_recipe, make_plan, survey_facts, target_of_card
+    from onecard.planner import FirstAnswer, check_recipe, make_plan, survey_facts, target_of_card
     from onecard.run.inputs import fetch_base, find_base_here, prepare_inputs, settle_base
 
     machine, recipe = _machine(), settle_base(recipe)
+    first = FirstAnswer(on_draft or (lambda _: None), is_refined=refine)
     if card is None:
         if platform is not None:
             raise InputError("--platform belongs to --card: without a card the plan is for this machine")
@@ -67,13 +75,13 @@ def plan(
         check_targets(recipe.report_to)
         check_recipe(recipe, machine)
         base = fetch_base(recipe, weights=False, progress=progress)
-        return _plan(recipe, machine, prepare_inputs(recipe, base, progress))
+        return _plan(recipe, machine, prepare_inputs(recipe, base, progress), first)
     from onecard.hardware import find_card
 
     target = target_of_card(find_card(card), platform)
     recipe = apply_device(recipe, "cuda")
     check_recipe(recipe, machine, target)
-    return make_plan(recipe, machine, survey_facts(recipe, find_base_here(recipe)), target=target)
+    return make_plan(recipe, machine, survey_facts(recipe, find_base_here(recipe)), target=target, first=first)
 
 
 def alternatives(plan: Plan, *, card: str | None = None, platform: str | None = None) -> Iterator[Alternative]:
@@ -115,6 +123,7 @@ def train(
     from onecard.run.find import find_run, refuse_other_settings
     from onecard.run.folder import RunFolder, free_folder
     from onecard.run.inputs import fetch_base, prepare_inputs, settle_base
+    from onecard.run.outcome import compare
     from onecard.run.session import run_session
 
     machine = _machine()
@@ -138,7 +147,7 @@ def train(
         if on_plan is not None:
             on_plan(decided, root)
         steps = run_session(folder, corpus, None, on_event)
-        _compare(folder, machine, steps)
+        compare(folder, machine, steps)
     return root
 
 
@@ -248,21 +257,6 @@ def _continue(
     return folder.root
 
 
-def _compare(folder: "RunFolder", machine: "Machine", steps: "Sequence[StepEvent]") -> None:
-    """Sets what a run on a GPU took beside its plan, in its folder and for the next plan on this card."""
-    from onecard.planner import find_target
-    from onecard.planner.outcomes import remember
-    from onecard.run.outcome import make_outcome
-
-    decided = folder.plan()
-    if decided.forecast is None:
-        return
-    outcome = make_outcome(decided, find_target(decided.device, machine), machine, steps)
-    if outcome is not None:
-        folder.write_outcome(outcome)
-        remember(outcome)
-
-
 def _machine() -> "Machine":
     from onecard.hardware import probe_machine
 
@@ -284,7 +278,7 @@ def _make_cublas_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def _plan(recipe: Recipe, machine: "Machine", corpus: "TrainingData") -> Plan:
+def _plan(recipe: Recipe, machine: "Machine", corpus: "TrainingData", first: "FirstAnswer | None" = None) -> Plan:
     from onecard.model.generate import check_prompts
     from onecard.planner import facts_of, make_plan
 
@@ -296,4 +290,4 @@ def _plan(recipe: Recipe, machine: "Machine", corpus: "TrainingData") -> Plan:
             f"{error}\nThese are the recipe's sample_prompts: give some in the language of your text, as in "
             '--sample_prompts "..."'
         ) from error
-    return make_plan(recipe, machine, facts_of(corpus))
+    return make_plan(recipe, machine, facts_of(corpus), first=first)

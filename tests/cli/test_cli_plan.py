@@ -48,6 +48,14 @@ def test_a_plan_for_a_card_as_json(run) -> None:
     } <= document.keys()
 
 
+def test_no_refine_leaves_it_at_the_eager_step(run) -> None:
+    words = [*WORDS, "--card", "rtx-3060-12gb", "--torch_compile", "true", "--no-refine"]
+    document = json.loads(run(*words, "--json").stdout)
+    assert document["is_refined"] is False
+    assert document["settings"]["torch_compile"] is True
+    assert "traced without the compiler" in run(*words).stdout
+
+
 def test_cards_side_by_side(run) -> None:
     done = run(*WORDS, "--card", "rtx-3060-12gb, rtx-4060-laptop")
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [

@@ -88,7 +88,7 @@ def test_a_finished_run_does_not_fail_for_want_of_a_trace(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(run_outcome, "trace_cached", fail)
+    monkeypatch.setattr(run_outcome, "trace_any_depth", fail)
     assert make_outcome(plan, target, MACHINE, steps(40, 10**9, 0.1)) is None
 
 

@@ -124,10 +124,15 @@ def test_paged_state_lies_on_the_host_and_nowhere_else(
 
 
 def check_equal(plan: Plan, has_borders: bool) -> None:
+    plan = plan.model_copy(update={"sample_prompts": ("a", "bc"), "sample_max_new_tokens": 5})
     real = record_plan(plan, has_borders=has_borders)
     with FakeTensorMode():
         fake = record_plan(plan, has_borders=has_borders)
-    assert fake.record == real.record
+    for name in ("sizes", "phases", "order", "labels"):
+        assert getattr(fake.record, name) == getattr(real.record, name)
+    # A single token times an adapter is one product or a batch of them, by strides that fakes have otherwise.
+    real_work, fake_work = ([w for w in one.record.work if w.phase != "sampling"] for one in (real, fake))
+    assert fake_work == real_work
     assert (fake.resident_end, fake.step_end) == (real.resident_end, real.step_end)
 
 
@@ -143,3 +148,24 @@ def test_a_program_whose_iterations_overlap_is_played_once() -> None:
     # The weights, what an iteration begins with and what it makes.
     assert replay(trace, workspace_bytes=0).allocated_bytes == 3 * weights.nbytes
     assert trace.resident_end == trace.step_end == 1
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama", "gpt2"])
+def test_samples_and_checkpoints_are_phases_of_their_own(name: str, tiny_plan: Callable[..., Plan]) -> None:
+    """Samples hold the cache of all their tokens, so they grow with these; a checkpoint copies next to nothing."""
+    peaks = []
+    for num_new in (4, 12):
+        plan = tiny_plan(name, sample_prompts=("ab", "abc"), sample_max_new_tokens=num_new)
+        with FakeTensorMode():
+            trace = record_plan(plan)
+        phase_bytes = replay(trace, workspace_bytes=0).phase_bytes
+        assert phase_bytes["resident"] < phase_bytes["sampling"] < phase_bytes["backward"]
+        assert phase_bytes["resident"] <= phase_bytes["saving"] <= phase_bytes["resident"] + 8
+        peaks.append(phase_bytes["sampling"])
+    assert peaks[0] < peaks[1]
+
+
+def test_a_run_without_prompts_has_no_samples(tiny_plan: Callable[..., Plan]) -> None:
+    with FakeTensorMode():
+        trace = record_plan(tiny_plan(sample_prompts=()))
+    assert "sampling" not in replay(trace, workspace_bytes=0).phase_bytes

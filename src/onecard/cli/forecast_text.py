@@ -31,11 +31,17 @@ def forecast_rows(plan: "Plan") -> list[tuple[str, str]]:
             f"besides {format_bytes(memory.context_bytes)} for CUDA; fullest in: {memory.peak_phase}",
         ),
         *([("", memory.note)] if memory.note else []),
+        ("phases", ", ".join(f"{phase} {format_bytes(size)}" for phase, size in _phases(memory.phase_bytes))),
         ("host, disk", f"{format_bytes(memory.host_peak_bytes)} of RAM, {format_bytes(memory.disk_bytes)} on the disk"),
     ]
     if plan.forecast.time is not None:
         rows += _time_rows(plan, plan.forecast.time)
     return rows
+
+
+def _phases(phase_bytes: dict[str, int]) -> list[tuple[str, int]]:
+    """The fullest moment of each phase in the order of a run, without what others begin with."""
+    return [(phase, size) for phase, size in phase_bytes.items() if phase not in ("resident", "batch")]
 
 
 def bar_lines(plan: "Plan") -> list[str]:
@@ -88,6 +94,7 @@ def plan_document(plan: "Plan", alternatives: "Iterable[Alternative]" = ()) -> d
     settings = plan.model_dump(mode="json", exclude={"forecast", "alternatives", "reasons"})
     return {
         "card": forecast.card if forecast else None,
+        "is_refined": forecast.is_refined if forecast else None,
         **{key: memory.get(key) for key in _MEMORY_KEYS},
         **{key: time.get(key) for key in _TIME_KEYS},
         "settings": settings,

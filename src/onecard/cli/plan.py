@@ -24,6 +24,8 @@ CardOption = Annotated[
 PlatformOption = Annotated[
     str | None, typer.Option("--platform", help="What the card is in: linux (a desktop), linux-headless or windows.")
 ]
+# Taken out of the words: a recipe's keys are flags, too.
+_NO_REFINE = ("--no-refine", "--no_refine")
 ExplainOption = Annotated[Path | None, typer.Option("--explain", help="Show the plan of this run again.")]
 
 
@@ -35,30 +37,55 @@ def plan(
     explain: ExplainOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Shows every decision of a run with its reason, its memory and its time on a card, without training."""
+    """Shows every decision of a run with its reason, its memory and its time on a card, without training.
+
+    A compiled step is forecast before compiling first; --no-refine leaves it at that.
+    """
     if explain is not None:
         _explain(explain, as_json=as_json)
         return
-    recipe = recipe_from_words(words or [], config)
+    refine = not set(words or []).intersection(_NO_REFINE)
+    recipe = recipe_from_words([word for word in words or [] if word not in _NO_REFINE], config)
     cards = [name.strip() for name in card.split(",") if name.strip()] if card else []
     if len(cards) > 1:
-        _compare(recipe, cards, platform, as_json=as_json)
+        _compare(recipe, cards, platform, refine=refine, as_json=as_json)
         return
+    _plan_one(recipe, cards[0] if cards else None, platform, refine=refine, as_json=as_json)
+
+
+def _plan_one(recipe: "Recipe", card: str | None, platform: str | None, *, refine: bool, as_json: bool) -> None:
     from onecard import api
 
-    wanted = cards[0] if cards else None
+    has_first = refine and not as_json
+    shown: list[Plan] = []
+
+    def show(draft: "Plan") -> None:
+        progress.close()
+        _print_first(draft)
+        shown.append(draft)
+
     try:
         with PreparationProgress(sys.stderr) as progress:
-            made = api.plan(recipe, card=wanted, platform=platform, progress=progress)
+            made = api.plan(
+                recipe,
+                card=card,
+                platform=platform,
+                progress=progress,
+                on_draft=show if has_first else None,
+                refine=refine,
+            )
     except DoesNotFitError as error:
         if as_json and error.plan is not None:
             print(json.dumps(plan_document(error.plan, error.plan.alternatives)))
         raise
-    rows = api.alternatives(made, card=wanted, platform=platform) if made.forecast else iter(())
+    rows = api.alternatives(made, card=card, platform=platform) if made.forecast else iter(())
     if as_json:
         print(json.dumps(plan_document(made, rows)))
         return
-    _print_plan(made)
+    if shown:
+        _print_refined(made)
+    else:
+        _print_plan(made)
     # Row by row as they are traced, after all that is known at once.
     for number, row in enumerate(rows):
         if number == 0:
@@ -76,6 +103,19 @@ def _print_plan(made: "Plan") -> None:
         print_rows([("decision", "value", "reason"), *reason_rows(made)])
 
 
+def _print_first(draft: "Plan") -> None:
+    """Shows a plan whose compiled step is not known yet: all of it, with the figures of the eager one."""
+    _print_plan(draft)
+    print("\nThese are the figures before compiling; those of the compiled step take up to a minute ...", flush=True)
+
+
+def _print_refined(made: "Plan") -> None:
+    """Shows what was open in the first answer."""
+    print("\ncompiled")
+    print_rows(forecast_rows(made))
+    print("\n".join(["", *bar_lines(made)]))
+
+
 def _explain(folder: Path, *, as_json: bool) -> None:
     from onecard.run.folder import RunFolder
 
@@ -86,7 +126,7 @@ def _explain(folder: Path, *, as_json: bool) -> None:
         _print_plan(made)
 
 
-def _compare(recipe: "Recipe", cards: list[str], platform: str | None, *, as_json: bool) -> None:
+def _compare(recipe: "Recipe", cards: list[str], platform: str | None, *, refine: bool, as_json: bool) -> None:
     """Plans for several cards; one on which nothing fits is a row like the others, none is an error."""
     from onecard import api
 
@@ -94,7 +134,7 @@ def _compare(recipe: "Recipe", cards: list[str], platform: str | None, *, as_jso
     problems: list[DoesNotFitError] = []
     for name in cards:
         try:
-            plans.append(api.plan(recipe, card=name, platform=platform))
+            plans.append(api.plan(recipe, card=name, platform=platform, refine=refine))
         except DoesNotFitError as error:
             if error.plan is None:
                 raise

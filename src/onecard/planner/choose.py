@@ -8,12 +8,12 @@ import torch
 
 from onecard.hardware import Machine
 from onecard.planner.device import Target, choose_attention, choose_precision, find_compiler_problem, find_target
-from onecard.planner.fit import fit_plan
-from onecard.planner.limits import check_blocks, check_compiler, check_heldout, check_ram
+from onecard.planner.fit import FirstAnswer, fit_plan
 from onecard.planner.measure import measure_peak, measure_step
 from onecard.planner.optimizers import check_optimizer
 from onecard.planner.pretrained import plan_base
 from onecard.planner.problems import Problems
+from onecard.planner.requirements import check_blocks, check_compiler, check_heldout, check_ram
 from onecard.planner.schedule import (
     BatchSizes,
     count_steps,
@@ -62,11 +62,12 @@ def make_plan(
     corpus: CorpusFacts,
     measurements: Measurements | None = None,
     target: Target | None = None,
+    first: FirstAnswer | None = None,
 ) -> Plan:
     """Turns every `auto` into a number with a reason. `recipe` is one whose device sections are applied.
 
     `target` is what the plan is for; by default the recipe's device on this machine. Where only hours are given, a few
-    steps are run on it to turn them into a number of steps.
+    steps are run on it to turn them into a number of steps. `first` is told of a plan that has to be compiled.
 
     Raises:
         InputError: something asked for cannot be honoured on this machine or with this corpus.
@@ -75,7 +76,7 @@ def make_plan(
     grounds = Grounds(recipe, machine, target or find_target(recipe.device, machine), corpus)
     draft, num_steps = _draft(grounds, measurements)
     if grounds.target.kind == "cuda":
-        draft = fit_plan(draft, recipe, grounds.target)
+        draft = fit_plan(draft, recipe, grounds.target, first)
     if recipe.max_hours is None or not grounds.target.is_here:
         return draft
     return _fit_into_hours(draft, recipe, num_steps, measurements.step(draft))

@@ -1,10 +1,11 @@
 """The fastest settings that fit a card, and what else there is. The effective batch never changes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from onecard.errors import DoesNotFitError, InputError
+from onecard.planner.depth import is_known
 from onecard.planner.device import Target
 from onecard.planner.forecast import forecast
 from onecard.planner.optimizers import other_optimizers
@@ -14,6 +15,8 @@ from onecard.units import format_bytes
 
 # Of the memory that a plan may take on its own account; what is given by hand may take all of it.
 _RESERVED_SHARE = 0.97
+# A micro-batch expected to need this much of what there is has not to be traced to be ruled out.
+_HOPELESS_SHARE = 1.2
 
 
 @dataclass(frozen=True)
@@ -34,17 +37,28 @@ class Candidate:
         return self.forecast.time.step_s if self.forecast.time else None
 
 
-def fit_plan(draft: Plan, recipe: Recipe, target: Target) -> Plan:
+@dataclass(frozen=True)
+class FirstAnswer:
+    """What to do with a compiled plan once its eager step is known, long before its compiled one is.
+
+    `tell` gets the plan with that forecast; without `is_refined` the plan stays so.
+    """
+
+    tell: Callable[[Plan], None]
+    is_refined: bool = True
+
+
+def fit_plan(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | None = None) -> Plan:
     """Chooses micro-batch and checkpointing where the recipe leaves them open, and adds the forecast.
 
-    Settings given by hand stay, unless the recipe says `fit: auto`.
+    Settings given by hand stay, unless the recipe says `fit: auto`. `first` is told of a plan that has to be compiled.
 
     Raises:
         DoesNotFitError: nothing that may be chosen fits; says what would.
         InputError: the step cannot be traced, and the card is not here to try it.
     """
     try:
-        return _fit(draft, recipe, target)
+        return _fit(draft, recipe, target, first)
     except CannotTrace as error:
         if target.is_here:
             reason = f"the step cannot be traced ({error}): its first seconds will tell"
@@ -55,12 +69,12 @@ def fit_plan(draft: Plan, recipe: Recipe, target: Target) -> Plan:
         ) from error
 
 
-def _fit(draft: Plan, recipe: Recipe, target: Target) -> Plan:
+def _fit(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | None) -> Plan:
     is_free = recipe.fit == "auto"
     sizes = _micro_batches(draft) if is_free or _is_open(recipe) else [draft.micro_batch_size]
     recomputes = [False, True] if is_free or recipe.gradient_checkpointing == "auto" else [draft.gradient_checkpointing]
     if len(sizes) == len(recomputes) == 1:
-        given = _evaluate(draft, target, may_compile=True)
+        given = _refine(_evaluate(draft, target, may_compile=_is_known(draft, target)), target, first)
         if not given.forecast.memory.fits:
             raise _does_not_fit(given, target)
         return given.plan.model_copy(update={"forecast": given.forecast})
@@ -74,16 +88,28 @@ def _fit(draft: Plan, recipe: Recipe, target: Target) -> Plan:
         raise _does_not_fit(_evaluate(draft.model_copy(update=smallest), target), target)
     chosen = min(found, key=lambda candidate: (candidate.step_s or 0.0, candidate.plan.gradient_checkpointing))
     reasons = _reasons(chosen, found, len(sizes) > 1, len(recomputes) > 1)
-    if chosen.plan.torch_compile:
-        chosen = _evaluate(chosen.plan, target, may_compile=True)
-    return chosen.plan.model_copy(update={"forecast": chosen.forecast, "reasons": draft.reasons | reasons})
+    decided = chosen.plan.model_copy(update={"reasons": draft.reasons | reasons})
+    chosen = _refine(Candidate(decided, chosen.forecast), target, first)
+    return decided.model_copy(update={"forecast": chosen.forecast})
+
+
+def _refine(rough: Candidate, target: Target, first: FirstAnswer | None) -> Candidate:
+    """Replaces the forecast of an eager step by that of the compiled one, where the plan is compiled."""
+    if rough.forecast.is_refined:
+        return rough
+    if first is not None and not _is_known(rough.plan, target):
+        first.tell(rough.plan.model_copy(update={"forecast": rough.forecast}))
+        if not first.is_refined:
+            return rough
+    return _evaluate(rough.plan, target, may_compile=True)
 
 
 def list_alternatives(plan: Plan, target: Target) -> Iterator[Alternative]:
     """Forecasts the same training with one thing changed at a time; the first row is the plan itself."""
     yield _row(Candidate(plan, plan.forecast) if plan.forecast else _evaluate(plan, target), {}, is_chosen=True)
     for changes in _changes(plan):
-        yield _row(_evaluate(plan.model_copy(update=changes), target), changes)
+        changed = plan.model_copy(update=changes)
+        yield _row(_evaluate(changed, target, may_compile=_is_known(changed, target)), changes)
 
 
 def _row(candidate: Candidate, changes: dict[str, Any], *, is_chosen: bool = False) -> Alternative:
@@ -97,7 +123,7 @@ def _row(candidate: Candidate, changes: dict[str, Any], *, is_chosen: bool = Fal
         step_s=candidate.step_s,
         fits=memory.fits,
         is_chosen=is_chosen,
-        is_rough=memory.note is not None,
+        is_rough=not candidate.forecast.is_refined,
     )
 
 
@@ -127,24 +153,51 @@ def _micro_batches(draft: Plan) -> list[int]:
 
 
 def _largest_that_fits(draft: Plan, sizes: list[int], target: Target) -> Candidate | None:
-    """Finds the largest micro-batch that fits, and of it and its half the faster one."""
-    fitting: list[Candidate] = []
+    """Finds the largest micro-batch that fits, and gives the fastest of those looked at.
+
+    Memory is nearly a straight line over sizes, so each trace tells where to look next: two or three are enough.
+    """
+    looked_at: list[Candidate] = []
     low, high = 0, len(sizes) - 1
+    place = (low + high + 1) // 2
     while low <= high:
-        middle = (low + high + 1) // 2
-        changes = {"micro_batch_size": sizes[middle], "eval_batch_size": sizes[middle]}
+        changes = {"micro_batch_size": sizes[place], "eval_batch_size": sizes[place]}
         candidate = _evaluate(draft.model_copy(update=changes), target)
-        if candidate.is_safe:
-            fitting.append(candidate)
-            low = middle + 1
-        else:
-            high = middle - 1
+        looked_at.append(candidate)
+        low, high = (place + 1, high) if candidate.is_safe else (low, place - 1)
+        expected = [_expect_share(looked_at, size) for size in sizes[low : high + 1]]
+        if expected and expected[0] > _HOPELESS_SHARE:
+            break
+        place = low + max(0, sum(share <= 1.0 for share in expected) - 1)
+    fitting = [candidate for candidate in looked_at if candidate.is_safe]
     return min(fitting, key=lambda one: (one.step_s or 0.0, -one.plan.micro_batch_size)) if fitting else None
+
+
+def _expect_share(looked_at: list[Candidate], size: int) -> float:
+    """Share of what a plan may take that a micro-batch of this size will, by the line through the last two traces.
+
+    Through one alone it begins at what does not depend on the size.
+    """
+    last = looked_at[-1]
+    memory = last.forecast.memory
+    if len(looked_at) > 1:
+        before = looked_at[-2]
+        start, start_bytes = before.plan.micro_batch_size, before.forecast.memory.peak_bytes
+    else:
+        start, start_bytes = 0, sum(memory.breakdown.get(part, 0) for part in ("weights", "gradients", "optimizer"))
+    slope = (memory.peak_bytes - start_bytes) / (last.plan.micro_batch_size - start)
+    expected = memory.peak_bytes + slope * (size - last.plan.micro_batch_size)
+    return expected / (_RESERVED_SHARE * memory.limit_bytes)
 
 
 def _evaluate(plan: Plan, target: Target, *, may_compile: bool = False) -> Candidate:
     # A search looks at many candidates; the compiler takes its time with each, and saves memory with all of them.
     return Candidate(plan, forecast(plan, target, may_compile=may_compile).forecast)
+
+
+def _is_known(plan: Plan, target: Target) -> bool:
+    assert target.capability is not None
+    return is_known(plan, target.capability)
 
 
 def _reasons(chosen: Candidate, found: list[Candidate], has_sizes: bool, has_checkpointing: bool) -> dict[str, str]:

@@ -8,12 +8,12 @@ from onecard.hardware import Card, context_bytes, workspace_bytes
 from onecard.model.adapt import count_trained
 from onecard.planner.allocator_settings import AllocatorSettings
 from onecard.planner.compiled import CannotTraceCompiled
+from onecard.planner.depth import TracedPlan, trace_any_depth
 from onecard.planner.device import Target
 from onecard.planner.outcomes import corrected_efficiencies, memory_factor
-from onecard.planner.replay import Peak, replay
+from onecard.planner.replay import Peak
 from onecard.planner.roofline import predict_time
 from onecard.planner.trace import Trace
-from onecard.planner.trace_cache import trace_cached
 from onecard.spec import Forecast, MemoryForecast, Plan, TimeForecast
 from onecard.units import GIB
 
@@ -21,6 +21,8 @@ from onecard.units import GIB
 # out within 1 %, compiled ones 3 to 8 % low; fragments differ from run to run.
 _EAGER_BAND = (0.03, 0.04)
 _COMPILED_BAND = (0.03, 0.10)
+# From two shallow models: within 2.1 % of the whole trace where that was looked at, besides its own band.
+_INTERPOLATED_BAND = (0.05, 0.12)
 # A compiled step keeps less than an eager one, rarely less than half; with checkpointing it may keep a little more.
 _UNCOMPILED_BAND = (0.5, 0.15)
 _NOT_COMPILED = "traced without the compiler, so the band is wide"
@@ -50,27 +52,29 @@ def forecast(plan: Plan, target: Target, *, may_compile: bool = True) -> Outlook
     note = _NOT_COMPILED if plan.torch_compile and not may_compile else None
     try:
         traced = plan if may_compile else plan.model_copy(update={"torch_compile": False})
-        trace = trace_cached(traced, target.capability)
+        found = trace_any_depth(traced, target.capability)
     except CannotTraceCompiled as error:
         note = f"{_NOT_COMPILED} ({error}); the first seconds of the run will tell"
-        trace = trace_cached(plan.model_copy(update={"torch_compile": False}), target.capability)
-    memory = _memory(plan, target, trace, note)
+        found = trace_any_depth(plan.model_copy(update={"torch_compile": False}), target.capability)
+    memory = _memory(plan, target, found, note)
     if target.card is not None:
         memory = _corrected(memory, memory_factor(target.card))
-    time = _time(plan, target.card, trace) if target.card else None
-    return Outlook(Forecast(card=target.name, memory=memory, time=time), trace)
+    time = _time(plan, target.card, found.trace) if target.card else None
+    is_refined = note is None
+    return Outlook(Forecast(card=target.name, memory=memory, time=time, is_refined=is_refined), found.trace)
 
 
 def uncorrected_memory(plan: Plan, target: Target) -> MemoryForecast:
     """The memory of a plan by its trace alone, without what earlier runs on the card have taught."""
     assert target.capability is not None
-    return _memory(plan, target, trace_cached(plan, target.capability), None)
+    return _memory(plan, target, trace_any_depth(plan, target.capability), None)
 
 
 def _corrected(memory: MemoryForecast, factor: float) -> MemoryForecast:
     if factor == 1.0:
         return memory
     peak = int(memory.peak_bytes * factor)
+    correction = f"corrected by {factor - 1:+.1%} after earlier runs on this card"
     slack = memory.breakdown["allocator slack"] + peak - memory.peak_bytes
     return memory.model_copy(
         update={
@@ -79,7 +83,7 @@ def _corrected(memory: MemoryForecast, factor: float) -> MemoryForecast:
             "peak_low_bytes": int(memory.peak_low_bytes * factor),
             "peak_high_bytes": int(memory.peak_high_bytes * factor),
             "breakdown": memory.breakdown | {"allocator slack": slack},
-            "note": f"corrected by {factor - 1:+.1%} after earlier runs on this card",
+            "note": "; ".join(part for part in (memory.note, correction) if part),
         }
     )
 
@@ -98,18 +102,18 @@ def _time(plan: Plan, card: Card, trace: Trace) -> TimeForecast:
     )
 
 
-def _memory(plan: Plan, target: Target, trace: Trace, note: str | None) -> MemoryForecast:
+def _memory(plan: Plan, target: Target, traced: TracedPlan, note: str | None) -> MemoryForecast:
     settings = AllocatorSettings.from_environment(os.environ, "win32" if target.host == "windows" else "linux")
     limit = plan.memory_limit_bytes
     assert limit is not None
     workspace = workspace_bytes(target.card) if target.card else _UNKNOWN_WORKSPACE_BYTES
     # Without the cap first: what the run would take if it could.
-    peak = replay(trace, workspace, settings)
+    peak = traced.replay(workspace, settings)
     fits = peak.reserved_bytes <= limit
-    if not fits and (capped := replay(trace, workspace, settings, limit)).fits:
+    if not fits and (capped := traced.replay(workspace, settings, limit)).fits:
         # Near its limit the allocator gives back what it has cached.
         peak, fits = capped, True
-    below, above = _EAGER_BAND if not plan.torch_compile else _COMPILED_BAND if note is None else _UNCOMPILED_BAND
+    below, above = _band_of(plan, traced, note)
     return MemoryForecast(
         fits=fits,
         limit_bytes=limit,
@@ -123,8 +127,16 @@ def _memory(plan: Plan, target: Target, trace: Trace, note: str | None) -> Memor
         phase_bytes=peak.phase_bytes,
         host_peak_bytes=_host_bytes(plan) + trace.record.host_bytes,
         disk_bytes=_disk_bytes(plan),
-        note=note,
+        note=note or traced.note,
     )
+
+
+def _band_of(plan: Plan, traced: TracedPlan, note: str | None) -> tuple[float, float]:
+    if not plan.torch_compile:
+        return _EAGER_BAND
+    if note is not None:
+        return _UNCOMPILED_BAND
+    return _COMPILED_BAND if traced.note is None else _INTERPOLATED_BAND
 
 
 def _breakdown(peak: Peak) -> dict[str, int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from onecard.planner.allocator import Allocator, SimulatedOutOfMemory
 from onecard.planner.allocator_settings import AllocatorSettings
+from onecard.planner.recorder import Record
 from onecard.planner.trace import Trace
 
 # Fragments settle after the first steps; later ones find the segments of earlier ones.
@@ -23,7 +24,7 @@ class Peak:
     """The most a run takes from the allocator. `phase` is where; `parts` are bytes of each kind at the fullest moment.
 
     `reserved_bytes` is what the allocator holds of the card, `allocated_bytes` what tensors hold of that, and
-    `phase_bytes` the fullest moment of each phase. `fits` is false where the cap was reached.
+    `phase_bytes` and `parts_of_phases` the fullest moment of each phase. `fits` is false where the cap was reached.
     """
 
     reserved_bytes: int
@@ -31,6 +32,7 @@ class Peak:
     phase: str
     parts: dict[str, int]
     phase_bytes: dict[str, int]
+    parts_of_phases: dict[str, dict[str, int]]
     fits: bool
 
 
@@ -39,8 +41,11 @@ def replay(
 ) -> Peak:
     """Runs a trace through the allocator of a card that offers `cap_bytes`; `workspace_bytes` are per cuBLAS handle."""
     allocator = Allocator(settings, cap_bytes)
-    phase_bytes, phase, parts = _fullest_moment(trace)
-    parts["workspaces"] = _NUM_WORKSPACES * workspace_bytes
+    moments = _fullest_moments(trace)
+    phase_bytes = {phase: live_bytes for phase, (live_bytes, _) in moments.items()}
+    phase = max(phase_bytes, key=phase_bytes.__getitem__)
+    workspaces = {"workspaces": _NUM_WORKSPACES * workspace_bytes}
+    parts = {name: _parts_at(trace.record, moment) | workspaces for name, (_, moment) in moments.items()}
     fits = True
     try:
         _run(trace, allocator, workspace_bytes)
@@ -50,8 +55,9 @@ def replay(
         reserved_bytes=allocator.peak_reserved_bytes,
         allocated_bytes=allocator.peak_allocated_bytes,
         phase=phase,
-        parts=parts,
+        parts=parts[phase],
         phase_bytes=phase_bytes,
+        parts_of_phases=parts,
         fits=fits,
     )
 
@@ -76,25 +82,28 @@ def _run(trace: Trace, allocator: Allocator, workspace_bytes: int) -> None:
     follow(step)
 
 
-def _fullest_moment(trace: Trace) -> tuple[dict[str, int], str, dict[str, int]]:
-    """Bytes of tensors at the fullest moment of each phase, the fullest phase, and its parts at that moment."""
-    record = trace.record
-    live_bytes, phase, fullest = 0, "resident", -1
-    phase_bytes: Counter[str] = Counter()
+def _fullest_moments(trace: Trace) -> dict[str, tuple[int, int]]:
+    """Bytes of tensors at the fullest moment of each phase, and the last place in the order where that is."""
+    record, live_bytes = trace.record, 0
+    found: dict[str, tuple[int, int]] = {}
     for moment, number in enumerate(record.order):
         if number < 0:
             live_bytes -= record.sizes[~number]
             continue
         live_bytes += record.sizes[number]
         phase = record.phases[number] if moment >= trace.resident_end else "resident"
-        phase_bytes[phase] = max(phase_bytes[phase], live_bytes)
-        if live_bytes == max(phase_bytes.values()):
-            fullest = moment
+        if live_bytes >= found.get(phase, (0, 0))[0]:
+            found[phase] = (live_bytes, moment)
+    return found
+
+
+def _parts_at(record: Record, moment: int) -> dict[str, int]:
+    """Bytes of each kind of tensor that is there at a place in the order."""
     live = set[int]()
-    for number in record.order[: fullest + 1]:
+    for number in record.order[: moment + 1]:
         live.add(number) if number >= 0 else live.remove(~number)
     parts: Counter[str] = Counter()
     for number in live:
         label = record.labels.get(number) or _PART_OF_PHASE.get(record.phases[number], record.phases[number])
         parts[label] += record.sizes[number]
-    return dict(phase_bytes), max(phase_bytes, key=phase_bytes.__getitem__), dict(parts)
+    return dict(parts)

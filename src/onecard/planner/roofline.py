@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from onecard.hardware import Card
+from onecard.planner.aside import PHASES
 from onecard.planner.efficiency import Efficiencies, default_efficiencies
 from onecard.planner.kernels import class_of, is_fused, time_kernel
 from onecard.planner.recorder import Work
@@ -102,7 +103,7 @@ def _of_step(trace: Trace, plan: Plan) -> Iterator[tuple[Work, float]]:
     """The work of a step, and how often it is done in each: the second micro-batch stands for all but the first."""
     num_micro_batches = plan.rows_per_step / plan.micro_batch_size
     for work in trace.record.work:
-        if work.phase == "evaluation":
+        if work.phase in PHASES:
             continue
         if trace.num_micro_batches == 1:
             yield work, 1.0

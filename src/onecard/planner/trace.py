@@ -9,11 +9,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onecard.data import Batch
-from onecard.evaluation.heldout import sum_rows
 from onecard.model.attention import DocumentBorders
 from onecard.model.decoder import Decoder
 from onecard.model.target import traced_as
 from onecard.planner.as_cuda import SCRATCH, as_cuda
+from onecard.planner.aside import evaluate, sample, save
 from onecard.planner.compiled import compile_ahead, compiling_for_card
 from onecard.planner.recorder import ON_HOST, Record, Recorder
 from onecard.spec import Plan
@@ -36,7 +36,7 @@ class Trace:
 
 
 def trace_plan(plan: Plan, compute_capability: tuple[int, int], *, has_borders: bool = True) -> Trace:
-    """Traces one update and one evaluation batch of a plan as a card of this capability would run them.
+    """Traces one update and what else a run does as a card of this capability would run them.
 
     `has_borders`: whether documents end inside the rows of a batch, which asks for other attention kernels.
     Takes seconds and no memory to speak of; for a compiled plan, about as long as the compiler.
@@ -53,13 +53,13 @@ def trace_plan(plan: Plan, compute_capability: tuple[int, int], *, has_borders: 
 
 
 def record_plan(plan: Plan, *, has_borders: bool = True, recorder: Recorder | None = None) -> Trace:
-    """Records one update and one evaluation batch on the CPU, with real tensors or under a mode that fakes them."""
+    """Records one update and what else a run does on the CPU, with real tensors or under a mode that fakes them."""
     num_micro_batches = min(2, plan.num_micro_batches)
     state = assemble(plan.model_copy(update={"device": "cpu"}), with_weights=False)
     program = Program(
         _resident_tensors(state),
         lambda recorder: _step(recorder, state, num_micro_batches, has_borders),
-        lambda recorder: _evaluate(recorder, state, has_borders),
+        lambda recorder: _do_aside(recorder, state, has_borders),
     )
     recorder = recorder or Recorder()
     _label_gradients(recorder, state)
@@ -147,14 +147,14 @@ def _step(recorder: Recorder, state: TrainState, num_micro_batches: int, has_bor
     train_step(state, batches, plan.optimizer.learning_rate, max_grad_norm=plan.optimizer.max_grad_norm)
 
 
-def _evaluate(recorder: Recorder, state: TrainState, has_borders: bool) -> None:
-    plan = state.plan
-    recorder.phase = "evaluation"
-    recorder.micro_batch = 0
-    state.model.eval()
-    batch = _batch(plan, plan.eval_batch_size, has_borders)
-    sum_rows(Decoder(state.model, compiled=False), state.head, batch, plan.attn_implementation)
-    state.model.train()
+def _do_aside(recorder: Recorder, state: TrainState, has_borders: bool) -> None:
+    evaluate(recorder, state, _batch(state.plan, state.plan.eval_batch_size, has_borders))
+    try:
+        sample(recorder, state)
+    # Whatever a family's own code asks of its cache: samples are small beside a step, and no reason not to plan.
+    except Exception:
+        state.model.train()
+    save(recorder, state)
 
 
 def _batch(plan: Plan, rows: int, has_borders: bool) -> Batch:

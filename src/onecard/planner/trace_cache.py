@@ -14,7 +14,7 @@ from onecard.planner.trace import Trace, trace_plan
 from onecard.spec import Plan
 
 # Raised whenever the same plan would give another record.
-_VERSION = 6
+_VERSION = 7
 # What of a plan shapes a step. The rest (seed, schedule, intervals) changes numbers, not storages.
 _SHAPING = (
     *("precision", "torch_compile", "attn_implementation", "gradient_checkpointing", "max_seq_length"),
@@ -28,23 +28,8 @@ class CannotTrace(Exception):
 
 def trace_cached(plan: Plan, compute_capability: tuple[int, int]) -> Trace:
     """Traces a plan for a card of this capability, or reads the trace of an earlier call with equal settings."""
-    has_borders = plan.has_borders
-    if plan.attn_implementation == "varlen":
-        # Its lengths are read from the data, of which there is none. Plain causal flash keeps the same tensors.
-        plan, has_borders = plan.model_copy(update={"attn_implementation": "sdpa"}), False
-    key = {
-        "version": _VERSION,
-        "packages": {name: version(name) for name in ("onecard", "torch", "transformers")},
-        "capability": compute_capability,
-        "has_borders": has_borders,
-        "num_micro_batches": min(2, plan.num_micro_batches),
-        # Where a model came from changes numbers, not storages.
-        "model": plan.model.model_dump(mode="json", exclude={"base": {"name", "folder", "fingerprint"}}),
-        "adapt": plan.adapt.model_dump(mode="json") if plan.adapt else None,
-        "optimizer": [plan.optimizer.name, plan.optimizer.max_grad_norm is None],
-        **{name: getattr(plan, name) for name in _SHAPING},
-    }
-    path = cache_folder() / "traces" / f"{short_hash(key)}.json.gz"
+    plan, has_borders = _traceable(plan)
+    path = _file_of(plan, compute_capability, has_borders)
     if (found := _read(path)) is not None:
         return found
     try:
@@ -56,6 +41,37 @@ def trace_cached(plan: Plan, compute_capability: tuple[int, int]) -> Trace:
         raise CannotTrace(" ".join(str(error).split())[:200] or type(error).__name__) from error
     _write(path, trace)
     return trace
+
+
+def is_traced(plan: Plan, compute_capability: tuple[int, int]) -> bool:
+    """Whether an earlier call has left the trace of such a plan."""
+    plan, has_borders = _traceable(plan)
+    return _file_of(plan, compute_capability, has_borders).is_file()
+
+
+def _traceable(plan: Plan) -> tuple[Plan, bool]:
+    """The plan as it is traced, and whether documents end inside its rows."""
+    if plan.attn_implementation == "varlen":
+        # Its lengths are read from the data, of which there is none. Plain causal flash keeps the same tensors.
+        return plan.model_copy(update={"attn_implementation": "sdpa"}), False
+    return plan, plan.has_borders
+
+
+def _file_of(plan: Plan, compute_capability: tuple[int, int], has_borders: bool) -> Path:
+    key = {
+        "version": _VERSION,
+        "packages": {name: version(name) for name in ("onecard", "torch", "transformers")},
+        "capability": compute_capability,
+        "has_borders": has_borders,
+        "num_micro_batches": min(2, plan.num_micro_batches),
+        # Where a model came from changes numbers, not storages.
+        "model": plan.model.model_dump(mode="json", exclude={"base": {"name", "folder", "fingerprint"}}),
+        "adapt": plan.adapt.model_dump(mode="json") if plan.adapt else None,
+        "samples": [*(len(prompt.encode("utf-8")) for prompt in plan.sample_prompts), plan.sample_max_new_tokens],
+        "optimizer": [plan.optimizer.name, plan.optimizer.max_grad_norm is None],
+        **{name: getattr(plan, name) for name in _SHAPING},
+    }
+    return cache_folder() / "traces" / f"{short_hash(key)}.json.gz"
 
 
 def _read(path: Path) -> Trace | None:

@@ -8,12 +8,14 @@ from importlib.metadata import version
 from onecard.hardware import Machine
 from onecard.observe.events import StepEvent
 from onecard.planner.compiled import CannotTraceCompiled
-from onecard.planner.device import Target
+from onecard.planner.depth import trace_any_depth
+from onecard.planner.device import Target, find_target
 from onecard.planner.efficiency import default_efficiencies
 from onecard.planner.forecast import uncorrected_memory
-from onecard.planner.outcomes import Outcome
+from onecard.planner.outcomes import Outcome, remember
 from onecard.planner.roofline import predict_time
-from onecard.planner.trace_cache import CannotTrace, trace_cached
+from onecard.planner.trace_cache import CannotTrace
+from onecard.run.folder import RunFolder
 from onecard.spec import Plan
 
 # Steps that say how fast a run is: not the first ones, in which libraries load and compilers work.
@@ -25,13 +27,24 @@ _SETTINGS = (
 )
 
 
+def compare(folder: RunFolder, machine: Machine, steps: Sequence[StepEvent]) -> None:
+    """Sets what a run on a GPU took beside its plan, in its folder and for the next plan on this card."""
+    decided = folder.plan()
+    if decided.forecast is None:
+        return
+    outcome = make_outcome(decided, find_target(decided.device, machine), machine, steps)
+    if outcome is not None:
+        folder.write_outcome(outcome)
+        remember(outcome)
+
+
 def make_outcome(plan: Plan, target: Target, machine: Machine, steps: Sequence[StepEvent]) -> Outcome | None:
     """Sets what a run on a known card took beside what was predicted; None where there is too little to tell."""
     peaks = [step.memory_bytes for step in steps if step.memory_bytes is not None]
     if target.card is None or target.capability is None or len(steps) < _LEAST_STEPS or not peaks:
         return None
     try:
-        trace = trace_cached(plan, target.capability)
+        trace = trace_any_depth(plan, target.capability).trace
     except (CannotTrace, CannotTraceCompiled):
         return None  # its forecast was no trace of its own step, so it teaches nothing
     predicted = predict_time(trace, plan, target.card, default_efficiencies(target.card))

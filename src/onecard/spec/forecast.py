@@ -51,11 +51,15 @@ class TimeForecast(_Frozen):
 
 
 class Forecast(_Frozen):
-    """Memory and time on one card; `time` is None for a card whose rates are not known."""
+    """Memory and time on one card; `time` is None for a card whose rates are not known.
+
+    `is_refined` is false where the plan is compiled and its eager step stands in.
+    """
 
     card: str
     memory: MemoryForecast
     time: TimeForecast | None
+    is_refined: bool = True
 
 
 class Alternative(_Frozen):

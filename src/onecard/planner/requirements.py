@@ -1,4 +1,4 @@
-"""What cannot work, whatever else is decided."""
+"""What a machine or a corpus must offer for a recipe to be honoured."""
 
 from onecard.errors import DoesNotFitError, InputError
 from onecard.hardware import Machine
@@ -8,17 +8,19 @@ from onecard.units import format_bytes, format_count
 
 
 def check_compiler(recipe: Recipe, target: Target) -> None:
+    """Refuses compiling that is asked for and cannot be had."""
     if recipe.torch_compile is True and (problem := find_compiler_problem(target)):
         raise InputError(f"torch_compile cannot be used: {problem}. Install it, or set torch_compile to auto or false")
 
 
 def check_heldout(recipe: Recipe, corpus: CorpusFacts) -> None:
+    """Refuses early stopping without text to stop by."""
     if recipe.early_stopping_patience and not corpus.num_heldout_tokens:
         raise InputError("early_stopping_patience needs held-out text: set eval_fraction above 0, or eval_dataset")
 
 
 def check_blocks(recipe: Recipe, corpus: CorpusFacts) -> None:
-    """Every source must fill a block by itself: a block never mixes sources."""
+    """Refuses a source that does not fill a block by itself: a block never mixes sources."""
     if corpus.is_estimate or recipe.task == "sft":  # chats fill as many rows as they need
         return
     sources = corpus.tokens_of_sources or (("", corpus.num_train_tokens),)
@@ -32,7 +34,7 @@ def check_blocks(recipe: Recipe, corpus: CorpusFacts) -> None:
 
 
 def check_ram(recipe: Recipe, model: ModelPlan, machine: Machine) -> None:
-    """Weights, gradients and optimizer state rest in fp32, whatever the batch is; those of adapters are small."""
+    """Refuses a model whose fp32 weights, gradients and optimizer state are more than the free memory."""
     bytes_per_parameter = 4 + 4 + (8 if recipe.optim == "adamw" else 4) if recipe.method == "full" else 4
     needed = model.num_parameters * bytes_per_parameter
     if needed > machine.free_ram_bytes:
