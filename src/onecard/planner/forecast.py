@@ -125,7 +125,7 @@ def _memory(plan: Plan, target: Target, traced: TracedPlan, note: str | None) ->
         breakdown=_breakdown(peak),
         peak_phase=peak.phase,
         phase_bytes=peak.phase_bytes,
-        host_peak_bytes=_host_bytes(plan) + trace.record.host_bytes,
+        host_peak_bytes=_host_bytes(plan) + traced.trace.record.host_bytes,
         disk_bytes=_disk_bytes(plan),
         note=note or traced.note,
     )
