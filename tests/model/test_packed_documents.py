@@ -129,8 +129,7 @@ def test_a_flat_row_equals_its_mask_in_every_gradient(
     ids = packed_rows()[0][:1]
     documents = packed_rows()[2][:1]
     flat, masked = (
-        find_borders(documents, (1, 16), torch.empty(0), "sdpa", is_compiled=is_compiled)
-        for is_compiled in (False, True)
+        find_borders(documents, (1, 16), torch.empty(0), "sdpa", by_mask=by_mask) for by_mask in (False, True)
     )
     assert flat is not None
     assert masked is not None

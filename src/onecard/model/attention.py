@@ -57,12 +57,12 @@ class DocumentBorders:
 
 
 def find_borders(
-    documents_BT: Tensor | None, shape: tuple[int, int], like: Tensor, backend: str, *, is_compiled: bool = False
+    documents_BT: Tensor | None, shape: tuple[int, int], like: Tensor, backend: str, *, by_mask: bool = False
 ) -> DocumentBorders | None:
     """Turns document indices (on the CPU) into what `backend` reads; None where causality alone is right.
 
-    `like` is a parameter of the model: it tells device and type. A compiled decoder gets no lengths: it would be
-    compiled anew for every batch.
+    `like` is a parameter of the model: it tells device and type. `by_mask`: a mask also for a single row on a CPU, as a
+    compiled decoder needs it, which lengths would have compiled anew for every batch.
     """
     device = like.device
     if documents_BT is None and backend != "varlen":
@@ -80,7 +80,7 @@ def find_borders(
         lengths = torch.full((padded + 1,), documents_BT.numel(), dtype=torch.int32)
         lengths[: len(starts)] = starts
         return DocumentBorders(positions, cumulative_lengths=_send(lengths, device))
-    if len(documents_BT) == 1 and device_kind(device) == "cpu" and not is_compiled:
+    if len(documents_BT) == 1 and device_kind(device) == "cpu" and not by_mask:
         return DocumentBorders(positions, lengths=_lengths(is_start_BT[0]))
     return DocumentBorders(positions, mask_BTT=_mask(_send(documents_BT, device), like))
 

@@ -38,12 +38,13 @@ class StepStats:
 def place(batch: Batch, state: TrainState) -> MicroBatch:
     """Moves a batch to the device of the state without waiting for the copy."""
     rows, tokens = batch.ids.shape
+    # Document by document, dropout is drawn in another order: the last row of a step, when it is alone, keeps its own.
     borders = find_borders(
         batch.documents,
         (rows, tokens),
         state.head.weight_VD,
         state.plan.attn_implementation,
-        is_compiled=state.decoder.is_compiled,
+        by_mask=state.decoder.is_compiled or (state.plan.model.dropout > 0 and tokens <= state.plan.max_seq_length),
     )
     ids, targets = (tensor.to(state.device, non_blocking=True) for tensor in (batch.ids, batch.targets))
     return MicroBatch(ids, targets, borders, _target_index(batch, state.device))
