@@ -369,7 +369,7 @@ def test_compiling_is_chosen_when_the_run_is_long_enough(monkeypatch: pytest.Mon
     assert not chosen(max_steps=10_000, torch_compile=False)
     assert plan_of(torch_compile=True).torch_compile
 
-    for module in ("choose", "limits"):
+    for module in ("choose", "requirements"):
         monkeypatch.setattr(f"onecard.planner.{module}.find_compiler_problem", lambda device: "no compiler")
     assert not chosen(max_steps=10_000)
     assert plan_of().reasons["torch_compile"] == "no compiler"

@@ -53,7 +53,7 @@ def test_known_models_are_planned_without_network_or_download(name: str, num_par
     assert (
         stored <= plan.base.download_bytes <= 1.3 * stored
     )  # a GPT-2 file has causal masks, a Qwen3 file its head twice
-    assert "as onecard knows it" in reasons["model.base"]
+    assert "as onecard knows it" in reasons["model.base.name"]
     assert attention_width(plan.settings)[0] == make_config(plan.settings).num_hidden_layers
     with pytest.raises(InputError, match=f"more than the {positions} positions of {name}"):
         plan_base(name, max_seq_length=positions + 1, reasons={})
@@ -100,7 +100,7 @@ def test_a_config_alone_is_enough_to_plan(folder: Path) -> None:
     assert plan.base is not None
     assert plan.base.fingerprint is None
     assert plan.base.download_bytes == 4 * plan.num_parameters
-    assert "not here yet" in reasons["model.base"]
+    assert "not here yet" in reasons["model.base.name"]
 
 
 def test_what_is_unknown_is_explained(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def make_config(settings: dict[str, Any], dropout: float = 0.0) -> PreTrainedCon
         InputError: unknown model type, a key the config does not know, or values it refuses.
     """
     settings = dict(settings)
-    model_type = settings.pop("model_type", None)
+    model_type, start = settings.pop("model_type", None), settings.pop(DOCUMENT_START, None)
     if not isinstance(model_type, str):
         raise InputError(
             "model_config has no model_type: add one that transformers knows, such as qwen3, llama or gpt2"
@@ -52,6 +52,8 @@ def make_config(settings: dict[str, Any], dropout: float = 0.0) -> PreTrainedCon
         reason = " ".join(str(error).split())
         raise InputError(f"model_config: {model_type} refuses these settings: {reason}") from error
     set_config_dropout(config, dropout)
+    if start is not None:
+        setattr(config, DOCUMENT_START, start)
     return config
 
 

@@ -50,7 +50,7 @@ def plan_base(
         reasons["model.settings.vocab_size"] = f"{config.vocab_size} tokens of {name} and {num_new} new ones"
     with blaming_config(settings):
         total, matrices = count_parameters(settings)
-    reasons["model.base"] = found.reason
+    reasons["model.base.name"] = found.reason
     if dropout is None and (own := _own_dropout(found.settings)):
         reasons["model.dropout"] = f"none while fine-tuning, though the model's config says {own:g}; dropout sets it"
     base = BasePlan(
