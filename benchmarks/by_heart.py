@@ -26,8 +26,8 @@ DEEDS = ("lost", "found", "drew", "washed", "hid", "saw", "carried", "painted", 
 # Steps and rates at which each was seen to learn all of them; adapters hold less and need a higher rate.
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"learning_rate": 3e-3, "max_steps": 300},
-    "lora": {"learning_rate": 1e-2, "max_steps": 600, "lora_r": 32, "lora_alpha": 64},
-    "qlora": {"learning_rate": 1e-2, "max_steps": 600, "lora_r": 32, "lora_alpha": 64},
+    "lora": {"learning_rate": 1e-2, "max_steps": 2500, "lora_r": 32, "lora_alpha": 64},
+    "qlora": {"learning_rate": 1e-2, "max_steps": 2500, "lora_r": 32, "lora_alpha": 64},
 }
 
 
@@ -106,9 +106,9 @@ def copy_with_tokenizer(model: Path, folder: Path) -> Path:
         if piece[:cut] in vocabulary and piece[cut:] in vocabulary and vocabulary[piece] > 258
     ]
     merges = [(left, right) for _, left, right in sorted(found, key=lambda entry: -entry[0])]
-    tokenizer = LlamaTokenizerFast(
-        vocab=vocabulary, merges=merges, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
+    # Its training had <s> between stories. </s> has the vector of all that never occurred: no adapter could tell it.
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "<s>"}
+    tokenizer = LlamaTokenizerFast(vocab=vocabulary, merges=merges, **names)
     tokenizer.save_pretrained(folder)
     return folder
 
