@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def prepare(words: RecipeWords = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Builds the tokenizer and the token files of a recipe; `train` does the same when it has to."""
+    """Builds the token files of a recipe, shows what of chats is learned; `train` does the same when it has to."""
     recipe = recipe_from_words(words or [], config)
     from onecard import api
 
