@@ -11,7 +11,7 @@ import pytest
 import onecard.api
 from onecard.cli import main
 from onecard.observe import Event, FinishedEvent, StepEvent
-from onecard.spec import CorpusFacts, ModelPlan, OptimizerPlan, Plan, SchedulePlan
+from onecard.spec import CorpusFacts, MaskAudit, ModelPlan, OptimizerPlan, Plan, SchedulePlan
 
 
 @dataclass
@@ -107,8 +107,9 @@ class FakeApi:
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     finished: FinishedEvent = FINISHED
     raises: BaseException | None = None
+    audit: MaskAudit | None = None
 
-    def plan(self, recipe: Any, *, card: Any = None, platform: Any = None, progress: Any = None) -> Plan:
+    def plan(self, recipe: Any, **_: Any) -> Plan:
         self.calls.append(("plan", {"recipe": recipe}))
         return self.plan_made
 
@@ -124,7 +125,7 @@ class FakeApi:
             num_heldout_tokens=0,
             train_bytes=3000,
             heldout_bytes=0,
-            audit=None,
+            audit=self.audit,
         )
 
     def is_chat_model(self, model: Any, *, checkpoint: str) -> bool:

@@ -4,7 +4,8 @@ import io
 
 import pytest
 
-from onecard.cli.audit_text import audit_lines, print_audit
+from onecard.cli.audit_text import audit_rows, print_samples
+from onecard.cli.rows import format_rows
 from onecard.spec.mask_audit import BadPlace, MaskAudit, RowLengths, SampleRow, SkippedRows, SourceFormats
 
 CLEAN = MaskAudit(
@@ -16,7 +17,9 @@ CLEAN = MaskAudit(
     num_heldout_rows=60,
     num_heldout_target_tokens=500,
     lengths=RowLengths(median=33, percentile_95=80, longest=512),
-    samples=(SampleRow(origin="a.jsonl:1", spans=(("User: Hi\nAssistant:", False), (" Hello\x1b[2J", True))),),
+    samples=(
+        SampleRow(origin="a.jsonl:1", spans=(("User: Hi\nAssistant:", False), (" Hello\x1b[2J", True), ("\n", False))),
+    ),
 )
 FLAWED = CLEAN.model_copy(
     update={
@@ -37,18 +40,17 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_clean_set_is_told_in_few_lines_with_what_counts_marked() -> None:
-    text = "\n".join(audit_lines(CLEAN))
+def test_a_clean_set_is_told_in_few_lines() -> None:
+    text = "\n".join(format_rows(audit_rows(CLEAN), None))
     assert "1,200 conversations to train on, 60 held out, read as alpaca, messages" in text
     assert "25.0% of the tokens: 10.0K of 40.0K" in text
     assert "median 33 tokens, 95% up to 80, longest 512" in text
-    assert "User: Hi\nAssistant:« Hello" in text
     for word in ("stop token", "double", "duplicates", "overlap", "left out", "lost"):
         assert word not in text
 
 
 def test_every_flaw_has_its_line() -> None:
-    lines = audit_lines(FLAWED)
+    lines = format_rows(audit_rows(FLAWED), None)
     for expected in (
         "shortened      4 old rounds dropped, 3 conversations cut inside a turn: 999 tokens lost",
         "no stop token  6 ",
@@ -67,13 +69,36 @@ def test_a_terminal_gets_colour_and_a_file_gets_marks(monkeypatch: pytest.Monkey
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     file, terminal = io.StringIO(), Terminal()
-    print_audit(CLEAN, file)
-    assert "« Hello" in file.getvalue()
+    print_samples(CLEAN, file)
+    assert "User: Hi\nAssistant:« Hello" in file.getvalue()
     assert "\x1b" not in file.getvalue(), "what a sample says to a terminal is not handed on"
-    print_audit(CLEAN, terminal)
+    print_samples(CLEAN, terminal)
     assert "«" not in terminal.getvalue().replace("« »", "")
     assert "\x1b[2J" not in terminal.getvalue()
     assert " Hello" in terminal.getvalue()
+
+
+def test_samples_stand_apart_by_one_empty_line_and_are_explained_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    for stream in (io.StringIO(), Terminal()):
+        print_samples(CLEAN.model_copy(update={"samples": CLEAN.samples * 3}), stream)
+        shown = stream.getvalue()
+        assert (shown.count("\n\n"), shown.count("what counts"), "\n\n\n" in shown) == (2, 1, False)
+
+
+def test_one_of_a_kind_is_told_in_the_singular() -> None:
+    one = dict.fromkeys(("num_rows", "num_cut_rows", "num_dropped_rounds", "num_duplicate_rows"), 1)
+    skipped = FLAWED.skipped[0].model_copy(update={"num_rows": 1})
+    lines = format_rows(audit_rows(FLAWED.model_copy(update={**one, "skipped": (skipped,)})), None)
+    text = "\n".join(lines)
+    for expected in (
+        "1 conversation to train on",
+        "1 old round dropped, 1 conversation cut",
+        "duplicates     1 conversation ",
+        "left out       1 row\n",
+        "1 x unknown role:\n",
+    ):
+        assert expected in text, expected
 
 
 def test_a_place_that_cannot_be_printed_is_written_out() -> None:

@@ -9,6 +9,19 @@ import pytest
 
 from onecard.cli.rows import format_rows
 from onecard.errors import DivergedError
+from onecard.spec.mask_audit import MaskAudit, RowLengths, SampleRow, SourceFormats
+
+AUDIT = MaskAudit(
+    template="chatml",
+    formats=(SourceFormats(path="a.jsonl", formats=("messages",)),),
+    num_rows=20,
+    num_tokens=1000,
+    num_target_tokens=400,
+    num_heldout_rows=0,
+    num_heldout_target_tokens=0,
+    lengths=RowLengths(median=50, percentile_95=80, longest=90),
+    samples=(SampleRow(origin="a.jsonl:1", spans=(("User: Hi\nAssistant:", False), (" Hello", True))),),
+)
 
 
 def test_train_passes_recipe_and_folder_on(run, api) -> None:
@@ -150,6 +163,24 @@ def test_prepare_says_what_is_where(run, api) -> None:
     ]
     facts = json.loads(run("prepare", "--dataset", "a.txt", "--json").stdout)
     assert (facts["num_train_tokens"], facts["heldout_files"]) == (1000, [])
+
+
+def test_prepare_tells_of_chats_what_counts_in_aligned_columns(run, api) -> None:
+    api.audit = AUDIT
+    shown = run("prepare", "--dataset", "a.jsonl").stdout
+    assert "to train   1.00K tokens, 400 of them to learn" in shown
+    assert "chats      20 conversations to train on" in shown
+    assert "Assistant:« Hello»" in shown
+    facts = json.loads(run("prepare", "--dataset", "a.jsonl", "--json").stdout)
+    assert facts["audit"]["num_target_tokens"] == 400
+
+
+def test_train_tells_of_chats_what_counts_before_the_first_step(run, api) -> None:
+    (api.run_folder / "audit.json").write_text(AUDIT.model_dump_json(), encoding="utf-8")
+    lines = run("train", "demo").stdout.splitlines()
+    starts = [line.split("  ")[0] for line in lines]
+    assert starts.index("data") < starts.index("chats") < starts.index("run folder") < lines.index("Assistant:« Hello»")
+    assert lines[lines.index("Assistant:« Hello»") + 1] == ""
 
 
 def test_generate_asks_for_all_prompts_at_once(run, api) -> None:

@@ -41,4 +41,4 @@ def onecard(
         bool, typer.Option("--version", help="Show the version and stop.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Plans and trains small language models on the one GPU you have. Start with: onecard train demo"""
+    """Plans, trains and fine-tunes small language models on the one GPU you have. Start with: onecard train demo"""

@@ -3,7 +3,6 @@
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from onecard.cli.rows import format_rows, print_rows
 from onecard.units import format_count
 
 if TYPE_CHECKING:
@@ -14,28 +13,24 @@ if TYPE_CHECKING:
 _COUNTS = "bold green"
 
 
-def print_audit(audit: "MaskAudit", stream: TextIO | None = None) -> None:
-    """Prints an audit with sample conversations; in a terminal what counts is coloured, else between « and »."""
+def print_samples(audit: "MaskAudit", stream: TextIO | None = None) -> None:
+    """Prints the sample conversations; in a terminal what counts is coloured, else between « and »."""
     from rich.console import Console
 
     stream = stream or sys.stdout
     console = Console(file=stream, highlight=False)
     in_colour = console.is_terminal and not console.no_color
-    print_rows(audit_rows(audit), stream)
+    legend = f" ({'green' if in_colour else 'between « and »'}: what counts)"
     for sample in audit.samples:
-        print(f"\nsample {sample.origin} ({'green' if in_colour else '« »'}: what counts)", file=stream)
+        print(f"\nsample {_safe(sample.origin)}{legend}", file=stream)
+        legend = ""
+        # Templates end on a new line, which would stand there as an empty one.
         if in_colour:
-            console.print(_coloured(sample), soft_wrap=True)
+            text = _coloured(sample)
+            text.rstrip()
+            console.print(text, soft_wrap=True)
         else:
-            print(_marked(sample), file=stream)
-
-
-def audit_lines(audit: "MaskAudit") -> list[str]:
-    """Writes an audit as plain lines, what counts in its samples between « and »."""
-    lines = format_rows(audit_rows(audit), None)
-    for sample in audit.samples:
-        lines += [f"sample {sample.origin}", *_marked(sample).splitlines()]
-    return lines
+            print(_marked(sample).rstrip(), file=stream)
 
 
 def audit_rows(audit: "MaskAudit") -> list[tuple[str, str]]:
@@ -45,7 +40,7 @@ def audit_rows(audit: "MaskAudit") -> list[tuple[str, str]]:
     rows = [
         (
             "chats",
-            f"{audit.num_rows:,} conversations to train on, {audit.num_heldout_rows:,} held out,"
+            f"{_count(audit.num_rows, 'conversation')} to train on, {audit.num_heldout_rows:,} held out,"
             f" read as {', '.join(formats) or 'nothing'}",
         ),
         ("template", audit.template),
@@ -63,24 +58,29 @@ def audit_rows(audit: "MaskAudit") -> list[tuple[str, str]]:
         rows.append(
             (
                 "shortened",
-                f"{audit.num_dropped_rounds:,} old rounds dropped, {audit.num_cut_rows:,} conversations cut inside a"
-                f" turn: {format_count(audit.num_lost_tokens)} tokens lost",
+                f"{_count(audit.num_dropped_rounds, 'old round')} dropped,"
+                f" {_count(audit.num_cut_rows, 'conversation')} cut inside a turn:"
+                f" {format_count(audit.num_lost_tokens)} tokens lost",
             )
         )
     for label, count, text in (
-        ("no stop token", audit.num_rows_without_stop, "conversations with an answer that ends without a stop token"),
-        ("double BOS", audit.num_double_bos_rows, "conversations that begin with two begin-of-text tokens"),
-        ("duplicates", audit.num_duplicate_rows, "conversations to train on repeat another one"),
-        ("overlap", audit.num_rows_in_heldout, "conversations to train on are held out, too: their loss says little"),
+        ("no stop token", audit.num_rows_without_stop, "with an answer that ends without a stop token"),
+        ("double BOS", audit.num_double_bos_rows, "with two begin-of-text tokens at the start"),
+        ("duplicates", audit.num_duplicate_rows, "to train on, the same as another one"),
+        ("overlap", audit.num_rows_in_heldout, "to train on, also held out: the held-out loss says little about them"),
     ):
         if count:
-            rows.append((label, f"{count:,} {text}"))
+            rows.append((label, f"{_count(count, 'conversation')} {text}"))
     if audit.skipped:
-        rows.append(("left out", f"{audit.num_skipped_rows:,} rows"))
+        rows.append(("left out", _count(audit.num_skipped_rows, "row")))
     for skipped in audit.skipped:
-        rows.append(("", f"{skipped.num_rows:,} x {skipped.kind}, the first:"))
+        rows.append(("", f"{skipped.num_rows:,} x {skipped.kind}{', the first:' if skipped.num_rows > 1 else ':'}"))
         rows += [("", f"  {_safe(place.origin)}: {_safe(place.reason)}") for place in skipped.places]
     return rows
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _marked(sample: "SampleRow") -> str:

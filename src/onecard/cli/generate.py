@@ -13,7 +13,9 @@ from onecard.errors import InputError
 
 def generate(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a checkpoint or a model folder.")],
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text to go on from; may be repeated.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="Text to answer or to go on from; may be repeated.")
+    ] = None,
     prompt_file: Annotated[Path | None, typer.Option("--prompt-file", help="A file with one prompt per line.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens to write at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,

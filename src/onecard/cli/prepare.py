@@ -4,7 +4,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from onecard.cli.audit_text import print_audit
+from onecard.cli.audit_text import audit_rows, print_samples
 from onecard.cli.preparation import PreparationProgress
 from onecard.cli.recipe_words import ConfigOption, JsonOption, RecipeWords, recipe_from_words
 from onecard.cli.rows import print_rows
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def prepare(words: RecipeWords = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Builds the tokenizer and the token files of a recipe; `train` does the same when it has to."""
+    """Builds the token files of a recipe, shows what of chats is learned; `train` does the same when it has to."""
     recipe = recipe_from_words(words or [], config)
     from onecard import api
 
@@ -26,7 +26,7 @@ def prepare(words: RecipeWords = None, config: ConfigOption = None, as_json: Jso
     else:
         print_rows(_rows(corpus))
         if corpus.audit is not None:
-            print_audit(corpus.audit)
+            print_samples(corpus.audit)
 
 
 def _facts(corpus: "TrainingData") -> dict[str, Any]:
@@ -39,24 +39,28 @@ def _facts(corpus: "TrainingData") -> dict[str, Any]:
         "heldout_files": [str(file.path) for file in corpus.heldout],
         "num_heldout_tokens": corpus.num_heldout_tokens,
         "heldout_bytes": corpus.heldout_bytes,
+        **({} if corpus.audit is None else {"audit": corpus.audit.model_dump()}),
     }
 
 
 def _rows(corpus: "TrainingData") -> list[tuple[str, str]]:
+    audit = corpus.audit
+    num_targets = (None, None) if audit is None else (audit.num_target_tokens, audit.num_heldout_target_tokens)
     return [
         ("tokenizer", f"vocabulary {corpus.vocab_size}"),
         ("", str(corpus.tokenizer_folder)),
-        ("to train", _describe_part(corpus, corpus.num_train_tokens, corpus.train_bytes)),
+        ("to train", _describe_part(corpus.num_train_tokens, corpus.train_bytes, num_targets[0])),
         *(("", str(file.path)) for file in corpus.train),
-        ("held out", _describe_part(corpus, corpus.num_heldout_tokens, corpus.heldout_bytes)),
+        ("held out", _describe_part(corpus.num_heldout_tokens, corpus.heldout_bytes, num_targets[1])),
         *(("", str(file.path)) for file in corpus.heldout),
+        *(() if audit is None else audit_rows(audit)),
     ]
 
 
-def _describe_part(corpus: "TrainingData", num_tokens: int, num_bytes: int) -> str:
+def _describe_part(num_tokens: int, num_bytes: int, num_target_tokens: int | None) -> str:
     if num_tokens == 0:
         return "nothing"
-    if corpus.audit is not None:
-        return f"{format_count(num_tokens)} tokens, {format_bytes(num_bytes)} of them to learn"
+    if num_target_tokens is not None:
+        return f"{format_count(num_tokens)} tokens, {format_count(num_target_tokens)} of them to learn"
     per_token = num_bytes / num_tokens
     return f"{format_count(num_tokens)} tokens from {format_bytes(num_bytes)}, {per_token:.2f} bytes per token"

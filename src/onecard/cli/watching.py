@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 import typer
 
-from onecard.cli.audit_text import print_audit
+from onecard.cli.audit_text import audit_rows, print_samples
 from onecard.cli.commands import command, quote
 from onecard.cli.plan_text import summary_rows
 from onecard.cli.preparation import PreparationProgress
@@ -56,9 +56,15 @@ class RunView:
         self._preparation.close()
         self.run_folder = run_folder
         folder = RunFolder(run_folder)
-        print_rows(summary_rows(plan, run_folder), self._stream)
-        if (audit := folder.audit()) is not None and not folder.has_record():
-            print_audit(audit, self._stream)
+        # A run that goes on has told what counts.
+        audit = None if folder.has_record() else folder.audit()
+        rows = summary_rows(plan, run_folder)
+        if audit is None:
+            print_rows(rows, self._stream)
+        else:
+            print_rows([*rows[:-1], *audit_rows(audit), rows[-1]], self._stream)
+            print_samples(audit, self._stream)
+            print(file=self._stream)
         logging_steps = folder.recipe().logging_steps
         self._sink = ConsoleSink(plan, logging_steps=logging_steps, stream=self._stream)
 
