@@ -84,7 +84,11 @@ def _cut(one: Rendered | BadRow, full: Rendered | BadRow, template: ChatTemplate
         ids, is_target = one.ids[:max_tokens], one.is_target[:max_tokens]
         one = replace(one, ids=ids, is_target=is_target, target_bytes=template.text_bytes(ids[is_target]), is_cut=True)
     if not one.is_target.any():
-        what = f"the first {max_tokens:,} tokens of its newest round" if one.is_cut else "its newest rounds"
+        what = (
+            f"the first {max_tokens:,} tokens of its newest round, which is longer than max_seq_length"
+            if one.is_cut
+            else "its newest rounds"
+        )
         return BadRow(
             "teaches nothing", f"there is no target in {what}" if one.is_cut or one.lost_rounds else "no turn counts"
         )
