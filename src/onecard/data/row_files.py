@@ -106,7 +106,7 @@ def _load_hub(path: str, name: str | None, split: str) -> Any:
         raise DataError(
             f"dataset {path!r}: it is no file, no folder and no pattern that matches (looked in {Path.cwd()}), and as a"
             f" Hub data set (configuration {name!r}, split {split!r}) it cannot be loaded: {reason}. Check the name,"
-            " or be online once so that it gets into the cache."
+            " be online once so that it gets into the cache, or give files of your own by --dataset."
         ) from error
 
 

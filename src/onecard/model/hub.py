@@ -98,7 +98,8 @@ def _from_hub(name: str, *, weights: bool, progress: OnProgress | None) -> Path:
         if (folder := _from_cache(name)) is None:
             raise InputError(
                 f"model {name!r} is no folder in {Path.cwd()} and not in the cache ({constants.HF_HUB_CACHE}), and "
-                "HF_HUB_OFFLINE forbids to fetch it: unset HF_HUB_OFFLINE once, or give a folder"
+                "HF_HUB_OFFLINE forbids to fetch it: unset HF_HUB_OFFLINE once, or give a folder of your own by "
+                "--model_name_or_path"
             )
         return folder
     try:
@@ -142,7 +143,7 @@ def _explain(name: str, error: Exception) -> str:
         )
     return (
         f"asked {asked} without success ({_reason(error)}), and it is not in the cache. Start again when there is a "
-        f"network: what has arrived is kept; {_MIRROR_HINT}"
+        f"network: what has arrived is kept; {_MIRROR_HINT}; or give a folder of your own by --model_name_or_path"
     )
 
 
