@@ -270,6 +270,13 @@ def rendered(ids: list[int], counts: list[int], **flaws: object) -> Rendered:
     return Rendered(np.array(ids, np.int32), np.array(counts, bool), 1, **flaws)  # type: ignore[arg-type]
 
 
+def test_all_missing_files_are_told_before_anything_is_prepared(request_for: Request, chats: Path, cache: Path) -> None:
+    request = request_for(chats, chats.with_name("a.jsonl"), eval_sources=(Source(str(chats.with_name("b.jsonl"))),))
+    with pytest.raises(DataError, match=r"(?s)a\.jsonl'.*\n.*b\.jsonl'"):
+        prepare_chats(request)
+    assert not (cache / "chats").exists()
+
+
 def test_the_audit_sees_double_begin_and_missing_stop(renderer: Renderer) -> None:
     bos, stop = renderer._tokenizer.bos_token_id, int(renderer._stop_ids[0])
     rows = [

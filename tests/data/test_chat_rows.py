@@ -60,7 +60,15 @@ def test_a_folder_gives_its_files_of_rows_and_leaves_the_others(tmp_path: Path) 
 def test_what_is_no_row_is_told_in_its_place_and_the_others_come(tmp_path: Path) -> None:
     good = json.dumps(CHAT).encode()
     path = write_lines(
-        tmp_path / "a.jsonl", good, b'{"messages": [', b'{"messages": "caf\xe9"}', b"", b"null", b"7", good
+        tmp_path / "a.jsonl",
+        good,
+        b'{"messages": [',
+        b'{"messages": "caf\xe9"}',
+        b"",
+        b"null",
+        b"7",
+        good,
+        b'{"a": 1, "a": 2}',
     )
     assert rows_of(path) == [
         ("a.jsonl:1", CHAT),
@@ -69,6 +77,7 @@ def test_what_is_no_row_is_told_in_its_place_and_the_others_come(tmp_path: Path)
         ("a.jsonl:5", None),
         ("a.jsonl:6", 7),
         ("a.jsonl:7", CHAT),
+        ("a.jsonl:8", "broken JSON"),
     ]
     listed = tmp_path / "b.json"
     listed.write_bytes(b"[" + good + b', {"text": "caf\xe9"}, ' + good + b"]")

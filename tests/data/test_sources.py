@@ -281,6 +281,25 @@ def test_bad_members_of_a_tar_are_told(tmp_path: Path) -> None:
         texts(Source(str(tmp_path / "bad.tar")))
 
 
+@pytest.mark.parametrize("length", [512, 1024, 1100, 1536, 2000])
+def test_a_tar_that_breaks_off_loses_no_member_in_silence(tmp_path: Path, length: int) -> None:
+    write_tar(tmp_path / "a.tar", {"1.txt": b"one", "2.txt": b"two"})
+    content = (tmp_path / "a.tar").read_bytes()
+    assert texts(Source(str(tmp_path / "a.tar"))) == ["one", "two"]
+    (tmp_path / "cut.tar").write_bytes(content[:length])
+    with pytest.raises(DataError, match=r"cut\.tar: damaged archive"):
+        texts(Source(str(tmp_path / "cut.tar")))
+    (tmp_path / "flipped.tar").write_bytes(content[:1030] + b"\xff" + content[1031:])
+    with pytest.raises(DataError, match="damaged at byte 1,024"):
+        texts(Source(str(tmp_path / "flipped.tar")))
+
+
+def test_chats_taken_for_text_are_told_as_chats(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"messages": []}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="for chats task to sft"):
+        texts(Source(str(tmp_path / "a.jsonl")))
+
+
 def test_a_parquet_text_that_is_not_utf8_is_named_by_its_row(tmp_path: Path) -> None:
     column = pa.array([b"good", b"caf\xe9", b"good"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": column}), tmp_path / "rows.parquet")

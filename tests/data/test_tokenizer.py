@@ -138,6 +138,14 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_tokenizer_folder_is_not_taken_for_a_name(tmp_path: Path, name: str) -> None:
+    train_tokenizer("bytes", ()).save_pretrained(tmp_path)
+    (tmp_path / name).write_text('{"cut', encoding="utf-8")
+    with pytest.raises(DataError, match=r"tokenizer folder .*missing or damaged\. Copy or download"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_folder_with_a_models_config_alone_is_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
     with pytest.raises(DataError, match="there are no tokens in it"):

@@ -157,16 +157,18 @@ def adapted_folder(model: PreTrainedModel, plan: AdaptPlan, root: Path, base: Pr
     model.config.name_or_path = str(root / "base")
     adapt(model, plan, seed=0)
     disturb(model)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")), unk_token="a")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")), unk_token="a"
+    )
     tokenizer.save_pretrained(root / "adapter")
     save_adapter_folder(model, {}, root / "adapter")
     return model
 
 
-def forget_base(root: Path) -> None:
+def name_base(root: Path, name: Any) -> None:
     path = root / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(config | {"base_model_name_or_path": None}), encoding="utf-8")
+    path.write_text(json.dumps(config | {"base_model_name_or_path": name}), encoding="utf-8")
 
 
 def cut_weights(root: Path) -> None:
@@ -184,7 +186,11 @@ def rename_weights(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (forget_base, "does not say which model it belongs to"),
+        (lambda root: name_base(root, None), "does not say which model it belongs to"),
+        (lambda root: name_base(root, 5), "its base_model_name_or_path is 5"),
+        (lambda root: name_base(root, "/it/is/gone"), "an adapter of /it/is/gone, which cannot be used: .*Put that"),
+        (lambda root: (root / "adapter" / "frozen_weights.json").write_text("{"), "holds no adapter"),
+        (lambda root: (root / "adapter" / "frozen_weights.json").write_text("[]"), "is no JSON object"),
         (cut_weights, "holds no adapter that transformers can read"),
         (rename_weights, "8 parts differ"),
     ],

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.decoders import Fuse, Strip
+from tokenizers.decoders import Sequence as DecodeInOrder
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -180,6 +182,16 @@ def test_a_prompt_begins_as_the_models_own_text_did(
     delattr(model.config, DOCUMENT_START)
     assert complete(model, own, ["hello"], GREEDY) == continued([] if template is None else [start])
     assert continued([stop]) != continued([]) != continued([start]) != continued([stop])
+
+
+def test_a_completion_keeps_the_space_before_its_first_word(model_of: Callable[[str], PreTrainedModel]) -> None:
+    model, own = model_of("qwen3"), train_tokenizer("char", [LETTERS])
+    wild = Sampling(max_new_tokens=3, temperature=50.0)
+    expected = complete(model, own, list(LETTERS) * 4, wild)
+    assert any(text.startswith(" ") for text in expected)
+    # As Llama tokenizers decode: the first word of a text loses its space.
+    own.backend_tokenizer.decoder = DecodeInOrder([Fuse(), Strip(" ", 1, 0)])
+    assert complete(model, own, list(LETTERS) * 4, wild) == expected
 
 
 def test_what_a_models_folder_recommends_does_not_act_unseen(

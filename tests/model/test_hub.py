@@ -162,6 +162,8 @@ def test_what_cannot_be_had_is_explained(server: HubServer, monkeypatch: pytest.
     server.files["org/gguf"] = {"config.json": b"{}", "model.gguf": b"x"}
     (tmp_path / "file").write_text("x", encoding="utf-8")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}", encoding="utf-8")
     for name, message in (
         ("org/tyni", r"there is none, or it is private; nor is there a folder of this name.*Check the spelling"),
         ("org/closed", r"agreed to the terms.*hf auth login"),
@@ -170,6 +172,7 @@ def test_what_cannot_be_had_is_explained(server: HubServer, monkeypatch: pytest.
         ("", r"is no folder"),
         (str(tmp_path / "file"), "is a file: give the folder"),
         (str(tmp_path / "empty"), r"it has no config\.json"),
+        (str(tmp_path / "adapter"), "holds an adapter and no whole model"),
         ("modelscope:one", "write modelscope:Owner/Name"),
     ):
         with pytest.raises(InputError, match=message):

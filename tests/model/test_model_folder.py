@@ -74,6 +74,11 @@ def make_list(folder: Path) -> None:
     (folder / "config.json").write_text("[1, 2]", encoding="utf-8")
 
 
+def forget_tokens(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}', encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -89,6 +94,7 @@ def make_list(folder: Path) -> None:
         ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"{}"), "damaged weights: "),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "holds no tokenizer"),
+        (forget_tokens, "there are no tokens in it"),
         (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "holds no tokenizer"),
     ],
 )

@@ -9,12 +9,15 @@ import pytest
 from huggingface_hub import constants
 
 from onecard.errors import InputError
+from onecard.hardware import probe_machine
 from onecard.model.build import build_model, make_config
 from onecard.model.folder import save_model_folder
 from onecard.model.pretrained import load_pretrained
+from onecard.planner import check_recipe
 from onecard.planner.known_models import find_known_model
 from onecard.planner.pretrained import plan_base
 from onecard.planner.shape import attention_width
+from onecard.spec import load_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -103,8 +106,20 @@ def test_a_config_alone_is_enough_to_plan(folder: Path) -> None:
     assert "not here yet" in reasons["model.base.name"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"lora_r": 64}, "r 64 is more than"), ({"lora_target_modules": "q_proj"}, "no layer of")]
+)
+def test_adapters_without_a_place_are_refused_before_any_text_is_read(
+    folder: Path, changes: dict[str, Any], message: str
+) -> None:
+    given = {"model_name_or_path": str(folder), "dataset": "missing.jsonl", "method": "lora", "max_seq_length": 16}
+    recipe = load_recipe(given | changes)
+    with pytest.raises(InputError, match=message):
+        check_recipe(recipe, probe_machine())
+
+
 def test_what_is_unknown_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not in the cache"):
+    with pytest.raises(InputError, match="not in the cache"):
         plan_base("org/unknown", max_seq_length=16, reasons={})
     (tmp_path / "config.json").write_text('{"model_type": "t5"}', encoding="utf-8")
     with pytest.raises(InputError, match="no causal language model"):

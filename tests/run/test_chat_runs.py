@@ -1,6 +1,7 @@
 """A run over conversations keeps the promises of a run over text."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,10 +9,13 @@ import pytest
 
 from onecard.data import ChatCorpus, ChatRequest, Source, prepare_chats
 from onecard.data.tokenizer import train_tokenizer
+from onecard.errors import InputError
 from onecard.hardware import probe_machine
 from onecard.planner import facts_of, make_plan
 from onecard.run.folder import RunFolder
+from onecard.run.inputs import fetch_base
 from onecard.run.session import run_session
+from onecard.spec import load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,3 +73,10 @@ def test_bits_per_byte_are_those_of_the_targets(chats: ChatCorpus, runner: "Runn
     assert last["bits_per_byte"] == pytest.approx(last["loss"] / math.log(2) * per_byte)
     steps = [event for event in whole.record if event["event"] == "step"]
     assert all(event["num_target_tokens"] < 8 * 30 for event in steps)
+
+
+def test_missing_operators_are_told_before_a_model_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    recipe = load_recipe({"dataset": "chats.jsonl", "model_name_or_path": "no/where", "method": "qlora"})
+    with pytest.raises(InputError, match="qlora needs bitsandbytes"):
+        fetch_base(recipe, weights=True)

@@ -87,6 +87,12 @@ def test_a_fine_tuning_recipe_survives_a_run_folder(tmp_path: Path) -> None:
     assert recipe.lora_target_modules == ("c_attn", "c_proj")
 
 
+@pytest.mark.parametrize("given", ["q_proj, v_proj", ["q_proj,v_proj"], ["q_proj", "v_proj"], "[q_proj, v_proj]"])
+def test_layers_to_adapt_may_be_listed_in_any_way(given: Any) -> None:
+    recipe = load_recipe(MODEL | {"method": "lora"}, lora_target_modules=given)
+    assert recipe.lora_target_modules == ("q_proj", "v_proj")
+
+
 def test_a_recipe_from_scratch_keeps_no_word_of_adapters() -> None:
     text = recipe_to_yaml(load_recipe("demo"))
     assert "lora" not in text
@@ -112,6 +118,7 @@ def test_a_recipe_from_scratch_keeps_no_word_of_adapters() -> None:
         (MODEL | {"assistant_only_loss": False}, "onecard knows only true here"),
         (MODEL | {"trust_remote_code": True}, "onecard knows only false here"),
         (MODEL | {"on_bad_row": "ignore"}, "takes error or skip"),
+        ({"dataset": "a", "model_name_or_path": " ", "max_steps": 1}, "null starts from scratch"),
     ],
     ids=str,
 )

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from onecard.data.json_text import JSON_ERRORS, explain_json, parse_json
 from onecard.data.text_files import binary_file, open_bytes, unreadable
 from onecard.errors import DataError
 
 _ROWS_AT_ONCE = 256
 # What bytes that are no UTF-8 become under the error handler `surrogateescape`.
+_COLUMNS_OF_CHATS = frozenset(("messages", "conversations", "instruction", "prompt"))
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
@@ -83,6 +85,8 @@ def missing_column(columns: list[str], wanted: str) -> str:
     """Says that a column is not among those there are, and which may be meant."""
     near = difflib.get_close_matches(wanted, columns, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "; set text_column to one of them"
+    if not _COLUMNS_OF_CHATS.isdisjoint(columns):
+        hint += ", or for chats task to sft and model_name_or_path to the model to start from"
     return f"no column {wanted!r} among {', '.join(map(repr, columns)) or 'no columns at all'}{hint}"
 
 
@@ -102,7 +106,7 @@ def _load_hub(path: str, name: str | None, split: str) -> Any:
         raise DataError(
             f"dataset {path!r}: it is no file, no folder and no pattern that matches (looked in {Path.cwd()}), and as a"
             f" Hub data set (configuration {name!r}, split {split!r}) it cannot be loaded: {reason}. Check the name,"
-            " or be online once so that it gets into the cache."
+            " be online once so that it gets into the cache, or give files of your own by --dataset."
         ) from error
 
 
@@ -145,11 +149,11 @@ def _line_rows(path: Path, label: str, columns: tuple[str, ...]) -> Iterator[Row
 def _parse_line(origin: str, line: bytes) -> Row | RowProblem | None:
     try:
         text = line.decode("utf-8-sig").strip()
-        return Row(origin, json.loads(text)) if text else None
+        return Row(origin, parse_json(text)) if text else None
     except UnicodeDecodeError as error:
         return RowProblem(origin, "not UTF-8", f"not UTF-8 at byte {error.start} of the line")
-    except (ValueError, RecursionError) as error:
-        return RowProblem(origin, "broken JSON", _json_problem(error))
+    except JSON_ERRORS as error:
+        return RowProblem(origin, "broken JSON", explain_json(error))
 
 
 def _breaks_off(line: bytes) -> bool:
@@ -166,14 +170,6 @@ def _line_number(error: ValueError | RecursionError) -> str:
     return f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
 
 
-def _json_problem(error: ValueError | RecursionError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"broken JSON at character {error.colno}: {error.msg}"
-    if isinstance(error, RecursionError):
-        return "JSON that is nested too deeply"
-    return "JSON with a number of too many digits"
-
-
 def _listed_rows(path: Path, label: str) -> Iterator[Row | RowProblem]:
     with open_bytes(path) as stream:
         content = stream.read()
@@ -183,9 +179,9 @@ def _listed_rows(path: Path, label: str) -> Iterator[Row | RowProblem]:
         text, is_utf8 = content.decode("utf-8-sig", errors="surrogateescape"), False
     del content
     try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}{_line_number(error)}: {_json_problem(error)}. Mend it.") from error
+        rows = parse_json(text)
+    except JSON_ERRORS as error:
+        raise DataError(f"{path}{_line_number(error)}: {explain_json(error)}. Mend it.") from error
     for index, row in enumerate(rows):
         origin = f"{label}[{index}]"
         if is_utf8 or not _ESCAPED_BYTE.search(json.dumps(row, ensure_ascii=False)):
@@ -225,9 +221,22 @@ def _cells_row(origin: str, names: list[str], cells: tuple[Any, ...]) -> Row | R
     return Row(origin, row)
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose header must be whole: `tarfile` takes a damaged one, or a cut archive, for the end of it."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "_Member":
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            if type(error).__name__ == "EOFHeaderError":  # the mark at the end, a class that typeshed does not know
+                raise
+            raise tarfile.ReadError(f"it breaks off or is damaged at byte {archive.offset:,}: {error}") from error
+
+
 def _tar_rows(path: Path, label: str, columns: tuple[str, ...]) -> Iterator[Row | RowProblem]:
     num_rows = 0
-    with tarfile.open(path, mode="r|*") as archive:
+    with tarfile.open(path, mode="r|*", tarinfo=_Member) as archive:
         for members in _samples(archive):
             # Beside a text, JSON holds what is known about it.
             plain = {name: content for name, content in members.items() if name.endswith(".txt")}
@@ -245,11 +254,11 @@ def _member_row(origin: str, content: bytes, text_column: str) -> Row | RowProbl
         text = content.decode("utf-8-sig")
         if origin.endswith(".txt"):
             return Row(origin, {text_column: text.replace("\r\n", "\n")})
-        return Row(origin, json.loads(text))
+        return Row(origin, parse_json(text))
     except UnicodeDecodeError as error:
         return RowProblem(origin, "not UTF-8", f"not UTF-8 at byte offset {error.start:,}")
-    except (ValueError, RecursionError) as error:
-        return RowProblem(f"{origin}{_line_number(error)}", "broken JSON", _json_problem(error))
+    except JSON_ERRORS as error:
+        return RowProblem(f"{origin}{_line_number(error)}", "broken JSON", explain_json(error))
 
 
 def _samples(archive: tarfile.TarFile) -> Iterator[dict[str, bytes]]:

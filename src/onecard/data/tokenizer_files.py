@@ -91,6 +91,11 @@ def _load_pretrained(name: str) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # each kind of tokenizer, and the Rust side, has errors of its own
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        if Path(name).is_dir():
+            raise DataError(
+                f"tokenizer folder {name}: `transformers` cannot load it ({reason}), for its tokenizer.json or"
+                " tokenizer_config.json is missing or damaged. Copy or download them again."
+            ) from error
         raise DataError(
             f"tokenizer {name!r}: it is none of the kinds to train ({', '.join(TRAINED_KINDS)}), no folder and no"
             f" tokenizer.json file here, and `transformers` cannot load it: {reason}. Check the name, or be online once"

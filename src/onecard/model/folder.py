@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from onecard.errors import CheckpointError
+from onecard.errors import CheckpointError, InputError
 from onecard.model.hub import find_base, find_cached
 from onecard.model.weight_files import find_weight_files, fingerprint, read_headers
 from onecard.spec import BasePlan
@@ -79,6 +79,8 @@ def load_model_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel
     refuse_broken(model, folder, "use an earlier checkpoint")
     with _explained(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder)
+        if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
+            raise ValueError("there are no tokens in it, its tokenizer.json is missing")
     return model.eval(), tokenizer
 
 
@@ -111,10 +113,17 @@ def _find_same_base(folder: Path, base: str) -> Path:
     """Finds the model that an adapter belongs to, and refuses another one of its name."""
     from onecard.model import lora
 
-    expected = lora.read_note(folder).get("base_fingerprint")
+    with _explained(folder, "adapter"):
+        expected = lora.read_note(folder).get("base_fingerprint")
     found = find_cached(base)
-    if found is None or expected not in (None, fingerprint(found)):
-        found = find_base(base)
+    try:
+        if found is None or expected not in (None, fingerprint(found)):
+            found = find_base(base)
+    except InputError as error:
+        raise CheckpointError(
+            f"{folder} holds an adapter of {base}, which cannot be used: {error}. Put that model back, or write its "
+            "folder into base_model_name_or_path of adapter_config.json"
+        ) from error
     if expected not in (None, fingerprint(found)):
         raise CheckpointError(
             f"{folder} holds an adapter for other weights than those in {found}: {base} has changed since it was "

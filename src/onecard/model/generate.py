@@ -74,7 +74,13 @@ def complete(
     opening = _opening(model, tokenizer)
     encoded = [[*opening, *tokenizer.encode(prompt, add_special_tokens=False)] or [stop] for prompt in prompts]
     completions = complete_ids(model, encoded, [stop], sampling)
-    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
+    return [_decode_after(tokenizer, before, ids) for before, ids in zip(encoded, completions, strict=True)]
+
+
+def _decode_after(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequence[int]) -> str:
+    """Decodes what follows other ids: a Llama tokenizer drops the space before the first word it decodes."""
+    head, whole = (tokenizer.decode(part, skip_special_tokens=True) for part in (before, [*before, *ids]))
+    return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(ids, skip_special_tokens=True)
 
 
 @torch.no_grad()

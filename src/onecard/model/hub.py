@@ -43,6 +43,11 @@ def find_base(name: str, *, weights: bool = True, progress: OnProgress | None = 
     """
     folder = _find_folder(name, weights=weights, progress=progress)
     if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{folder} holds an adapter and no whole model, so nothing can start from it: give the model that it "
+                "belongs to, or go on with its own run by `onecard resume`"
+            )
         raise CheckpointError(
             f"{folder} is no model folder: it has no config.json. Give one that `save_pretrained` wrote"
         )
@@ -92,8 +97,9 @@ def _from_hub(name: str, *, weights: bool, progress: OnProgress | None) -> Path:
     if constants.HF_HUB_OFFLINE:
         if (folder := _from_cache(name)) is None:
             raise InputError(
-                f"model {name!r} is not in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE forbids to fetch "
-                "it: unset HF_HUB_OFFLINE once, or give a folder"
+                f"model {name!r} is no folder in {Path.cwd()} and not in the cache ({constants.HF_HUB_CACHE}), and "
+                "HF_HUB_OFFLINE forbids to fetch it: unset HF_HUB_OFFLINE once, or give a folder of your own by "
+                "--model_name_or_path"
             )
         return folder
     try:
@@ -137,7 +143,7 @@ def _explain(name: str, error: Exception) -> str:
         )
     return (
         f"asked {asked} without success ({_reason(error)}), and it is not in the cache. Start again when there is a "
-        f"network: what has arrived is kept; {_MIRROR_HINT}"
+        f"network: what has arrived is kept; {_MIRROR_HINT}; or give a folder of your own by --model_name_or_path"
     )
 
 

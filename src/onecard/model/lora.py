@@ -149,7 +149,9 @@ def _new_tokens(model: PreTrainedModel) -> dict[str, list[int]] | None:
 def read_note(folder: Path) -> dict[str, Any]:
     """What is known of the frozen weights that the adapter in a folder belongs to; empty for another tool's adapter."""
     path = folder / NOTE
-    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    note = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(note, dict):
+        raise ValueError(f"{NOTE} is no JSON object")
     return note
 
 
@@ -161,7 +163,9 @@ def load(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
 
 def find_base(folder: Path) -> str | None:
     """The model that the adapter in a folder belongs to: a folder or a name on the Hub."""
-    base: str | None = LoraConfig.from_pretrained(folder).base_model_name_or_path
+    base = LoraConfig.from_pretrained(folder).base_model_name_or_path
+    if not isinstance(base, str | None):
+        raise ValueError(f"its base_model_name_or_path is {base!r}")
     return base
 
 

@@ -35,8 +35,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
         if not isinstance(settings, dict):
             raise ValueError(f"it holds a {type(settings).__name__}")
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder} is no model folder: its config.json cannot be read ({error})") from error
+        raise CheckpointError(
+            f"{folder} is no model folder: its config.json cannot be read ({error}). Copy or download it again"
+        ) from error
     classes = settings.get("architectures") or []
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise CheckpointError(f"{folder}: architectures in its config.json is {classes!r}, no list of names: mend it")
     if "model_type" not in settings and (known := [name for name in classes if name in _TYPES_BY_CLASS]):
         settings["model_type"] = _TYPES_BY_CLASS[known[0]]
     if problem := _find_problem(settings, classes):
@@ -48,7 +52,7 @@ def _find_problem(settings: dict[str, Any], classes: list[str]) -> str | None:
     model_type = settings.get("model_type")
     if model_type is None:
         return "its config.json names neither a model_type nor a known architecture"
-    if model_type not in CONFIG_MAPPING_NAMES:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING_NAMES:
         return f"model_type {model_type!r} is unknown to transformers, or needs code of its own, which is never run"
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or settings.get("is_encoder_decoder"):
         return f"a {model_type} is no causal language model"

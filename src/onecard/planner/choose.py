@@ -22,7 +22,7 @@ from onecard.planner.schedule import (
     resolve_interval,
     tokens_per_step,
 )
-from onecard.planner.shape import attention_width, plan_adapters, plan_model
+from onecard.planner.shape import attention_width, count_adapters, plan_adapters, plan_model
 from onecard.spec import AdaptPlan, CorpusFacts, ModelPlan, OptimizerPlan, Plan, Recipe
 from onecard.units import GIB, format_seconds
 
@@ -161,6 +161,8 @@ def _decide(grounds: Grounds, reasons: dict[str, str]) -> _Decisions:
     precision, reasons["precision"] = problems.attempt(choose_precision, recipe, target, grounds.machine) or ("", "")
     adapt = problems.attempt(plan_adapters, recipe)
     model = problems.attempt(_plan_model, recipe, corpus, reasons)
+    if model is not None and adapt is not None:
+        problems.attempt(count_adapters, model, adapt)  # refuses names and ranks that the model has no place for
     dropout = model.dropout if model else recipe.dropout or 0.0
     attention, reasons["attn_implementation"] = problems.attempt(
         choose_attention, recipe, target, precision, dropout

@@ -1,11 +1,9 @@
 """A plan to what it takes on a card."""
 
-import json
 import os
 from dataclasses import dataclass
 
 from onecard.hardware import Card, context_bytes, workspace_bytes
-from onecard.model.adapt import count_trained
 from onecard.planner.allocator_settings import AllocatorSettings
 from onecard.planner.compiled import CannotTraceCompiled
 from onecard.planner.depth import TracedPlan, trace_any_depth
@@ -13,6 +11,7 @@ from onecard.planner.device import Target
 from onecard.planner.outcomes import corrected_efficiencies, memory_factor
 from onecard.planner.replay import Peak
 from onecard.planner.roofline import predict_time
+from onecard.planner.shape import count_adapters
 from onecard.planner.trace import Trace
 from onecard.spec import Forecast, MemoryForecast, Plan, TimeForecast
 from onecard.units import GIB
@@ -150,8 +149,7 @@ def _trained(plan: Plan) -> tuple[int, int]:
     model = plan.model
     if plan.adapt is None:
         return model.num_parameters, min(model.num_parameters, model.num_matrix_parameters)
-    num_new = model.base.num_new_tokens if model.base else 0
-    return (count_trained(json.dumps(model.settings), plan.adapt.model_dump_json(), num_new),) * 2
+    return (count_adapters(model, plan.adapt),) * 2
 
 
 def _moment_bytes(plan: Plan) -> int:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from onecard.errors import InputError, RecipeError
+from onecard.model.adapt import count_trained
 from onecard.model.build import DOCUMENT_START, count_parameters, make_config
 from onecard.spec import AdaptPlan, CorpusFacts, ModelPlan, Recipe
 from onecard.spec.agreement import SHAPE_KEYS
@@ -73,6 +74,16 @@ def plan_adapters(recipe: Recipe) -> AdaptPlan | None:
         bias=recipe.lora_bias,
         double_quant=recipe.double_quant,
     )
+
+
+def count_adapters(model: ModelPlan, adapt: AdaptPlan) -> int:
+    """Counts the parameters that move beside a model's frozen weights.
+
+    Raises:
+        InputError: names that match no layer, or a rank beyond a layer's width; all problems together.
+    """
+    num_new = model.base.num_new_tokens if model.base else 0
+    return count_trained(json.dumps(model.settings), adapt.model_dump_json(), num_new)
 
 
 def attention_width(settings: dict[str, Any]) -> tuple[int, int]:

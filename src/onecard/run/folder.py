@@ -215,7 +215,7 @@ class RunFolder:
             for other, reason in damaged.items():
                 aside = _unused_name(other.with_name(_DAMAGED + other.name))
                 other.rename(aside)
-                log.warning("%s It is now %s; going on from %s", reason, aside.name, folder.name)
+                log.warning("%s. It is now %s; going on from %s", reason, aside.name, folder.name)
             return folder
         if damaged:
             raise CheckpointError("\n".join(damaged.values()))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from onecard.data import ChatRequest, CorpusRequest, TrainingData, prepare, prepare_chats
 from onecard.model.hub import find_base, find_cached
+from onecard.model.nf4 import load_operators
 from onecard.run.find import find_model_folder
 from onecard.spec import Recipe
 from onecard.spec.paths import locate
@@ -27,10 +28,12 @@ def fetch_base(recipe: Recipe, *, weights: bool, progress: OnProgress | None = N
     """Gives the folder of the model that a recipe starts from, downloaded if need be; None for one from scratch.
 
     Raises:
-        InputError: no such model, or it cannot be reached.
+        InputError: no such model, or it cannot be reached; bitsandbytes is missing.
         CheckpointError: its files are damaged.
     """
     name = recipe.model_name_or_path
+    if weights and recipe.method == "qlora":
+        load_operators()  # before anything is downloaded or prepared in vain
     return None if name is None else find_base(name, weights=weights, progress=progress)
 
 

@@ -92,6 +92,8 @@ def coerce(key: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = value.strip()
+    if key == "model_name_or_path" and not text:  # a variable of the shell that is not set
+        raise ValueError("takes a folder, a run, a Hub name or modelscope:NAME; null starts from scratch")
     if NoneType in accepted.kinds and text.lower() in _NULL:
         return None
     if tuple in accepted.kinds or dict in accepted.kinds:

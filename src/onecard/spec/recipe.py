@@ -52,10 +52,12 @@ def _as_list(value: Any) -> Any:
 
 def _as_modules(value: Any) -> Any:
     """Accepts all-linear (the word alone or as a list of one), one name, several in one text, or a list."""
-    names = value.split(",") if isinstance(value, str) else value
+    names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple):
         return value
-    names = tuple(name.strip() if isinstance(name, str) else name for name in names if name)
+    # A flag arrives as a list of one text, which may hold several names.
+    parts = [part for name in names for part in (name.split(",") if isinstance(name, str) else [name])]
+    names = tuple(part.strip() if isinstance(part, str) else part for part in parts if part)
     return "all-linear" if names == ("all-linear",) else names
 
 

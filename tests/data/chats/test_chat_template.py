@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from onecard.data.chats.conversation import BadRow, Conversation, PlainText, Rendered, Turn
 from onecard.data.chats.template import ChatTemplate
-from onecard.data.chats.template_choice import CHATML
+from onecard.data.chats.template_choice import CHATML, EOS
 from onecard.data.tokenizer import train_tokenizer
 from onecard.data.tokenizer_files import load_tokenizer, save_tokenizer
 from onecard.errors import DataError
@@ -448,6 +448,31 @@ def test_a_template_of_no_use_is_refused_at_once(tokenizer: PreTrainedTokenizerB
 def test_a_missing_template_file_is_named(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing\.jinja.*default, chatml or eos"):
         ChatTemplate.of(tokenizer, str(tmp_path / "missing.jinja"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[1]",
+        '{"chat_template": [1]}',
+        '{"chat_template": [{"a": 1}]}',
+        '{"chat_template": "x", "added_tokens_decoder": [1]}',
+        '{"chat_template": "x", "added_tokens_decoder": {"0": {"special": true}}}',
+    ],
+)
+def test_a_damaged_template_file_is_named(tokenizer: PreTrainedTokenizerBase, tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=r"chat template .*cannot be read"):
+        ChatTemplate.of(tokenizer, str(tmp_path))
+
+
+def test_the_home_folder_is_known(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    (tmp_path / "mine.jinja").write_text(EOS, encoding="utf-8")
+    assert ChatTemplate.of(tokenizer, "~/mine.jinja").name == "mine.jinja"
 
 
 def test_a_naive_llama_file_finds_its_end_tokens(naive_llama: PreTrainedTokenizerBase) -> None:

@@ -13,7 +13,7 @@ from onecard.data.chats.audit import audit_chats, merge_skipped
 from onecard.data.chats.batches import BatchShape, ChatSteps, heldout_chats
 from onecard.data.chats.build import ChatRules, build_chats
 from onecard.data.chats.chat_file import Conversations, PreparedChats
-from onecard.data.chats.rows import list_chat_files
+from onecard.data.chats.rows import list_all_files
 from onecard.data.chats.template import ChatTemplate
 from onecard.data.fingerprint import Progress, fingerprint_source
 from onecard.data.sampler import IndexSampler
@@ -171,10 +171,10 @@ def prepare_chats(request: ChatRequest, progress: Progress | None = None) -> Cha
         template = ChatTemplate.of(tokenizer, request.chat_template)
         rules = ChatRules(tokenizer, template, request.max_seq_length, request.max_rounds)
         prepared = []
-        for source, rule in [(source, split) for source in request.sources] + [
-            (source, whole) for source in request.eval_sources
-        ]:
-            fingerprint = fingerprint_source(source, cache_root, progress, list_chat_files(source))
+        split_of = [split] * len(request.sources) + [whole] * len(request.eval_sources)
+        listed = list_all_files((*request.sources, *request.eval_sources))
+        for (source, files), rule in zip(listed, split_of, strict=True):
+            fingerprint = fingerprint_source(source, cache_root, progress, files)
             prepared.append(build_chats(fingerprint, rules, rule, cache_root, progress))
         _refuse_bad_rows(request, prepared)
         _refuse_empty(request, prepared)

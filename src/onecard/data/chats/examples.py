@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from onecard.data.chats.conversation import BadRow, Example, PlainText
 from onecard.data.chats.formats import recognise, to_example
 from onecard.data.chats.rows import ChatFile, open_chat_files
+from onecard.data.chats.turns import quote
 from onecard.data.row_files import Row, RowProblem
 from onecard.data.sources import Source
 
@@ -102,7 +103,7 @@ def _unknown(row: Row) -> str:
     if not isinstance(row.value, dict):
         found = "null" if row.value is None else f"a bare {type(row.value).__name__}"
         return f"it is {found}, not an object or a list of turns"
-    keys = ", ".join(map(repr, list(row.value)[:8])) or "no keys at all"
+    keys = ", ".join(map(quote, list(row.value)[:8])) or "no keys at all"
     return (
         f"its keys are {keys}: it has no messages, no conversations, no instruction and output, no prompt and response"
         " (or completion), no text"

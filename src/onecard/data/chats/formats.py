@@ -20,14 +20,14 @@ from itertools import pairwise
 from typing import Any
 
 from onecard.data.chats.conversation import BadRow, Conversation, Example, PlainText, Turn
-from onecard.data.chats.turns import BadTurn, check_text, describe, read_turn, system_turn
+from onecard.data.chats.turns import BadTurn, check_text, describe, read_turn, with_system
 
 _TURN_LISTS = ("messages", "conversations", "conversation", "dialog", "turns")
 _QUESTIONS = ("prompt", "question", "query", "input")
 _ANSWERS = ("response", "answer", "output")
 _ALPACA_INPUTS = ("input", "context")
 _ALPACA_ANSWERS = ("output", "response", "answer", "completion")
-_SYSTEMS = ("system", "system_prompt")
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
 def recognise(row: object) -> str | None:
@@ -55,8 +55,8 @@ def to_example(row: object, format: str) -> Example | BadRow:
 
     What is malformed comes back as a BadRow. Its kinds are `mixed formats`, `unknown format`, `missing key`,
     `no turns`, `unknown role`, `null content`, `empty turn`, `not text`, `broken characters`, `tool calls`,
-    `separate reasoning`, `bad weight`, `bad tools`, `late system turn`, `wrong alternation`, `ends on user`,
-    `ends on tool`, `no assistant turn` and `teaches nothing`.
+    `separate reasoning`, `bad weight`, `two system prompts`, `two columns for one`, `bad tools`, `late system turn`,
+    `wrong alternation`, `ends on user`, `ends on tool`, `no assistant turn` and `teaches nothing`.
     """
     found = recognise(row)
     if found is not None and found != format:
@@ -65,6 +65,8 @@ def to_example(row: object, format: str) -> Example | BadRow:
         raise ValueError(f"format {format!r} is none of {', '.join(_READERS)}")
     if not isinstance(row, dict) and found != format:
         return BadRow("unknown format", f"it is {describe(row)}, the file is in the {format} format")
+    if isinstance(row, dict) and (media := next((key for key in _MEDIA if row.get(key)), None)):
+        return BadRow("not text", f"it has {media!r} beside its text; only text can be learned")
     try:
         return _READERS[format](row)
     except BadTurn as error:
@@ -93,14 +95,21 @@ def _value(row: Any, keys: tuple[str, ...]) -> Any:
     return row[key]
 
 
+def _one_of(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    """Gives the value under the first of the keys; what stands under another of them would be lost."""
+    given = {key: row[key] for key in keys if row.get(key) not in (None, "")}
+    if any(value != next(iter(given.values())) for value in given.values()):
+        named = " and ".join(map(repr, given))
+        raise BadTurn("two columns for one", f"it has {named}, of which only one can be used: join or drop the others")
+    return next(iter(given.values())) if given else _value(row, keys)
+
+
 def _read_listed(row: Any) -> Conversation:
     """Reads `messages` and `sharegpt`: the keys of each turn say which."""
     key = _first_key(row, _TURN_LISTS)
     if key is None:
         raise BadTurn("missing key", f"there is no {' or '.join(repr(name) for name in _TURN_LISTS[:2])} in it")
-    turns = _list_of_turns(row[key], key)
-    first = system_turn(row, _SYSTEMS) if not turns or turns[0].role != "system" else ()
-    return _conversation((*first, *turns), _tools(row.get("tools")))
+    return _conversation(with_system(row, _list_of_turns(row[key], key)), _tools(row.get("tools")))
 
 
 def _list_of_turns(entries: object, key: str) -> list[Turn]:
@@ -114,15 +123,16 @@ def _list_of_turns(entries: object, key: str) -> list[Turn]:
 
 def _read_bare(row: Any) -> Conversation:
     entries = row if isinstance(row, list) else _value(row, _TURN_LISTS)
-    first = () if isinstance(row, list) else system_turn(row, _SYSTEMS)
-    tools = () if isinstance(row, list) else _tools(row.get("tools"))
+    beside = {} if isinstance(row, list) else row
+    tools = _tools(beside.get("tools"))
     if all(isinstance(entry, dict) for entry in entries):
-        return _conversation(tuple(_list_of_turns(entries, "the list")), tools)
+        return _conversation(with_system(beside, _list_of_turns(entries, "the list")), tools)
     if all(isinstance(entry, list | tuple) for entry in entries):
-        return _conversation((*first, *_pairs(entries, "pair")), tools)
+        return _conversation(with_system(beside, _pairs(entries, "pair")), tools)
     sides = ("user", "assistant")
     texts = (check_text(text, f"turn {number} ({sides[(number - 1) % 2]})") for number, text in enumerate(entries, 1))
-    return _conversation((*first, *(Turn(sides[n % 2], text) for n, text in enumerate(texts))), tools)  # type: ignore[arg-type]
+    turns = [Turn(sides[n % 2], text) for n, text in enumerate(texts)]  # type: ignore[arg-type]
+    return _conversation(with_system(beside, turns), tools)
 
 
 def _pairs(entries: Any, name: str) -> list[Turn]:
@@ -135,8 +145,16 @@ def _pairs(entries: Any, name: str) -> list[Turn]:
     return turns
 
 
+def _history(row: dict[str, Any]) -> list[Turn]:
+    found = row.get("history")
+    if found not in (None, "") and not isinstance(found, list | tuple):
+        raise BadTurn("not text", f"'history' is {describe(found)}, not a list of pairs")
+    return _pairs(found or (), "history pair")
+
+
 def _read_alpaca(row: Any) -> Conversation:
-    instruction, addition = _value(row, ("instruction",)), row.get(_first_key(row, _ALPACA_INPUTS))
+    instruction = _value(row, ("instruction",))
+    addition = _one_of(row, _ALPACA_INPUTS) if _first_key(row, _ALPACA_INPUTS) else None
     if addition not in (None, ""):
         addition = check_text(addition, "the input")
         # Rows whose whole question lies in the input exist.
@@ -144,23 +162,22 @@ def _read_alpaca(row: Any) -> Conversation:
             addition if instruction in (None, "") else f"{check_text(instruction, 'the instruction')}\n{addition}"
         )
     turns = (
-        *system_turn(row, _SYSTEMS),
-        *_pairs(row.get("history") or (), "history pair"),
+        *_history(row),
         Turn("user", check_text(instruction, "the instruction")),
-        Turn("assistant", check_text(_value(row, _ALPACA_ANSWERS), "the output")),
+        Turn("assistant", check_text(_one_of(row, _ALPACA_ANSWERS), "the output")),
     )
-    return _conversation(turns, _tools(row.get("tools")))
+    return _conversation(with_system(row, turns), _tools(row.get("tools")))
 
 
 def _read_prompt_response(row: Any) -> Conversation:
-    question, answer = _value(row, _QUESTIONS), _value(row, _ANSWERS)
+    # A text to answer from is no second question, but nothing else would read it either.
+    question, answer = _one_of(row, (*_QUESTIONS, "context")), _one_of(row, _ANSWERS)
     turns = (
-        *system_turn(row, _SYSTEMS),
-        *_pairs(row.get("history") or (), "history pair"),
+        *_history(row),
         Turn("user", check_text(question, "the prompt")),
         Turn("assistant", check_text(answer, "the response")),
     )
-    return _conversation(turns, _tools(row.get("tools")))
+    return _conversation(with_system(row, turns), _tools(row.get("tools")))
 
 
 def _read_prompt_completion(row: Any) -> Conversation:
@@ -175,8 +192,7 @@ def _read_prompt_completion(row: Any) -> Conversation:
         listed = _list_of_turns(_as_turns(prompt, "user"), "prompt")
         asked = [Turn(turn.role, turn.content, turn.role != "assistant") for turn in listed]
         turns = [*asked, *_list_of_turns(_as_turns(completion, "assistant"), "completion")]
-    first = system_turn(row, _SYSTEMS) if not turns or turns[0].role != "system" else ()
-    return _conversation((*first, *turns), _tools(row.get("tools")))
+    return _conversation(with_system(row, turns), _tools(row.get("tools")))
 
 
 def _as_turns(entries: object, role: str) -> object:
@@ -191,12 +207,16 @@ def _tools(found: object) -> tuple[dict[str, Any], ...]:
     if isinstance(found, str) and found.strip():
         try:
             found = json.loads(found)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadTurn("bad tools", f"'tools' is text that is no JSON ({error})") from error
     if not found:
         return ()
     if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
         raise BadTurn("bad tools", "'tools' is not a list of JSON schemas")
+    try:
+        json.dumps(found)
+    except (TypeError, ValueError, RecursionError) as error:  # Parquet holds dates and bytes
+        raise BadTurn("bad tools", f"'tools' holds what is no JSON ({error})") from error
     return tuple(found)
 
 

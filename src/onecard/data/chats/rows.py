@@ -1,6 +1,6 @@
 """Where chats come from: a source becomes files of rows, each row with its place."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from onecard.data.row_files import Row, RowProblem, read_hub_rows, read_row_file
@@ -34,6 +34,19 @@ def list_chat_files(source: Source) -> FileList:
             f" none here, only {found}. Write each conversation as one line of JSON, or set task: pretrain for text."
         )
     return replace(listing, files=files)
+
+
+def list_all_files(sources: Iterable[Source]) -> list[tuple[Source, FileList]]:
+    """Finds the files of several sources; raises DataError for all of those that have none together."""
+    found, problems = [], []
+    for source in sources:
+        try:
+            found.append((source, list_chat_files(source)))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+    return found
 
 
 def open_chat_files(source: Source) -> Iterator[ChatFile]:

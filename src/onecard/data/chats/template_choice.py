@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecard.errors import DataError
+from onecard.spec.paths import expand
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +61,7 @@ def choose(tokenizer: "PreTrainedTokenizerBase", source: str) -> tuple[Any, str,
         if source == "eos":
             return EOS, f"eos (turns joined by {tokenizer.eos_token})", ()
         return DEFAULT, f"default (System:, User:, Assistant:, {tokenizer.eos_token} after every answer)", ()
-    return _read(Path(source))
+    return _read(expand(source))
 
 
 def add_tokens(tokenizer: "PreTrainedTokenizerBase", needed: Iterable[str]) -> tuple[str, ...]:
@@ -105,15 +106,15 @@ def _read(path: Path) -> tuple[Any, str, tuple[str, ...]]:
         else:
             content = json.loads(config.read_text(encoding="utf-8"))
             text = content.get("chat_template")
-    except (OSError, ValueError, AttributeError) as error:
+        if isinstance(text, list):
+            text = {entry["name"]: entry["template"] for entry in text}
+        added = content.get("added_tokens_decoder", {}).values()
+        listed = [token["content"] for token in added if token.get("special")]
+    except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
             f"chat template {str(path)!r}: cannot be read ({error}). Give auto, default, chatml or eos, a .jinja file,"
             " a tokenizer_config.json, or a folder that holds one of them."
         ) from error
-    if isinstance(text, list):
-        text = {entry["name"]: entry["template"] for entry in text}
     if not text:
         raise DataError(f"chat template {str(path)!r}: there is no 'chat_template' in it. Give a file that has one.")
-    added = content.get("added_tokens_decoder", {}).values()
-    listed = (token["content"] for token in added if token.get("special"))
     return text, path.name, tuple(token for token in listed if token in str(text))

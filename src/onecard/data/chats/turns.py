@@ -1,5 +1,6 @@
 """One turn of a chat file: its role, its text, whether it counts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from onecard.data.chats.conversation import Role, Turn
@@ -22,7 +23,10 @@ ROLES: dict[str, Role] = {
     "function_response": "tool",
     "ipython": "tool",
 }
+_SYSTEMS = ("system", "system_prompt")
 _WEIGHTS = ("loss_weight", "weight", "train")
+# Characters of a name or number in a message.
+_LONGEST_SHOWN = 60
 _REASONING = frozenset(("reasoning_content", "reasoning", "thinking"))
 
 
@@ -42,7 +46,7 @@ def read_turn(entry: object, number: int) -> Turn | None:
     name, value = _keys_of(entry, number)
     role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        shown = repr(name) if isinstance(name, str) else describe(name)
+        shown = quote(name) if isinstance(name, str) else describe(name)
         raise BadTurn("unknown role", f"turn {number} has the role {shown}; known are {', '.join(ROLES)}")
     place = f"turn {number} ({role})"
     if entry.get("tool_calls"):
@@ -55,10 +59,17 @@ def read_turn(entry: object, number: int) -> Turn | None:
     return Turn(role, text, role != "assistant" or _counts(entry, place))
 
 
-def system_turn(row: dict[str, Any], keys: tuple[str, ...]) -> tuple[Turn, ...]:
-    """Reads a system prompt that stands beside the turns, if there is one."""
-    value = next((row[key] for key in keys if row.get(key) not in (None, "")), None)
-    return () if value is None else (Turn("system", check_text(value, "the system prompt")),)
+def with_system(row: dict[str, Any], turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Puts a system prompt that stands beside the turns before them, if there is one."""
+    value = next((row[key] for key in _SYSTEMS if row.get(key) not in (None, "")), None)
+    if value is None:
+        return tuple(turns)
+    first = Turn("system", check_text(value, "the system prompt"))
+    if not turns or turns[0].role != "system":
+        return first, *turns
+    if turns[0] != first:
+        raise BadTurn("two system prompts", "it has a system prompt beside its turns and another one as the first turn")
+    return tuple(turns)
 
 
 def check_text(value: object, place: str) -> str:
@@ -84,12 +95,21 @@ def describe(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
-        return f"a number ({value})"
+        return f"a number ({_shortened(str(value))})"
     if isinstance(value, dict):
-        return f"an object with {', '.join(map(repr, list(value)[:5])) or 'no keys'}"
+        return f"an object with {', '.join(map(quote, list(value)[:5])) or 'no keys'}"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
     return "text" if isinstance(value, str) else type(value).__name__
+
+
+def quote(name: object) -> str:
+    """Writes a name for people, however long it is."""
+    return _shortened(repr(name))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
 def _keys_of(entry: dict[str, Any], number: int) -> tuple[object, object]:
