@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import onecard
 from onecard.errors import CheckpointError, InputError
+from onecard.evaluation import HeldoutLoss
 from onecard.model.folder import load_model_folder
 from onecard.run.folder import RunFolder
 
@@ -23,12 +24,17 @@ if TYPE_CHECKING:
 Tuner = Callable[..., "Runner"]
 
 
-def test_a_model_trained_from_scratch_learns_to_chat_from_its_best_checkpoint(runner: "Runner", tuner: Tuner) -> None:
-    scratch = runner.start("scratch", tokenizer="bpe", vocab_size=300, max_seq_length=48, max_steps=4, eval_steps=2)
+def test_a_model_trained_from_scratch_learns_to_chat_from_its_best_checkpoint(
+    runner: "Runner", tuner: Tuner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([2.0, 3.0])
+    with monkeypatch.context() as scripted:
+        scripted.setattr("onecard.run.milestones.measure_heldout_loss", lambda *_: HeldoutLoss(next(losses), 0.0, 100))
+        scratch = runner.start("scratch", tokenizer="bpe", vocab_size=300, max_seq_length=48, max_steps=4, eval_steps=2)
     outcome = tuner("llama", model_name_or_path=str(scratch.root)).start("run")
     base = RunFolder.open(outcome.root).plan().model.base
     assert base is not None
-    assert base.folder == str(RunFolder.open(scratch.root).find_checkpoint("best"))
+    assert base.folder == str(scratch.root / "checkpoints" / "step-000002")
     assert outcome.record[-1]["reason"] == "completed"
     assert [len(text) > 0 for text in onecard.generate(outcome.root, ["Hi"], device="cpu")] == [True]
 
