@@ -249,7 +249,7 @@ def _continue(
             _make_cublas_deterministic()
         choose_device(decided.device, _machine())  # refuses one that is not here
         recipe = folder.recipe()
-        base = fetch_base(recipe, weights=decided.adapt is not None, progress=on_progress)
+        base = fetch_base(recipe, weights=True, progress=on_progress)
         corpus = prepare_inputs(recipe, base, on_progress)
         if on_plan is not None:
             on_plan(decided, folder.root)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from onecard.data import NO_TARGET, Batch
 from onecard.data.chats.batches import BatchShape, lay_out
 from onecard.evaluation import HeldoutLoss, measure_heldout_loss
+from onecard.model.loss import Head
 from onecard.training.state import TrainState
 
 
@@ -85,3 +86,18 @@ def test_the_loss_over_conversations_depends_on_neither_batch_size_nor_packing(
         for size, packing in ((1, "off"), (5, "off"), (2, "rows"), (4, "rows"), (2, "flat"))
     ]
     assert losses == pytest.approx([losses[0]] * 5, rel=1e-6)
+
+
+def test_the_head_runs_on_targets_alone(tiny_state: Callable[..., TrainState], monkeypatch: pytest.MonkeyPatch) -> None:
+    from onecard.evaluation import heldout
+
+    state, seen = tiny_state(), list[int]()
+    losses_of = heldout.token_losses
+
+    def watch(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
+        seen.append(len(hidden))
+        return losses_of(hidden, head, targets)
+
+    monkeypatch.setattr(heldout, "token_losses", watch)
+    result = measure_heldout_loss(state.model, state.head, batches(3), "sdpa")
+    assert sum(seen) == result.num_target_tokens == 7 * 16 - 11

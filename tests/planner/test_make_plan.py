@@ -13,7 +13,7 @@ from onecard.errors import DoesNotFitError, InputError, RecipeError
 from onecard.hardware import Machine, find_card
 from onecard.planner import Measurements, check_recipe, choose_device, make_plan
 from onecard.planner.device import target_of_card
-from onecard.planner.schedule import resolve_batch
+from onecard.planner.schedule import count_steps, resolve_batch
 from onecard.spec import CorpusFacts, Plan, Recipe, apply_device, load_recipe, recipe_names
 
 MACHINE = Machine(
@@ -119,6 +119,27 @@ def test_the_effective_batch_is_what_was_asked_for(given: dict[str, int], expect
     plan = plan_of(**given)
     assert (plan.micro_batch_size, plan.total_batch_size, plan.num_micro_batches) == expected
     assert plan.tokens_per_step == expected[1] * 64
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_tokens", "epochs", "total", "num_steps"),
+    [(10, 1001, 1, 5, 2), (10, 999, 1, 5, 2), (11, 1001, 1, 5, 3), (4096, 2_345_678, 5, 64, 320), (10, 91, 2.5, 5, 5)],
+)
+def test_an_epoch_of_chats_is_each_of_them_once(
+    num_rows: int, num_tokens: int, epochs: float, total: int, num_steps: int
+) -> None:
+    recipe = Recipe(task="sft", num_train_epochs=epochs, model_name_or_path="x", optim="adamw")
+    corpus = facts(num_train_rows=num_rows, num_train_tokens=num_tokens)
+    assert count_steps(recipe, corpus, total, reasons := {}) == num_steps
+    assert f"{epochs:g} x " in reasons["schedule.num_steps"]
+
+
+def test_arithmetic_per_token_of_chats_counts_attention_over_one_of_mean_length() -> None:
+    from onecard.planner.choose import _attended_length
+
+    recipe = Recipe(max_seq_length=64)
+    assert _attended_length(recipe, facts()) == 64
+    assert _attended_length(recipe, facts(num_train_rows=100, num_train_tokens=1000)) == 10
 
 
 def test_a_number_of_micro_batches_is_kept_or_refused() -> None:
@@ -419,6 +440,31 @@ def test_a_step_is_measured(tiny_plan: Callable[..., Plan]) -> None:
     one = measure_step(tiny_plan(micro_batch_size=4, total_batch_size=4))
     # Scaled to the whole step, of which only a micro-batch is run.
     assert measure_step(tiny_plan(micro_batch_size=4, total_batch_size=400)) > 10 * one > 0
+
+
+@pytest.mark.parametrize("packing", ["off", "rows", "flat"])
+def test_a_step_of_chats_is_measured_as_the_run_lays_it_out(packing: str, tiny_plan: Callable[..., Plan]) -> None:
+    from onecard.planner import measure
+
+    chats = facts(num_train_tokens=1000, num_train_rows=100, num_target_tokens=400)
+    changes = {"task": "sft", "packing": packing, "corpus": chats, "micro_batch_size": 4, "total_batch_size": 2000}
+    plan = tiny_plan(**changes)
+    batches, share = measure._random_chats(plan, is_cpu=True)
+    held = sum(batch.num_tokens for batch in batches)
+    assert held / share == pytest.approx(2000 * 9, rel=0.05)  # the last token of a chat is only ever a target
+    assert sum(batch.num_targets for batch in batches) == pytest.approx(0.4 * held, rel=0.2)
+    assert held <= measure._STEP_TOKENS
+    computed = sum(batch.ids.numel() for batch in batches)
+    assert (computed == held) is (packing == "flat")
+    assert max(batch.ids.numel() for batch in batches) <= 4 * plan.max_seq_length
+    few = tiny_plan(**changes | {"total_batch_size": 20})
+    assert measure_ratio(plan, few) > 10
+
+
+def measure_ratio(large: Plan, small: Plan) -> float:
+    from onecard.planner.measure import measure_step
+
+    return measure_step(large) / measure_step(small)
 
 
 def test_the_peak_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

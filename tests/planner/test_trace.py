@@ -57,6 +57,24 @@ def test_fake_and_real_adapters_allocate_the_same_bytes_in_the_same_order(
     check_equal(plan, has_borders=True)
 
 
+def test_a_step_of_chats_picks_out_its_targets_and_evaluates_without_borders(tiny_plan: Callable[..., Plan]) -> None:
+    corpus = tiny_plan().corpus.model_copy(update={"num_train_rows": 100})
+    chats = {"task": "sft", "packing": "rows", "corpus": corpus}
+    with FakeTensorMode():
+        text, chat = (record_plan(tiny_plan(micro_batch_size=2, **changes)) for changes in ({}, chats))
+    picked = {(work.phase, work.name) for work in chat.record.work} - {
+        (work.phase, work.name) for work in text.record.work
+    }
+    assert ("loss", "index_select") in picked
+    assert ("evaluation", "index_select") in picked
+    of_masks = [
+        {work.name for work in trace.record.work if work.phase == "evaluation"} & {"masked_fill_", "tril"}
+        for trace in (text, chat)
+    ]
+    assert of_masks[0]
+    assert not of_masks[1]
+
+
 def test_frozen_weights_are_counted_once_and_as_they_rest(tiny_plan: Callable[..., Plan]) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     adapt = AdaptPlan(method="qlora", r=4)

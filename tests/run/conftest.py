@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eight_chats import TEXT, write_chats
 
 import onecard
 from onecard.observe.events import CLOCK_FIELDS, Event
@@ -41,6 +42,28 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+GATED = {"num_key_value_heads": 2, "intermediate_size": 96}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"} | SIZES | GATED,
+    "qwen3": {"model_type": "qwen3", "head_dim": 16} | SIZES | GATED,
+    "gpt2": {"model_type": "gpt2"} | SIZES,
+}
+FINE_TUNING: dict[str, Any] = {
+    "max_seq_length": 48,
+    "max_steps": 6,
+    "total_batch_size": 8,
+    "per_device_train_batch_size": 3,
+    "eval_fraction": 0.0,
+    "save_steps": 0,
+    "dataloader_num_workers": 1,
+    "precision": "fp32",
+    "torch_compile": False,
+    "device": "cpu",
+    "report_to": "none",
+}
+
+
 class Killed(BaseException):
     """Stands for the end of the process: nothing in the code under test may catch it."""
 
@@ -55,8 +78,15 @@ class Outcome:
     def checkpoints(self) -> list[str]:
         return sorted(path.name for path in (self.root / "checkpoints").glob("step-*"))
 
+    @property
+    def last(self) -> Path:
+        return self.root / "checkpoints" / self.checkpoints[-1]
+
     def last_bytes(self, name: str) -> bytes:
-        return (self.root / "checkpoints" / self.checkpoints[-1] / name).read_bytes()
+        return (self.last / name).read_bytes()
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.record if event["event"] == kind]
 
     @property
     def record(self) -> list[dict[str, Any]]:
@@ -70,7 +100,9 @@ class Outcome:
 
     def assert_equals(self, other: "Outcome") -> None:
         assert self.record == other.record
-        for name in ("model.safetensors", "optimizer.safetensors", "loss_scale.safetensors"):
+        names, others = ({path.name for path in one.last.glob("*.safetensors")} for one in (self, other))
+        assert names == others > {"optimizer.safetensors", "loss_scale.safetensors"}
+        for name in names:
             assert self.last_bytes(name) == other.last_bytes(name), name
 
 
@@ -78,12 +110,15 @@ class Outcome:
 class Runner:
     """Starts and continues runs of one recipe under one folder."""
 
-    text: Path
     folder: Path
+    values: dict[str, Any]
+
+    @property
+    def text(self) -> Path:
+        return Path(self.values["dataset"][0]["path"])
 
     def recipe(self, **changes: Any) -> Recipe:
-        sources = [{"path": str(self.text), "weight": 2.0}, {"path": str(self.text.with_name("poems")), "weight": 1.0}]
-        values = {"dataset": sources} | EVERYTHING | changes
+        values = self.values | changes
         return onecard.load_recipe({key: value for key, value in values.items() if value is not None})
 
     def start(self, name: str, *, on_event: Callable[[Event], None] | None = None, **changes: Any) -> Outcome:
@@ -129,7 +164,8 @@ def runner(tmp_path: Path, corpus_text: Path, cache: Path, monkeypatch: pytest.M
     poems.mkdir()
     for index, line in enumerate(corpus_text.read_text(encoding="utf-8").splitlines()[:80]):
         (poems / f"{index:02d}.txt").write_text(line * (1 + index % 3), encoding="utf-8", newline="\n")
-    return Runner(corpus_text, tmp_path / "runs")
+    sources = [{"path": str(corpus_text), "weight": 2.0}, {"path": str(poems), "weight": 1.0}]
+    return Runner(tmp_path / "runs", {"dataset": sources} | EVERYTHING)
 
 
 @pytest.fixture
@@ -142,5 +178,47 @@ def stop_at() -> Callable[[int], Callable[[Event], None]]:
                 signal.raise_signal(signal.SIGINT)
 
         return press
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of tiny models with random weights; the head is drawn large enough for sure answers of adapters."""
+    from onecard.data.tokenizer import train_tokenizer
+    from onecard.model.build import build_model
+    from onecard.model.folder import save_model_folder
+
+    root = tmp_path_factory.mktemp("bases")
+
+    def find(family: str) -> Path:
+        if not (root / family).exists():
+            tokenizer = train_tokenizer("bpe", [TEXT * 4], 320)
+            settings = FAMILIES[family] | {"vocab_size": len(tokenizer), "initializer_range": 0.2}
+            settings |= {"bos_token_id": 0, "eos_token_id": tokenizer.eos_token_id}
+            save_model_folder(build_model(settings, dropout=0.0, init="transformers", seed=3), {}, root / family)
+            tokenizer.save_pretrained(root / family)
+        return root / family
+
+    return find
+
+
+@pytest.fixture
+def tuner(
+    bases: Callable[[str], Path], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Runner]:
+    """Runs on eight chats from a tiny model: `tuner("llama", method="lora")`."""
+    monkeypatch.setenv("ONECARD_CACHE", str(cache))
+    monkeypatch.setattr("onecard.planner.measure._PEAK_SIZE", {"cpu": 64})
+    monkeypatch.chdir(tmp_path)
+
+    def make(family: str, **settings: Any) -> Runner:
+        if settings.get("method") == "qlora":
+            pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+        given = {
+            "model_name_or_path": str(bases(family)),
+            "dataset": [{"path": str(write_chats(tmp_path / "chats.jsonl"))}],
+        }
+        return Runner(tmp_path / "runs", given | FINE_TUNING | settings)
 
     return make

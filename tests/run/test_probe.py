@@ -2,15 +2,19 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
+from onecard.data import Batch
+from onecard.data.chats.batches import BatchShape, lay_out
+from onecard.data.chats.packing import Packing
 from onecard.run import probe
 from onecard.run.probe import probe_worst_case
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
 from onecard.training.state import TrainState
-from onecard.training.step import StepStats
+from onecard.training.step import MicroBatch, StepStats
 
 
 def everything(state: TrainState) -> dict[str, torch.Tensor]:
@@ -45,3 +49,42 @@ def test_the_longest_batches_are_tried(tiny_plan: Callable[..., Plan], monkeypat
     state = assemble(tiny_plan(micro_batch_size=3, total_batch_size=7, eval_batch_size=6))
     probe_worst_case(state)
     assert seen == [(3, 16), (3, 16), (6, 16)]
+
+
+@pytest.mark.parametrize("packing", ["off", "rows", "flat"])
+def test_no_batch_of_chats_is_larger_than_those_that_are_tried(
+    packing: Packing, tiny_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[MicroBatch] = []
+    evaluated: list[Batch] = []
+    step = probe.train_step
+
+    def watch(state: TrainState, batches: list[MicroBatch], *args: float, **keywords: float) -> StepStats:
+        steps.extend(batches)
+        return step(state, batches, *args, **keywords)
+
+    monkeypatch.setattr(probe, "train_step", watch)
+    monkeypatch.setattr(probe, "sum_rows", lambda decoder, head, batch, backend: evaluated.append(batch))
+    corpus = tiny_plan().corpus.model_copy(update={"num_train_rows": 100})
+    plan = tiny_plan(
+        task="sft", packing=packing, corpus=corpus, micro_batch_size=3, total_batch_size=7, eval_batch_size=5
+    )
+    probe_worst_case(assemble(plan))
+    tried = {batch.ids.numel() for batch in steps}
+    generator = np.random.default_rng(0)
+    longest = 0
+    for most in (plan.max_seq_length, plan.max_seq_length, 5):
+        lengths = generator.integers(1, most + 1, 20) if longest else [most] * 20
+        pairs = [(np.ones(length, np.int64), np.ones(length, np.int64)) for length in lengths]
+        shape = BatchShape(plan.max_seq_length, plan.micro_batch_size, packing, plan.has_static_shapes)
+        batches = lay_out(pairs, shape, 0)
+        longest = max(longest, *(batch.ids.numel() for batch in batches))
+        if packing == "off":
+            assert all(batch.documents is None for batch in batches)
+    assert tried == {longest} == {3 * plan.max_seq_length}
+    for batch in steps:
+        assert batch.target_index is not None, "targets are picked out of the others, which takes memory"
+        assert len(batch.target_index) == batch.ids.numel() - 1
+        assert (batch.borders is not None) is (packing != "off")
+    (heldout,) = evaluated
+    assert (tuple(heldout.ids.shape), heldout.documents) == ((5, plan.max_seq_length), None)

@@ -38,15 +38,15 @@ def find_base(name: str, *, weights: bool = True, progress: OnProgress | None = 
     network, or with HF_HUB_OFFLINE, the cache serves.
 
     Raises:
-        InputError: no such folder or model, or it cannot be reached and is not in the cache.
+        InputError: no such folder or model, only an adapter, or it cannot be reached and is not in the cache.
         CheckpointError: damaged, cut or missing files, each named with what to do.
     """
     folder = _find_folder(name, weights=weights, progress=progress)
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
-            raise CheckpointError(
-                f"{folder} holds an adapter and no whole model, so nothing can start from it: give the model that it "
-                "belongs to, or go on with its own run by `onecard resume`"
+            raise InputError(
+                f"{folder} holds an adapter, which is no whole model: start from the model it belongs to, or merge the "
+                "two first (PEFT's merge_and_unload) and start from what save_pretrained then writes"
             )
         raise CheckpointError(
             f"{folder} is no model folder: it has no config.json. Give one that `save_pretrained` wrote"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
 from onecard.errors import InputError
@@ -64,6 +65,21 @@ def find_head(model: PreTrainedModel) -> Head:
         scale = float(config.logit_scale)
     softcap = getattr(config, "final_logit_softcapping", None)
     return Head(projection.weight, projection.bias, scale, softcap, getattr(projection, "rows", None))
+
+
+def find_targets(targets_BT: Tensor, num_targets: int, device: torch.device) -> Tensor | None:
+    """Finds which of the flattened tokens have a target, [n] int64 on `device`; None where all have.
+
+    On the host, where targets and their number are known: the device need not be asked. Of fake targets, which have no
+    values, the first stand for any.
+    """
+    if num_targets == targets_BT.numel():
+        return None
+    if isinstance(targets_BT, FakeTensor):
+        index_n = torch.arange(num_targets)
+    else:
+        index_n = (targets_BT.flatten() != IGNORE).nonzero().flatten()
+    return (index_n.pin_memory() if device.type == "cuda" else index_n).to(device, non_blocking=True)
 
 
 def sum_loss(hidden_ND: Tensor, head: Head, targets_N: Tensor, factor: Tensor | None = None) -> Tensor:

@@ -89,7 +89,7 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
     reasons: dict[str, str] = {}
     decided = _decide(grounds, reasons)
     model, batch, num_steps = decided.model, decided.batch, decided.num_steps
-    flops_per_token = _flops_per_token(model, decided.adapt, recipe.max_seq_length)
+    flops_per_token = _flops_per_token(model, decided.adapt, _attended_length(recipe, corpus))
     if target.is_here:
         peak_flops = measurements.peak(target.device, decided.precision)
     else:
@@ -172,8 +172,7 @@ def _decide(grounds: Grounds, reasons: dict[str, str]) -> _Decisions:
     batch = problems.attempt(resolve_batch, recipe, target.kind, reasons)
     num_steps = recipe.max_steps
     if batch is not None:
-        num_tokens = tokens_per_step(recipe, corpus, batch.total)
-        num_steps = problems.attempt(count_steps, recipe, corpus, num_tokens, reasons)
+        num_steps = problems.attempt(count_steps, recipe, corpus, batch.total, reasons)
     problems.attempt(make_schedule, recipe, num_steps or _draft_steps(recipe))
     if corpus is not None:
         problems.attempt(check_heldout, recipe, corpus)
@@ -224,6 +223,13 @@ def _fit_into_hours(draft: Plan, recipe: Recipe, num_steps: int | None, step_s: 
             f"{format_seconds(3600 * recipe.max_hours)} at {step_s:.3g} s per step, measured"
         )
     return draft.model_copy(update={"schedule": make_schedule(recipe, chosen), **_intervals(recipe, chosen)})
+
+
+def _attended_length(recipe: Recipe, corpus: CorpusFacts) -> int:
+    """Tokens that see one another: a block of text, or a chat of mean length."""
+    if not corpus.num_train_rows:
+        return recipe.max_seq_length
+    return min(recipe.max_seq_length, max(1, round(corpus.num_train_tokens / corpus.num_train_rows)))
 
 
 def _flops_per_token(model: ModelPlan, adapt: AdaptPlan | None, length: int) -> float:

@@ -3,10 +3,12 @@
 import statistics
 import time
 
+import numpy as np
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
-from onecard.data import Batch
+from onecard.data import NO_TARGET, Batch
+from onecard.data.chats.batches import BatchShape, lay_out
 from onecard.model.decoder import CompilerError
 from onecard.spec import Plan
 from onecard.training.assemble import DTYPES, assemble
@@ -41,29 +43,53 @@ def measure_step(plan: Plan) -> float:
     On a CPU, where time is proportional to tokens, a step is cut to a few thousand of them and scaled up.
     """
     state = assemble(plan)
-    is_cpu = state.device.type == "cpu"
+    batches, share = (_random_chats if plan.task == "sft" else _random_rows)(plan, state.device.type == "cpu")
+    micro_batches = [place(batch, state) for batch in batches]
+    times: list[float] = []
+    while len(times) < 2 or (len(times) < _STEP_REPEATS and sum(times) < _STEP_BUDGET_S):
+        started = time.perf_counter()
+        _step(state, micro_batches)
+        synchronize(plan.device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[len(times) // 2 :]) / share
+
+
+def _random_rows(plan: Plan, is_cpu: bool) -> tuple[list[Batch], float]:
+    """A micro-batch of running text, and its share of a step."""
     rows = max(1, min(plan.micro_batch_size, _STEP_TOKENS // plan.max_seq_length if is_cpu else plan.micro_batch_size))
     generator = torch.Generator().manual_seed(plan.seed)
     ids = torch.randint(plan.corpus.vocab_size, (rows, plan.max_seq_length + 1), generator=generator)
     batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), None, rows * plan.max_seq_length)
-    micro_batch = place(batch, state)
-    times: list[float] = []
-    while len(times) < 2 or (len(times) < _STEP_REPEATS and sum(times) < _STEP_BUDGET_S):
-        started = time.perf_counter()
-        _step(state, micro_batch)
-        synchronize(plan.device)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[len(times) // 2 :]) * plan.rows_per_step / rows
+    return [batch], rows / plan.rows_per_step
 
 
-def _step(state: TrainState, micro_batch: MicroBatch) -> None:
+def _random_chats(plan: Plan, is_cpu: bool) -> tuple[list[Batch], float]:
+    """Chats around the mean length of those there are, with as many targets, laid out as the run will; their share."""
+    facts = plan.corpus
+    assert facts.num_train_rows
+    mean = min(plan.max_seq_length, max(2, round(facts.num_train_tokens / facts.num_train_rows)))
+    most_tokens = _STEP_TOKENS if is_cpu else plan.micro_batch_size * plan.max_seq_length
+    count = max(1, min(plan.total_batch_size, most_tokens // mean))
+    spread = min(mean - 2, plan.max_seq_length - mean)
+    target_share = (facts.num_target_tokens or facts.num_train_tokens) / facts.num_train_tokens
+    generator = np.random.default_rng(plan.seed)
+    pairs = []
+    for length in generator.permutation(np.linspace(mean - spread, mean + spread, count).round().astype(int)).tolist():
+        ids = generator.integers(0, facts.vocab_size, length)
+        num_prompt = min(length - 2, int((1 - target_share) * length))
+        pairs.append((ids[:-1], np.where(np.arange(1, length) > num_prompt, ids[1:], NO_TARGET)))
+    shape = BatchShape(plan.max_seq_length, plan.micro_batch_size, plan.packing, plan.has_static_shapes)
+    return lay_out(pairs, shape, facts.separator_id), count / plan.total_batch_size
+
+
+def _step(state: TrainState, micro_batches: list[MicroBatch]) -> None:
     settings = state.plan.optimizer
     try:
-        train_step(state, [micro_batch], settings.learning_rate, max_grad_norm=settings.max_grad_norm)
+        train_step(state, micro_batches, settings.learning_rate, max_grad_norm=settings.max_grad_norm)
     except (CompilerError, TorchDynamoException):  # the run itself will say so and go on without it, too
         state.decoder.to_eager()
         state.optimizer.zero_grad()
-        train_step(state, [micro_batch], settings.learning_rate, max_grad_norm=settings.max_grad_norm)
+        train_step(state, micro_batches, settings.learning_rate, max_grad_norm=settings.max_grad_norm)
 
 
 def synchronize(device: str) -> None:

@@ -76,10 +76,9 @@ def tokens_per_step(recipe: Recipe, corpus: CorpusFacts | None, total: int) -> i
     return total * recipe.max_seq_length
 
 
-def count_steps(
-    recipe: Recipe, corpus: CorpusFacts | None, tokens_per_step: int, reasons: dict[str, str]
-) -> int | None:
-    """Number of updates that steps, epochs or tokens ask for; None where only hours or the text itself can tell.
+def count_steps(recipe: Recipe, corpus: CorpusFacts | None, total: int, reasons: dict[str, str]) -> int | None:
+    """Number of updates of `total` sequences that steps, epochs or tokens ask for; None where only hours or the text
+    itself can tell. An epoch of chats is each of them once.
 
     Raises:
         InputError: no duration is given.
@@ -89,15 +88,17 @@ def count_steps(
     if recipe.num_train_epochs is not None:
         if corpus is None:
             return None
-        steps = math.ceil(recipe.num_train_epochs * corpus.num_train_tokens / tokens_per_step)
-        one = f"{format_count(corpus.num_train_tokens)} tokens"
+        epochs = recipe.num_train_epochs
         if corpus.num_train_rows:
-            one = f"{format_count(corpus.num_train_rows)} chats"
-        reasons["schedule.num_steps"] = f"{recipe.num_train_epochs:g} x {one}"
-        return max(1, steps)
+            steps, one = epochs * corpus.num_train_rows / total, f"{format_count(corpus.num_train_rows)} chats"
+        else:
+            steps = epochs * corpus.num_train_tokens / tokens_per_step(recipe, corpus, total)
+            one = f"{format_count(corpus.num_train_tokens)} tokens"
+        reasons["schedule.num_steps"] = f"{epochs:g} x {one}"
+        return max(1, math.ceil(steps))
     if recipe.max_tokens is not None:
         reasons["schedule.num_steps"] = f"{format_count(recipe.max_tokens)} tokens"
-        return max(1, math.ceil(recipe.max_tokens / tokens_per_step))
+        return max(1, math.ceil(recipe.max_tokens / tokens_per_step(recipe, corpus, total)))
     if recipe.max_hours is None:
         raise InputError("no duration is given: set max_steps, num_train_epochs, max_tokens or max_hours")
     return None

@@ -148,7 +148,9 @@ def _step(recorder: Recorder, state: TrainState, num_micro_batches: int, has_bor
 
 
 def _do_aside(recorder: Recorder, state: TrainState, has_borders: bool) -> None:
-    evaluate(recorder, state, _batch(state.plan, state.plan.eval_batch_size, has_borders))
+    # Held-out chats are never packed.
+    has_heldout_borders = has_borders and state.plan.task == "pretrain"
+    evaluate(recorder, state, _batch(state.plan, state.plan.eval_batch_size, has_heldout_borders))
     try:
         sample(recorder, state)
     # Whatever a family's own code asks of its cache: samples are small beside a step, and no reason not to plan.
@@ -161,4 +163,6 @@ def _batch(plan: Plan, rows: int, has_borders: bool) -> Batch:
     shape = (rows, plan.max_seq_length)
     ids, targets = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
     documents = torch.zeros(shape, dtype=torch.int32) if has_borders else None
-    return Batch(ids, targets, documents, rows * plan.max_seq_length)
+    # Of chats nearly all tokens count: where all did, none would have to be picked out.
+    num_targets = ids.numel() - (plan.task == "sft")
+    return Batch(ids, targets, documents, num_targets)

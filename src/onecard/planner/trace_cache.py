@@ -14,11 +14,11 @@ from onecard.planner.trace import Trace, trace_plan
 from onecard.spec import Plan
 
 # Raised whenever the same plan would give another record.
-_VERSION = 7
+_VERSION = 8
 # What of a plan shapes a step. The rest (seed, schedule, intervals) changes numbers, not storages.
 _SHAPING = (
     *("precision", "torch_compile", "attn_implementation", "gradient_checkpointing", "max_seq_length"),
-    *("micro_batch_size", "eval_batch_size"),
+    *("micro_batch_size", "eval_batch_size", "task"),
 )
 
 

@@ -2,9 +2,10 @@
 
 import torch
 
-from onecard.data import Batch
+from onecard.data import NO_TARGET, Batch
 from onecard.evaluation.heldout import sum_rows
 from onecard.model.decoder import CompilerError, Decoder
+from onecard.spec import Plan
 from onecard.training.state import LossScale, TrainState
 from onecard.training.step import place, train_step
 
@@ -17,7 +18,7 @@ def probe_worst_case(state: TrainState) -> int | None:
     """
     plan = state.plan
     num_micro_batches = min(2, plan.num_micro_batches)
-    batches = [place(_full_batch(state, plan.micro_batch_size), state) for _ in range(num_micro_batches)]
+    batches = [place(_full_step_batch(plan), state) for _ in range(num_micro_batches)]
     scale, state.loss_scale = state.loss_scale, _not_a_number(state.device)
     try:
         train_step(state, batches, plan.optimizer.learning_rate, max_grad_norm=plan.optimizer.max_grad_norm)
@@ -27,7 +28,7 @@ def probe_worst_case(state: TrainState) -> int | None:
         state.loss_scale = scale
     state.model.eval()
     decoder = Decoder(state.model, compiled=False)
-    sum_rows(decoder, state.head, _full_batch(state, plan.eval_batch_size), plan.attn_implementation)
+    sum_rows(decoder, state.head, _full_heldout_batch(plan), plan.attn_implementation)
     state.model.train()
     if state.device.type != "cuda":
         return None
@@ -35,15 +36,31 @@ def probe_worst_case(state: TrainState) -> int | None:
     return torch.cuda.max_memory_reserved(state.device)
 
 
-def _full_batch(state: TrainState, rows: int) -> Batch:
-    """A batch in which documents end inside the rows where the text has more than one: their masks take memory."""
-    shape = (rows, state.plan.max_seq_length)
+def _full_step_batch(plan: Plan) -> Batch:
+    rows, tokens = plan.micro_batch_size, plan.max_seq_length
+    shape = (1, rows * tokens) if plan.packing == "flat" else (rows, tokens)
+    return _full_batch(plan, shape, has_borders=plan.has_borders)
+
+
+def _full_heldout_batch(plan: Plan) -> Batch:
+    """Held-out chats are never packed."""
+    has_borders = plan.has_borders and plan.task == "pretrain"
+    return _full_batch(plan, (plan.eval_batch_size, plan.max_seq_length), has_borders=has_borders)
+
+
+def _full_batch(plan: Plan, shape: tuple[int, int], *, has_borders: bool) -> Batch:
+    """A batch in which documents end inside the rows where there are borders: their masks take memory.
+
+    Of chats nearly all tokens count: where all did, none would have to be picked out, which takes memory too.
+    """
     ids = torch.zeros(shape, dtype=torch.int64)
-    documents = None
-    if state.plan.has_borders:
-        documents = torch.zeros(shape, dtype=torch.int32)
-        documents[:, shape[1] // 2 :] = 1
-    return Batch(ids, ids.clone(), documents, ids.numel())
+    targets, documents = ids.clone(), None
+    if plan.task == "sft":
+        targets[0, 0] = NO_TARGET
+    if has_borders:
+        half = max(1, plan.max_seq_length // 2)
+        documents = (torch.arange(shape[1], dtype=torch.int32) // half).expand(shape)
+    return Batch(ids, targets, documents, int((targets != NO_TARGET).sum()))
 
 
 def _not_a_number(device: torch.device) -> LossScale:

@@ -144,8 +144,7 @@ def _open_stream(plan: Plan, corpus: TrainingData, position: int) -> BatchStream
         prefetch_factor=plan.dataloader_prefetch_factor,
         pin_memory=plan.device.startswith("cuda"),
         packing=plan.packing,
-        # Full rows all of one shape: what was planned is what comes, and a compiler sees one shape.
-        static_shapes=plan.torch_compile or (plan.packing == "rows" and plan.device.startswith("cuda")),
+        static_shapes=plan.has_static_shapes,
     )
     return corpus.open_stream(settings, plan.seed, plan.max_seq_length, position)
 
@@ -153,8 +152,8 @@ def _open_stream(plan: Plan, corpus: TrainingData, position: int) -> BatchStream
 def _check_corpus(plan: Plan, corpus: TrainingData) -> None:
     if corpus.fingerprint != plan.corpus.fingerprint:
         raise CheckpointError(
-            "the training text, its split or its tokenizer has changed since this run began, so it cannot be continued "
-            "exactly: restore the text, or start a new run with `onecard train`"
+            "the training text, its split, its tokenizer or its chat template has changed since this run began, so it "
+            "cannot be continued exactly: restore it, or start a new run with `onecard train`"
         )
 
 

@@ -52,7 +52,7 @@ def adapter(key: str) -> TypeAdapter[Any]:
 
 def default_of(key: str) -> Any:
     """Gives the value a key has when nobody sets it."""
-    return FIELDS[key].get_default(call_default_factory=True)
+    return FIELDS[key].get_default(call_default_factory=True, validated_data={})
 
 
 def join_or(phrases: list[str]) -> str:

@@ -125,7 +125,7 @@ class Plan(_Frozen):
     """A run without open questions. `reasons` says, per field (`schedule.num_steps`), why it is so.
 
     `flops_per_token` counts forward and backward: 6 x matrix parameters (4 x where they are frozen) + 6 x layers x
-    attention width x length.
+    attention width x length (of chats the mean).
     `peak_flops` is a large matrix product in `precision`, measured on the device.
     """
 
@@ -187,6 +187,13 @@ class Plan(_Frozen):
         if self.task == "sft":
             return self.packing != "off"
         return self.corpus.num_train_documents != 1
+
+    @property
+    def has_static_shapes(self) -> bool:
+        """Whether micro-batches of chats are padded to full rows: one shape for a compiler, as planned on a GPU."""
+        return self.task == "sft" and (
+            self.torch_compile or (self.packing == "rows" and self.device.startswith("cuda"))
+        )
 
     @property
     def rows_per_step(self) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from onecard.data import Batch
 from onecard.model.attention import DocumentBorders, find_borders
-from onecard.model.loss import IGNORE, sum_loss
+from onecard.model.loss import IGNORE, find_targets, sum_loss
 from onecard.training.state import TrainState
 
 
@@ -47,15 +47,7 @@ def place(batch: Batch, state: TrainState) -> MicroBatch:
         by_mask=state.decoder.is_compiled or (state.plan.model.dropout > 0 and tokens <= state.plan.max_seq_length),
     )
     ids, targets = (tensor.to(state.device, non_blocking=True) for tensor in (batch.ids, batch.targets))
-    return MicroBatch(ids, targets, borders, _target_index(batch, state.device))
-
-
-def _target_index(batch: Batch, device: torch.device) -> Tensor | None:
-    """Finds the targets on the host, where their number is known: the device need not be asked."""
-    if batch.num_targets == batch.targets.numel():
-        return None
-    index_n = (batch.targets.flatten() != IGNORE).nonzero().flatten()
-    return (index_n.pin_memory() if device.type == "cuda" else index_n).to(device, non_blocking=True)
+    return MicroBatch(ids, targets, borders, find_targets(batch.targets, batch.num_targets, state.device))
 
 
 def train_step(
