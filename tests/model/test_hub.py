@@ -172,7 +172,7 @@ def test_what_cannot_be_had_is_explained(server: HubServer, monkeypatch: pytest.
         ("", r"is no folder"),
         (str(tmp_path / "file"), "is a file: give the folder"),
         (str(tmp_path / "empty"), r"it has no config\.json"),
-        (str(tmp_path / "adapter"), "holds an adapter and no whole model"),
+        (str(tmp_path / "adapter"), "holds an adapter, which is no whole model"),
         ("modelscope:one", "write modelscope:Owner/Name"),
     ):
         with pytest.raises(InputError, match=message):
