@@ -23,11 +23,11 @@ NAMES = ("Tom", "Lily", "Ben", "Sue", "Max", "Anna", "Tim", "Mia", "Sam", "Lucy"
 THINGS = ("ball", "hat", "dog", "cake", "car", "book", "bird", "tree", "toy", "cup")
 PLACES = ("park", "garden", "house", "school", "forest", "kitchen", "shop")
 DEEDS = ("lost", "found", "drew", "washed", "hid", "saw", "carried", "painted", "dropped", "sold", "kept")
-# Steps and rates at which each was seen to learn all of them; adapters hold less and need a higher rate.
+# Steps and rates at which each was seen to learn all of them (adapters at 1e-2: 31 of 100 and fewer).
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"learning_rate": 3e-3, "max_steps": 300},
-    "lora": {"learning_rate": 1e-2, "max_steps": 2500, "lora_r": 32, "lora_alpha": 64},
-    "qlora": {"learning_rate": 1e-2, "max_steps": 2500, "lora_r": 32, "lora_alpha": 64},
+    "lora": {"learning_rate": 3e-3, "max_steps": 400, "lora_r": 32, "lora_alpha": 64},
+    "qlora": {"learning_rate": 3e-3, "max_steps": 400, "lora_r": 32, "lora_alpha": 64},
 }
 
 
