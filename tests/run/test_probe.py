@@ -1,5 +1,6 @@
 """The worst case is tried without leaving a trace."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -70,18 +71,18 @@ def test_no_batch_of_chats_is_larger_than_those_that_are_tried(
         task="sft", packing=packing, corpus=corpus, micro_batch_size=3, total_batch_size=7, eval_batch_size=5
     )
     probe_worst_case(assemble(plan))
-    tried = {batch.ids.numel() for batch in steps}
+    tried = {tuple(batch.ids.shape) for batch in steps}
     generator = np.random.default_rng(0)
-    longest = 0
+    shapes: list[tuple[int, ...]] = []
     for most in (plan.max_seq_length, plan.max_seq_length, 5):
-        lengths = generator.integers(1, most + 1, 20) if longest else [most] * 20
+        lengths = generator.integers(1, most + 1, 20) if shapes else [most] * 20
         pairs = [(np.ones(length, np.int64), np.ones(length, np.int64)) for length in lengths]
         shape = BatchShape(plan.max_seq_length, plan.micro_batch_size, packing, plan.has_static_shapes)
         batches = lay_out(pairs, shape, 0)
-        longest = max(longest, *(batch.ids.numel() for batch in batches))
+        shapes += [tuple(batch.ids.shape) for batch in batches]
         if packing == "off":
             assert all(batch.documents is None for batch in batches)
-    assert tried == {longest} == {3 * plan.max_seq_length}
+    assert tried == {max(shapes, key=math.prod)}
     for batch in steps:
         assert batch.target_index is not None, "targets are picked out of the others, which takes memory"
         assert len(batch.target_index) == batch.ids.numel() - 1
