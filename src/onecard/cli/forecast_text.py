@@ -80,10 +80,16 @@ def card_row(plan: "Plan", host: str) -> tuple[str, ...]:
         host,
         "fits" if memory.fits else "does not fit",
         f"{format_bytes(memory.peak_bytes)} of {format_bytes(memory.limit_bytes)}",
-        f"{plan.micro_batch_size} x {plan.num_micro_batches}" + (", recomputed" if plan.gradient_checkpointing else ""),
+        f"{plan.micro_batch_size} x {plan.num_micro_batches}" + _recomputed(plan.gradient_checkpointing),
         "" if time is None else f"{format_count(time.tokens_per_s)} tokens/s",
         "" if time is None else format_seconds(time.total_s),
     )
+
+
+def _recomputed(share: float) -> str:
+    if 0 < share < 1:
+        return f", {share:.0%} recomputed"
+    return ", recomputed" if share else ""
 
 
 def plan_document(plan: "Plan", alternatives: "Iterable[Alternative]" = ()) -> dict[str, Any]:
