@@ -108,7 +108,7 @@ class FakeApi:
     finished: FinishedEvent = FINISHED
     raises: BaseException | None = None
 
-    def plan(self, recipe: Any, *, card: Any = None, platform: Any = None, progress: Any = None) -> Plan:
+    def plan(self, recipe: Any, **_: Any) -> Plan:
         self.calls.append(("plan", {"recipe": recipe}))
         return self.plan_made
 

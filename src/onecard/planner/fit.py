@@ -59,11 +59,13 @@ def _fit(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | None)
         if not given.forecast.memory.fits:
             raise does_not_fit(given, target)
         return given.plan.model_copy(update={"forecast": given.forecast})
-    found = [
-        best
-        for recompute in recomputes
-        if (best := _largest_that_fits(draft.model_copy(update={"gradient_checkpointing": recompute}), sizes, target))
-    ]
+    found: list[Candidate] = []
+    for recompute in recomputes:
+        variant = draft.model_copy(update={"gradient_checkpointing": recompute})
+        if (not found or _may_be_faster(variant, sizes[-1], found[0], target)) and (
+            best := _largest_that_fits(variant, sizes, target)
+        ):
+            found.append(best)
     if not found:
         smallest = {"micro_batch_size": sizes[0], "eval_batch_size": sizes[0], "gradient_checkpointing": recomputes[-1]}
         raise does_not_fit(evaluate(draft.model_copy(update=smallest), target), target)
@@ -127,6 +129,14 @@ def _largest_that_fits(draft: Plan, sizes: list[int], target: Target) -> Candida
         place = low + max(0, sum(share <= 1.0 for share in expected) - 1)
     fitting = [candidate for candidate in looked_at if candidate.is_safe]
     return min(fitting, key=lambda one: (one.step_s or 0.0, -one.plan.micro_batch_size)) if fitting else None
+
+
+def _may_be_faster(draft: Plan, largest: int, than: Candidate, target: Target) -> bool:
+    """Whether the largest micro-batch, be there room for it or not, would take less time than what was found."""
+    if than.step_s is None:
+        return True
+    changes = {"micro_batch_size": largest, "eval_batch_size": largest}
+    return (evaluate(draft.model_copy(update=changes), target).step_s or 0.0) < than.step_s
 
 
 def _expect_share(looked_at: list[Candidate], size: int) -> float:

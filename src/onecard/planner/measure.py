@@ -35,7 +35,7 @@ def measure_peak(device: str, precision: str) -> float:
     return 2 * size**3 / min(times)
 
 
-def measure_step(plan: Plan) -> float:
+def measure_step(plan: Plan, budget_s: float = _STEP_BUDGET_S) -> float:
     """Seconds of one optimizer update, from a few on random tokens with a model of its own that is thrown away.
 
     On a CPU, where time is proportional to tokens, a step is cut to a few thousand of them and scaled up.
@@ -48,7 +48,7 @@ def measure_step(plan: Plan) -> float:
     batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), None, rows * plan.max_seq_length)
     micro_batch = place(batch, state)
     times: list[float] = []
-    while len(times) < 2 or (len(times) < _STEP_REPEATS and sum(times) < _STEP_BUDGET_S):
+    while len(times) < 2 or (len(times) < _STEP_REPEATS and sum(times) < budget_s):
         started = time.perf_counter()
         _step(state, micro_batch)
         synchronize(plan.device)
