@@ -49,7 +49,7 @@ def plan(
     on_draft: OnDraft | None = None,
     refine: bool = True,
 ) -> Plan:
-    """Decides everything that training would do, each with its reason, and predicts its memory and time on a GPU.
+    """Decides everything that training would do, each with its reason, and predicts its memory and time.
 
     Without `card` the plan is for this machine, and the text is prepared for it. With one (`rtx-4060-laptop`; see
     `onecard cards`) it is for that card on `platform` (linux, linux-headless or windows), needs no GPU, and takes the
@@ -63,7 +63,15 @@ def plan(
         DoesNotFitError: nothing that may be chosen fits the card; the message says what would.
     """
     from onecard.observe.sinks import check_targets
-    from onecard.planner import FirstAnswer, check_recipe, make_plan, survey_facts, target_of_card
+    from onecard.planner import (
+        FirstAnswer,
+        check_recipe,
+        forecast_on_cpu,
+        loaded_bytes,
+        make_plan,
+        survey_facts,
+        target_of_card,
+    )
     from onecard.run.inputs import fetch_base, find_base_here, prepare_inputs, settle_base
 
     machine, recipe = _machine(), settle_base(recipe)
@@ -71,11 +79,13 @@ def plan(
     if card is None:
         if platform is not None:
             raise InputError("--platform belongs to --card: without a card the plan is for this machine")
+        process_bytes = loaded_bytes()
         recipe = _on_its_device(recipe, machine)
         check_targets(recipe.report_to)
         check_recipe(recipe, machine)
         base = fetch_base(recipe, weights=False, progress=progress)
-        return _plan(recipe, machine, prepare_inputs(recipe, base, progress), first)
+        decided = _plan(recipe, machine, prepare_inputs(recipe, base, progress), first)
+        return forecast_on_cpu(decided, machine, process_bytes) if decided.device == "cpu" else decided
     from onecard.hardware import find_card
 
     target = target_of_card(find_card(card), platform)
@@ -93,7 +103,7 @@ def alternatives(plan: Plan, *, card: str | None = None, platform: str | None = 
     from onecard.hardware import find_card
     from onecard.planner import find_target, list_alternatives, target_of_card
 
-    if plan.forecast is None:
+    if plan.forecast is None or plan.device == "cpu":
         raise InputError("alternatives are forecast for GPUs: name a card, as in --card rtx-4060-laptop")
     target = target_of_card(find_card(card), platform) if card else find_target(plan.device, _machine())
     return list_alternatives(plan, target)

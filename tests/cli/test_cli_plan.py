@@ -33,6 +33,14 @@ def test_a_plan_for_a_card_tells_memory_and_what_else_there_is(run) -> None:
     assert any("gradient_checkpointing true" in line for line in lines)
 
 
+def test_a_card_that_pytorch_does_not_support_is_planned_with_a_warning(run, monkeypatch) -> None:
+    monkeypatch.setattr("torch.version.cuda", None)
+    done = run(*WORDS, "--card", "gtx-1080-ti")
+    assert done.code == 0, done.stderr
+    place = next(number for number, line in enumerate(done.stdout.splitlines()) if line.startswith("memory"))
+    assert "install the cu126 build, --index-url https://download" in done.stdout.splitlines()[place + 1]
+
+
 def test_a_plan_for_a_card_as_json(run) -> None:
     document = json.loads(run(*WORDS, "--card", "rtx-3060-12gb", "--platform", "windows", "--json").stdout)
     assert document["card"] == "RTX 3060 12GB"

@@ -9,7 +9,8 @@ import pytest
 from onecard.hardware import find_card
 from onecard.planner import depth
 from onecard.planner.device import Target, target_of_card
-from onecard.planner.fit import FirstAnswer, fit_plan, list_alternatives
+from onecard.planner.fit import FirstAnswer, fit_plan
+from onecard.planner.ladder import list_alternatives
 from onecard.planner.trace import Trace
 from onecard.planner.trace_cache import trace_cached
 from onecard.spec import Plan, Recipe
@@ -75,7 +76,7 @@ def test_an_answer_may_stay_the_first(draft: Plan, target: Target, compiled: lis
 def test_what_is_known_needs_no_first_answer(
     draft: Plan, target: Target, compiled: list[Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onecard.planner.fit.is_known", lambda *_: True)
+    monkeypatch.setattr("onecard.planner.fit.is_answered", lambda *_: True)
     told: list[Plan] = []
     plan = fit_plan(draft, Recipe(dataset="x"), target, FirstAnswer(told.append))
     assert plan.forecast.is_refined
@@ -97,14 +98,14 @@ def test_few_traces_find_the_largest_micro_batch(draft: Plan, target: Target, mo
 
     draft = draft.model_copy(update={"total_batch_size": 64, "torch_compile": False})
     recipe = Recipe(dataset="x", gradient_checkpointing=False)
-    sizes = fit._micro_batches(draft)
-    evaluate, seen = fit._evaluate, list[int]()
+    sizes = fit.micro_batches(draft)
+    evaluate, seen = fit.evaluate, list[int]()
 
     def count(plan: Plan, *arguments: Any, **named: Any) -> fit.Candidate:
         seen.append(plan.micro_batch_size)
         return evaluate(plan, *arguments, **named)
 
-    monkeypatch.setattr(fit, "_evaluate", count)
+    monkeypatch.setattr(fit, "evaluate", count)
     for limit in (70, 10_000):
         capped = draft.model_copy(update={"memory_limit_bytes": limit * MIB})
         safe = [

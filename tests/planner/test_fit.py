@@ -11,11 +11,14 @@ from onecard.errors import DoesNotFitError, InputError
 from onecard.hardware import find_card
 from onecard.planner import trace_cache
 from onecard.planner.device import Target, target_of_card
-from onecard.planner.fit import fit_plan, list_alternatives
+from onecard.planner.fit import FirstAnswer, fit_plan
 from onecard.planner.forecast import forecast
-from onecard.spec import Plan, Recipe
+from onecard.planner.ladder import list_alternatives
+from onecard.spec import AdaptPlan, BasePlan, Plan, Recipe
 
 MIB = 2**20
+# Weights that outweigh activations.
+WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -173,15 +176,94 @@ def test_alternatives_change_one_thing_each(draft: Callable[..., Plan], target: 
         ["micro_batch_size"],
         ["micro_batch_size"],
         ["gradient_checkpointing"],
+        ["gradient_checkpointing"],
         ["torch_compile"],
         ["optimizer"],
         ["optimizer"],
         ["max_seq_length"],
     ]
-    assert [row.settings["optimizer"] for row in rows[6:8]] == ["adamw", "adamw_8bit"]
+    assert [row.settings["optimizer"] for row in rows[7:9]] == ["adamw", "adamw_8bit"]
     assert rows[0].is_chosen
     by_size = {row.settings.get("micro_batch_size", 4): row.peak_bytes for row in rows[:4]}
     assert by_size[1] < by_size[2] < by_size[4] < by_size[8]
+    by_share = {row.settings["gradient_checkpointing"]: row for row in rows[4:6]}
+    assert by_share[True].peak_bytes < by_share[0.5].peak_bytes < rows[0].peak_bytes
+    assert by_share[True].step_s > by_share[0.5].step_s > rows[0].step_s
+
+
+def test_no_more_layers_recompute_than_have_to(
+    draft: Callable[..., Plan], settings_of: Callable[..., dict[str, Any]], target: Target
+) -> None:
+    deep = {"settings": settings_of("llama", num_hidden_layers=8, hidden_size=256, intermediate_size=512)}
+    given = recipe_of(per_device_train_batch_size=8)
+
+    def needed(share: float) -> float:
+        return forecast(draft(gradient_checkpointing=share, **deep), target).forecast.memory.peak_bytes / MIB
+
+    plans = [fit_plan(draft(needed(share) / 0.96, **deep), given, target) for share in (False, 0.25, 0.5, 0.75, True)]
+    assert [plan.gradient_checkpointing for plan in plans] == [False, 0.25, 0.5, 0.75, True]
+    steps = [plan.forecast.time.step_s for plan in plans]
+    assert steps == sorted(set(steps))
+    assert "the fewest layers that have to recompute" in plans[1].reasons["gradient_checkpointing"]
+    # Compiled models this deep are known from shallow ones, whose layers are alike.
+    deep["settings"] = settings_of("llama", num_hidden_layers=13)
+    first = FirstAnswer(lambda _: None, is_refined=False)
+    limit = 1.1 * needed(True)
+    assert fit_plan(draft(limit, torch_compile=True, **deep), given, target, first).gradient_checkpointing is True
+
+
+@pytest.fixture
+def only_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alternatives without those that change settings."""
+    monkeypatch.setattr("onecard.planner.ladder._changes", lambda _: iter(()))
+
+
+@pytest.mark.usefixtures("only_methods")
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_other_methods_are_alternatives_for_existing_models(
+    method: str, draft: Callable[..., Plan], settings_of: Callable[..., dict[str, Any]], target: Target
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    base = {"base": BasePlan(name="existing"), "init": "pretrained", "settings": settings_of("llama", **WIDE)}
+    adapt = None if method == "full" else AdaptPlan(method=method, r=8)
+    plan = draft(optimizer="adamw", adapt=adapt, micro_batch_size=2, max_seq_length=32, **base)
+    rows = [row for row in list_alternatives(plan, target) if "method" in row.settings]
+    assert [row.settings for row in rows] == [
+        {"method": other} for other in ("full", "lora", "qlora") if other != method
+    ]
+    peaks = {row.settings["method"]: row.peak_bytes for row in rows} | {
+        method: forecast(plan, target).forecast.memory.peak_bytes
+    }
+    assert peaks["qlora"] < peaks["lora"] < peaks["full"]
+    assert not [row for row in list_alternatives(draft(optimizer="adamw"), target) if "method" in row.settings]
+
+
+@pytest.mark.usefixtures("only_methods")
+def test_adapters_too_wide_for_a_model_are_no_alternative(
+    draft: Callable[..., Plan], settings_of: Callable[..., dict[str, Any]], target: Target
+) -> None:
+    narrow = settings_of("llama", hidden_size=8, num_attention_heads=2, num_key_value_heads=1, intermediate_size=8)
+    plan = draft(base=BasePlan(name="existing"), init="pretrained", settings=narrow, max_seq_length=16)
+    assert [row.settings for row in list_alternatives(plan, target)] == [{}]
+
+
+def test_adapters_are_a_remedy_where_all_weights_do_not_fit(
+    draft: Callable[..., Plan], settings_of: Callable[..., dict[str, Any]], target: Target
+) -> None:
+    base = {"base": BasePlan(name="existing"), "init": "pretrained", "settings": settings_of("llama", **WIDE)}
+    plan = draft(optimizer="adamw", micro_batch_size=1, max_seq_length=32, gradient_checkpointing=True, **base)
+    full = forecast(plan, target).forecast.memory.peak_bytes
+    lora = forecast(plan.model_copy(update={"adapt": AdaptPlan(method="lora")}), target).forecast.memory.peak_bytes
+    given = recipe_of(per_device_train_batch_size=1, gradient_checkpointing=True)
+    capped = plan.model_copy(update={"memory_limit_bytes": (lora + min(full, 2 * lora)) // 2})
+    with pytest.raises(DoesNotFitError, match=r"\n  --method lora: .* MiB, .* s a step") as caught:
+        fit_plan(capped, given, target)
+    (row,) = (row for row in caught.value.plan.alternatives if "method" in row.settings)
+    assert row.fits
+    scratch = capped.model_copy(update={"model": plan.model.model_copy(update={"base": None, "init": "transformers"})})
+    with pytest.raises(DoesNotFitError) as caught:
+        fit_plan(scratch, given, target)
+    assert "--method" not in str(caught.value)
 
 
 def test_the_users_allocator_settings_are_modelled(

@@ -279,8 +279,54 @@ def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch)
             choose_device(wish, MACHINE)
 
 
+CU130 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "codes", "build"),
+    [((6, 1), CU130, "cu126"), ((12, 0), ["sm_80", "sm_90a"], "cu130"), ((9, 0), ["sm_75", "sm_86"], "cu130")],
+)
+def test_a_card_without_machine_code_is_refused(
+    capability: tuple[int, int], codes: list[str], build: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "Some GTX")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
+    monkeypatch.setattr("torch.cuda.get_arch_list", lambda: codes)
+    with pytest.raises(InputError, match=rf"cuda cannot be used: .* has no code .*whl/{build}\. Or use --device cpu"):
+        choose_device("cuda", MACHINE)
+    device, reason = choose_device("auto", MACHINE)
+    assert device == "cpu"
+    assert reason.startswith("Some GTX is there, but this PyTorch")
+    for supported in ((capability, [f"sm_{capability[0]}0"]), ((capability[0] + 1, 0), [f"compute_{capability[0]}0"])):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda _, found=supported[0]: found)
+        monkeypatch.setattr("torch.cuda.get_arch_list", lambda found=supported[1]: found)
+        assert choose_device("cuda", MACHINE) == ("cuda:0", "asked for")
+
+
+@pytest.mark.parametrize(
+    ("card", "cuda", "words"),
+    [
+        ("gtx-1080-ti", None, "PyTorch's cu130 build has no code for GTX 1080 Ti: install the cu126 build"),
+        ("gtx-1080-ti", "12.6", None),
+        ("rtx-5060", "12.6", "PyTorch's cu126 build has no code for RTX 5060: install the cu132 build"),
+        ("rtx-5060", None, None),
+        ("rtx-3060-12gb", "12.8", None),  # a build the catalogue does not know
+    ],
+)
+def test_a_card_elsewhere_that_pytorch_has_no_code_for_is_named(
+    card: str, cuda: str | None, words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.version.cuda", cuda)
+    target = target_of_card(find_card(card), "linux")
+    assert (target.problem is None) == (words is None)
+    assert (words or "a plan for") in target.reason
+
+
 def test_a_gpu_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_arch_list", list)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert choose_device("cuda", MACHINE)[0] == "cuda:0"
     assert choose_device("cuda:1", MACHINE)[0] == "cuda:1"

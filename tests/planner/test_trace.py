@@ -37,6 +37,14 @@ def test_fake_and_real_steps_allocate_the_same_bytes_in_the_same_order(
     check_equal(plan, has_borders)
 
 
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+def test_a_fake_and_a_real_step_that_recomputes_half_allocate_the_same_bytes(
+    name: str, tiny_plan: Callable[..., Plan]
+) -> None:
+    plan = tiny_plan(name, precision="bf16", gradient_checkpointing=0.5, dropout=0.1, total_batch_size=5)
+    check_equal(plan, has_borders=True)
+
+
 @pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize(
     ("name", "method", "precision"), [("qwen3", "qlora", "bf16"), ("llama", "lora", "fp32"), ("gpt2", "qlora", "bf16")]

@@ -44,6 +44,10 @@ NOT_UTF8 = "sample_prompts is ['a\\udcff'], but has bytes that are not UTF-8: wr
         ({"max_steps": True}, "max_steps is true, but takes a whole number above 0 or null"),
         ({"batch_size": 0}, "batch_size is 0, but takes a whole number above 0 or auto"),
         ({"torch_compile": "maybe"}, "torch_compile is 'maybe', but takes true, false or auto"),
+        (
+            {"gradient_checkpointing": 1.5},
+            "gradient_checkpointing is 1.5, but takes true, false, a number above 0 and below 1 or auto",
+        ),
         ({"precision": "int8"}, "precision is 'int8', but takes auto, bf16, fp16 or fp32"),
         ({"fp16": "maybe"}, "fp16 is 'maybe', but takes true or false"),
         ({"fp16": True, "bf16": True}, "fp16 and bf16 contradict each other: keep one of them"),

@@ -59,4 +59,4 @@ def test_keys_for_help_are_complete() -> None:
     assert by_name["learning_rate"].type == "a number above 0"
     assert by_name["learning_rate"].default == Recipe().learning_rate
     assert "lr" in by_name["learning_rate"].spellings
-    assert by_name["gradient_checkpointing"].type == "true, false or auto"
+    assert by_name["gradient_checkpointing"].type == "true, false, a number above 0 and below 1 or auto"

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onecard.data import Batch
+from onecard.errors import InputError
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
 from onecard.training.optimizer import Optimizer
@@ -124,11 +125,34 @@ def test_a_look_at_a_value_would_be_noticed() -> None:
 def test_recomputed_activations_give_the_same_update(
     name: str, tiny_state: StateFactory, random_micro_batch: BatchFactory
 ) -> None:
-    kept, recomputed = (tiny_state(name, dropout=0.2, gradient_checkpointing=flag) for flag in (False, True))
-    for state in (kept, recomputed):
+    kept, half, recomputed = (tiny_state(name, dropout=0.2, gradient_checkpointing=flag) for flag in (False, 0.5, True))
+    for state in (kept, half, recomputed):
         torch.manual_seed(0)
         step(state, random_micro_batch(4))
-    assert differing(all_tensors(kept), all_tensors(recomputed)) == []
+    for state in (half, recomputed):
+        assert differing(all_tensors(kept), all_tensors(state)) == []
+
+
+@pytest.mark.parametrize("share", [False, 0.1, 0.5, 0.75, True])
+def test_the_first_layers_recompute(
+    share: float, settings_of: Callable[..., dict[str, Any]], tiny_state: StateFactory
+) -> None:
+    state = tiny_state(settings=settings_of("llama", num_hidden_layers=4), gradient_checkpointing=share)
+    num_recomputed = {False: 0, 0.1: 1, 0.5: 2, 0.75: 3, True: 4}[share]
+    flags = [layer.gradient_checkpointing for layer in state.model.base_model.layers]
+    assert flags == [True] * num_recomputed + [False] * (4 - num_recomputed)
+
+
+def test_a_share_of_layers_without_flags_of_their_own_is_refused(
+    tiny_state: StateFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unused(nn.Module):
+        pass
+
+    monkeypatch.setattr("onecard.training.assemble.GradientCheckpointingLayer", Unused)
+    tiny_state(gradient_checkpointing=True)
+    with pytest.raises(InputError, match=r"gradient_checkpointing 0\.5: qwen3 recomputes all of its layers or none"):
+        tiny_state(gradient_checkpointing=0.5)
 
 
 @contextmanager

@@ -27,8 +27,8 @@ def forecast_rows(plan: "Plan") -> list[tuple[str, str]]:
         (
             "memory",
             f"{verdict}: {format_bytes(memory.peak_bytes)} ({format_bytes(memory.peak_low_bytes)} to "
-            f"{format_bytes(memory.peak_high_bytes)}) of {format_bytes(memory.limit_bytes)} that PyTorch can have, "
-            f"besides {format_bytes(memory.context_bytes)} for CUDA; fullest in: {memory.peak_phase}",
+            f"{format_bytes(memory.peak_high_bytes)}) of {format_bytes(memory.limit_bytes)} that "
+            f"{_who_has(plan, memory.context_bytes)}; fullest in: {memory.peak_phase}",
         ),
         *([("", memory.note)] if memory.note else []),
         ("phases", ", ".join(f"{phase} {format_bytes(size)}" for phase, size in _phases(memory.phase_bytes))),
@@ -37,6 +37,12 @@ def forecast_rows(plan: "Plan") -> list[tuple[str, str]]:
     if plan.forecast.time is not None:
         rows += _time_rows(plan, plan.forecast.time)
     return rows
+
+
+def _who_has(plan: "Plan", context_bytes: int) -> str:
+    if plan.device == "cpu":
+        return "are free"
+    return f"PyTorch can have, besides {format_bytes(context_bytes)} for CUDA"
 
 
 def _phases(phase_bytes: dict[str, int]) -> list[tuple[str, int]]:
@@ -80,10 +86,16 @@ def card_row(plan: "Plan", host: str) -> tuple[str, ...]:
         host,
         "fits" if memory.fits else "does not fit",
         f"{format_bytes(memory.peak_bytes)} of {format_bytes(memory.limit_bytes)}",
-        f"{plan.micro_batch_size} x {plan.num_micro_batches}" + (", recomputed" if plan.gradient_checkpointing else ""),
+        f"{plan.micro_batch_size} x {plan.num_micro_batches}" + _recomputed(plan.gradient_checkpointing),
         "" if time is None else f"{format_count(time.tokens_per_s)} tokens/s",
         "" if time is None else format_seconds(time.total_s),
     )
+
+
+def _recomputed(share: float) -> str:
+    if 0 < share < 1:
+        return f", {share:.0%} recomputed"
+    return ", recomputed" if share else ""
 
 
 def plan_document(plan: "Plan", alternatives: "Iterable[Alternative]" = ()) -> dict[str, Any]:
@@ -104,17 +116,24 @@ def plan_document(plan: "Plan", alternatives: "Iterable[Alternative]" = ()) -> d
 
 
 def _time_rows(plan: "Plan", time: "TimeForecast") -> list[tuple[str, str]]:
-    per_parameter = plan.schedule.num_steps * plan.tokens_per_step / plan.model.num_parameters
+    device = "CPU" if plan.device == "cpu" else "card"
     energy = "" if time.energy_wh is None else f", {_kwh(*time.energy_wh)} kWh"
     return [
         (
             "speed",
             f"{time.step_s:.3g} s a step ({time.step_low_s:.3g} to {time.step_high_s:.3g}), "
-            f"{format_count(time.tokens_per_s)} tokens/s, {time.share_of_peak:.0%} of the card's peak; "
-            f"limited by {time.limited_by}",
+            f"{format_count(time.tokens_per_s)} tokens/s, "
+            f"{time.share_of_peak:.0%} of the {device}'s peak; limited by {time.limited_by}",
         ),
-        ("whole run", f"{format_seconds(time.total_s)}{energy}; {per_parameter:.1f} tokens per parameter"),
+        ("whole run", f"{format_seconds(time.total_s)}{energy}{_per_parameter(plan)}"),
     ]
+
+
+def _per_parameter(plan: "Plan") -> str:
+    """Says whether a model from scratch sees enough text; one that was trained before has seen it."""
+    if plan.model.base is not None:
+        return ""
+    return f"; {plan.schedule.num_steps * plan.tokens_per_step / plan.model.num_parameters:.1f} tokens per parameter"
 
 
 def _kwh(low_wh: float, high_wh: float) -> str:

@@ -78,7 +78,7 @@ def _plan_one(recipe: "Recipe", card: str | None, platform: str | None, *, refin
         if as_json and error.plan is not None:
             print(json.dumps(plan_document(error.plan, error.plan.alternatives)))
         raise
-    rows = api.alternatives(made, card=card, platform=platform) if made.forecast else iter(())
+    rows = api.alternatives(made, card=card, platform=platform) if made.forecast and made.device != "cpu" else iter(())
     if as_json:
         print(json.dumps(plan_document(made, rows)))
         return

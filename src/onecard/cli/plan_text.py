@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def summary_rows(plan: "Plan", run_folder: Path | None = None) -> list[tuple[str, str]]:
     """Says what will be trained, how, on what, and where it goes: label and text per row."""
-    schedule, corpus = plan.schedule, plan.corpus
+    schedule = plan.schedule
     num_tokens = schedule.num_steps * plan.tokens_per_step
     rows = [
         ("device", _describe_device(plan)),
@@ -23,12 +23,7 @@ def summary_rows(plan: "Plan", run_folder: Path | None = None) -> list[tuple[str
             f"{_describe_epochs(plan, num_tokens)}{_describe_intervals(plan)}",
         ),
         ("optimizer", f"{plan.optimizer.name}, {schedule.name} schedule, {schedule.num_warmup_steps} steps of warmup"),
-        (
-            "data",
-            f"{'about ' if corpus.is_estimate else ''}{format_count(corpus.num_train_tokens)} tokens "
-            f"({format_bytes(corpus.train_bytes)}) to train, {format_count(corpus.num_heldout_tokens)} held out, "
-            f"vocabulary {corpus.vocab_size}" + (", estimated from file sizes" if corpus.is_estimate else ""),
-        ),
+        ("data", _describe_data(plan)),
     ]
     if run_folder is not None:
         rows.append(("run folder", str(run_folder)))
@@ -38,6 +33,24 @@ def summary_rows(plan: "Plan", run_folder: Path | None = None) -> list[tuple[str
 def reason_rows(plan: "Plan") -> list[tuple[str, str, str]]:
     """Lists every decision with its reason: field, value, reason."""
     return [(name, _value_text(plan, name), reason) for name, reason in plan.reasons.items()]
+
+
+def _describe_data(plan: "Plan") -> str:
+    corpus = plan.corpus
+    text = f"{format_count(corpus.num_train_tokens)} tokens"
+    if corpus.num_train_rows is not None:
+        text = f"{format_count(corpus.num_train_rows)} chats, {text}"
+    if corpus.num_target_tokens is not None:
+        text += f" ({format_count(corpus.num_target_tokens)} of answers)"
+    elif corpus.train_bytes:
+        text += f" ({format_bytes(corpus.train_bytes)})"
+    text += f" to train, {format_count(corpus.num_heldout_tokens)} held out"
+    # That of a plan for a card may not have been read.
+    if corpus.vocab_size:
+        text += f", vocabulary {corpus.vocab_size}"
+    if not corpus.is_estimate:
+        return text
+    return f"about {text}, estimated from file sizes"
 
 
 def _describe_epochs(plan: "Plan", num_tokens: int) -> str:
@@ -58,7 +71,7 @@ def _describe_model(plan: "Plan") -> str:
 
 
 def _describe_device(plan: "Plan") -> str:
-    device = f"{plan.forecast.card} ({plan.device})" if plan.forecast else plan.device
+    device = f"{plan.forecast.card} ({plan.device})" if plan.forecast and plan.device != "cpu" else plan.device
     return f"{device}, {plan.precision}, {'compiled' if plan.torch_compile else 'not compiled'}"
 
 

@@ -104,7 +104,7 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
         precision=decided.precision,  # type: ignore[arg-type]
         torch_compile=compiled,
         attn_implementation=decided.attention,  # type: ignore[arg-type]
-        gradient_checkpointing=recipe.gradient_checkpointing is True,
+        gradient_checkpointing=recipe.gradient_checkpointing != "auto" and recipe.gradient_checkpointing,
         model=model,
         adapt=decided.adapt,
         optimizer=_optimizer(recipe),

@@ -113,7 +113,7 @@ def is_known(plan: Plan, compute_capability: tuple[int, int]) -> bool:
 
 def shallow_plans(plan: Plan) -> tuple[Plan, Plan] | None:
     """The plan with a model of fewer layers, twice; None where all layers are traced, or are not alike."""
-    if not plan.torch_compile:
+    if not plan.torch_compile or 0 < plan.gradient_checkpointing < 1:
         return None
     config = make_config(plan.model.settings)
     num_layers = int(config.num_hidden_layers)

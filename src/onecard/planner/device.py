@@ -1,12 +1,13 @@
 """Which device, and what it can do."""
 
+import re
 import sys
 from dataclasses import dataclass
 
 import torch
 
 from onecard.errors import InputError
-from onecard.hardware import Card, CardHost, Machine, card_of, usable_bytes
+from onecard.hardware import Card, CardHost, Machine, all_cards, card_of, usable_bytes
 from onecard.spec import Recipe
 
 _HOSTS: dict[str, CardHost] = {
@@ -17,6 +18,12 @@ _HOSTS: dict[str, CardHost] = {
     "wsl": "windows",
 }
 _WHEELS = "https://pytorch.org/get-started/locally/"
+_INDEX = "https://download.pytorch.org/whl"
+# What `pip install torch` brings on Linux; taken where this PyTorch is one without CUDA.
+_USUAL_BUILD = "cu130"
+# For cards older than Turing.
+_OLDER_BUILD = "cu126"
+_CODE = re.compile(r"(sm|compute)_(\d+)(\d)[af]?")
 
 
 def choose_device(wish: str, machine: Machine) -> tuple[str, str]:
@@ -29,7 +36,10 @@ def choose_device(wish: str, machine: Machine) -> tuple[str, str]:
         return "cpu", "asked for"
     if wish == "auto":
         if torch.cuda.is_available():
-            return "cuda:0", f"{torch.cuda.get_device_name(0)} is there"
+            name = torch.cuda.get_device_name(0)
+            if problem := _missing_code(0):
+                return "cpu", f"{name} is there, but {problem}"
+            return "cuda:0", f"{name} is there"
         if machine.gpus:
             return "cpu", f"{machine.gpus[0].name} is there, but {_torch_problem()}"
         return "cpu", "no NVIDIA GPU found"
@@ -43,6 +53,8 @@ def choose_device(wish: str, machine: Machine) -> tuple[str, str]:
         raise InputError(
             f"device {wish} does not exist: PyTorch sees {torch.cuda.device_count()} GPU(s), counted from 0"
         )
+    if problem := _missing_code(int(index or 0)):
+        raise InputError(f"device {wish} cannot be used: {problem}. Or use --device cpu")
     return f"cuda:{int(index or 0)}", "asked for"
 
 
@@ -67,6 +79,8 @@ class Target:
     host: CardHost = "linux-headless"
     limit_bytes: int | None = None
     is_here: bool = True
+    # Why PyTorch as it comes would not run there.
+    problem: str | None = None
 
     @property
     def kind(self) -> str:
@@ -103,7 +117,9 @@ def target_of_card(card: Card, platform: str | None = None) -> Target:
     if host is None:
         raise InputError(f"platform {platform!r} is unknown: use linux (a desktop), linux-headless or windows")
     limit = usable_bytes(card, host)
-    return Target("cuda:0", f"a plan for {card.name}", card.name, card.compute_capability, card, host, limit, False)
+    problem = _find_build_problem(card)
+    reason = f"a plan for {card.name}" + (f"; {problem}" if problem else "")
+    return Target("cuda:0", reason, card.name, card.compute_capability, card, host, limit, False, problem)
 
 
 def _host_of(machine: Machine) -> CardHost:
@@ -173,9 +189,38 @@ def find_compiler_problem(target: Target) -> str | None:
     return None
 
 
+def _find_build_problem(card: Card) -> str | None:
+    """Says which build of PyTorch a card needs, if the installed one (without CUDA: the usual one) is of no use."""
+    build = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else _USUAL_BUILD
+    if build in card.torch_builds or not any(build in other.torch_builds for other in all_cards()):
+        return None
+    if not card.torch_builds:
+        return f"no build of PyTorch from {_INDEX} has code for {card.name}: training on it needs one of your own"
+    return f"PyTorch's {build} build has no code for {card.name}: install {_install(card.torch_builds[-1])}"
+
+
+def _missing_code(index: int) -> str | None:
+    """Says what to install where the installed PyTorch has no machine code for a card that is here."""
+    found = [match.groups() for code in torch.cuda.get_arch_list() if (match := _CODE.fullmatch(code))]
+    codes = [(kind, (int(major), int(minor))) for kind, major, minor in found]
+    if not codes:
+        return None
+    capability = torch.cuda.get_device_capability(index)
+    # Machine code runs on later cards of its generation, PTX on all later ones.
+    if any(code <= capability and (kind == "compute" or code[0] == capability[0]) for kind, code in codes):
+        return None
+    build = _install(_OLDER_BUILD if capability < min(code for _, code in codes) else _USUAL_BUILD)
+    number = ".".join(map(str, capability))
+    return f"this PyTorch ({torch.__version__}) has no code for its compute capability {number}: install {build}"
+
+
+def _install(build: str) -> str:
+    return f"the {build} build, --index-url {_INDEX}/{build}"
+
+
 def _torch_problem() -> str:
     if torch.version.cuda is None:
-        index = "cu130 (cu126 for cards older than Turing)"
+        index = f"{_USUAL_BUILD} ({_OLDER_BUILD} for cards older than Turing)"
         where = (
             "PyPI's PyTorch for Windows has no CUDA"
             if sys.platform == "win32"

@@ -125,8 +125,8 @@ def _memory(plan: Plan, target: Target, traced: TracedPlan, note: str | None) ->
         peak_phase=peak.phase,
         phase_bytes=peak.phase_bytes,
         host_peak_bytes=_host_bytes(plan) + traced.trace.record.host_bytes,
-        disk_bytes=_disk_bytes(plan),
-        note=note or traced.note,
+        disk_bytes=disk_bytes(plan),
+        note="; ".join(part for part in (note or traced.note, target.problem) if part) or None,
     )
 
 
@@ -168,7 +168,7 @@ def _host_bytes(plan: Plan) -> int:
     return _PROCESS_BYTES + max(weights + trained, weights + _moment_bytes(plan))
 
 
-def _disk_bytes(plan: Plan) -> int:
+def disk_bytes(plan: Plan) -> int:
     """Token files, a model that has yet to come, and checkpoints: the newest, the best, and one being written."""
     checkpoint = _trained(plan)[0] * _SINGLE_PRECISION_BYTES + _moment_bytes(plan)
     num_saves = -(-plan.schedule.num_steps // plan.save_steps)

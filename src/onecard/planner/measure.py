@@ -37,7 +37,7 @@ def measure_peak(device: str, precision: str) -> float:
     return 2 * size**3 / min(times)
 
 
-def measure_step(plan: Plan) -> float:
+def measure_step(plan: Plan, budget_s: float = _STEP_BUDGET_S) -> float:
     """Seconds of one optimizer update, from a few on random tokens with a model of its own that is thrown away.
 
     On a CPU, where time is proportional to tokens, a step is cut to a few thousand of them and scaled up.
@@ -46,7 +46,7 @@ def measure_step(plan: Plan) -> float:
     batches, share = (_random_chats if plan.task == "sft" else _random_rows)(plan, state.device.type == "cpu")
     micro_batches = [place(batch, state) for batch in batches]
     times: list[float] = []
-    while len(times) < 2 or (len(times) < _STEP_REPEATS and sum(times) < _STEP_BUDGET_S):
+    while len(times) < 2 or (len(times) < _STEP_REPEATS and sum(times) < budget_s):
         started = time.perf_counter()
         _step(state, micro_batches)
         synchronize(plan.device)

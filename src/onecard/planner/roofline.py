@@ -20,7 +20,7 @@ from onecard.planner.trace import Trace
 from onecard.spec import Plan
 
 # Writing and hashing a checkpoint, assumed: one core hashes about 1 GB/s, a disk takes 0.2 (hard disk) to 3 (NVMe).
-_SAVE_BYTES_PER_S = 0.5e9
+SAVE_BYTES_PER_S = 0.5e9
 # Tokens that one loader process gives, assumed: the measured runs of data_path.json wait 0.1 % of their time for it.
 _DATA_TOKENS_PER_S = 5e6
 # What compiling gains where the trace is of the eager step: 250 against 135 ms (nanoGPT's README, A100).
@@ -79,8 +79,8 @@ def predict_time(trace: Trace, plan: Plan, card: Card, efficiencies: Efficiencie
     step_s = max(step.all_s, data_s)
     low_s, high_s = _band(trace, plan, card, efficiencies)
     evaluation_s = _evaluation_s(trace, plan, card, efficiencies)
-    save_s = _resident_bytes(trace) / _SAVE_BYTES_PER_S
-    num_evaluations, num_saves = _count_milestones(plan)
+    save_s = resident_bytes(trace) / SAVE_BYTES_PER_S
+    num_evaluations, num_saves = count_milestones(plan)
     aside_s = num_evaluations * evaluation_s + num_saves * save_s
     total_s = plan.schedule.num_steps * step_s + aside_s
     seconds = dict(step.seconds) | {"launches": max(0.0, step.host_s - step.card_s)}
@@ -172,21 +172,22 @@ def _at_power_limit(card: Card, place: int) -> Card:
 
 def _evaluation_s(trace: Trace, plan: Plan, card: Card, efficiencies: Efficiencies) -> float:
     work = [(work, 1.0) for work in trace.record.work if work.phase == "evaluation"]
-    return _num_eval_batches(plan) * _pass(work, card, efficiencies, plan.max_seq_length).all_s
+    return num_eval_batches(plan) * _pass(work, card, efficiencies, plan.max_seq_length).all_s
 
 
-def _num_eval_batches(plan: Plan) -> float:
+def num_eval_batches(plan: Plan) -> float:
+    """Batches of one evaluation."""
     whole = plan.corpus.num_heldout_tokens / (plan.max_seq_length * plan.eval_batch_size)
     return whole if plan.eval_batches is None else min(whole, plan.eval_batches)
 
 
-def _resident_bytes(trace: Trace) -> int:
-    """What a checkpoint holds: weights and moments, which are there before the first step."""
+def resident_bytes(trace: Trace) -> int:
+    """Bytes of a checkpoint: weights and moments, which are there before the first step."""
     record = trace.record
     return sum(record.sizes[number] for number in record.order[: trace.resident_end] if number in record.labels)
 
 
-def _count_milestones(plan: Plan) -> tuple[int, int]:
+def count_milestones(plan: Plan) -> tuple[int, int]:
     """Evaluations and checkpoints of a run; a new best is saved too, and every evaluation may be one."""
     num_steps = plan.schedule.num_steps
     last = {num_steps}

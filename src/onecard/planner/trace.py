@@ -35,8 +35,8 @@ class Trace:
     num_micro_batches: int
 
 
-def trace_plan(plan: Plan, compute_capability: tuple[int, int], *, has_borders: bool = True) -> Trace:
-    """Traces one update and what else a run does as a card of this capability would run them.
+def trace_plan(plan: Plan, compute_capability: tuple[int, int] | None, *, has_borders: bool = True) -> Trace:
+    """Traces one update and what else a run does as a card of this capability, or a CPU, would run them.
 
     `has_borders`: whether documents end inside the rows of a batch, which asks for other attention kernels.
     Takes seconds and no memory to speak of; for a compiled plan, about as long as the compiler.
@@ -44,6 +44,9 @@ def trace_plan(plan: Plan, compute_capability: tuple[int, int], *, has_borders: 
     Raises:
         CannotTraceCompiled: the plan is compiled and this PyTorch's compiler fails or is unknown.
     """
+    if compute_capability is None:
+        with FakeTensorMode():
+            return record_plan(plan, has_borders=has_borders)
     recorder = Recorder(SCRATCH)
     compiler: AbstractContextManager[None] = nullcontext()
     if plan.torch_compile:

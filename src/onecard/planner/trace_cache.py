@@ -26,8 +26,8 @@ class CannotTrace(Exception):
     """A step that does not run on tensors without values, so that nothing can be told of it beforehand."""
 
 
-def trace_cached(plan: Plan, compute_capability: tuple[int, int]) -> Trace:
-    """Traces a plan for a card of this capability, or reads the trace of an earlier call with equal settings."""
+def trace_cached(plan: Plan, compute_capability: tuple[int, int] | None) -> Trace:
+    """Traces a plan for a card of this capability or a CPU, or reads what an earlier call with equal settings traced."""
     plan, has_borders = _traceable(plan)
     path = _file_of(plan, compute_capability, has_borders)
     if (found := _read(path)) is not None:
@@ -57,7 +57,7 @@ def _traceable(plan: Plan) -> tuple[Plan, bool]:
     return plan, plan.has_borders
 
 
-def _file_of(plan: Plan, compute_capability: tuple[int, int], has_borders: bool) -> Path:
+def _file_of(plan: Plan, compute_capability: tuple[int, int] | None, has_borders: bool) -> Path:
     key = {
         "version": _VERSION,
         "packages": {name: version(name) for name in ("onecard", "torch", "transformers")},

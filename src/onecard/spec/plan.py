@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from onecard.spec.forecast import Alternative, Forecast
-from onecard.spec.recipe import OptimizerName
+from onecard.spec.recipe import OptimizerName, Share
 
 # Of a row of packed chats: what the best-fitting ones leave free.
 _FILLED_SHARE = 0.95
@@ -136,7 +136,8 @@ class Plan(_Frozen):
     precision: Literal["bf16", "fp16", "fp32"]
     torch_compile: bool
     attn_implementation: Literal["sdpa", "varlen"]
-    gradient_checkpointing: bool
+    # A number between: the share of layers, from the first on, whose activations are computed again.
+    gradient_checkpointing: bool | Share
     deterministic: bool
     seed: int
 

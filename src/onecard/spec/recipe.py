@@ -17,6 +17,8 @@ Size = Annotated[int, Field(gt=0, le=10**7)]
 NumThreads = Annotated[int, Field(gt=0, le=1024)]
 Interval = Annotated[int, Field(ge=0, le=10**9)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+# Between none and all, which are false and true.
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class DatasetSource(BaseModel):
@@ -183,7 +185,9 @@ class Recipe(BaseModel):
     # Machine
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="arithmetic; masters stay fp32")
-    gradient_checkpointing: bool | Auto = Field("auto", description="recompute activations in the backward pass")
+    gradient_checkpointing: bool | Share | Auto = Field(
+        "auto", description="recompute activations in the backward pass; a number: of this share of the layers"
+    )
     torch_compile: bool | Auto = Field(
         "auto", description="compile the decoder; auto: when it pays back within the run"
     )

@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from onecard.errors import InputError
 from onecard.model.adapt import adapt
 from onecard.model.build import build_model
 from onecard.model.decoder import Decoder
@@ -37,7 +39,7 @@ def assemble(plan: Plan, *, with_weights: bool = True) -> TrainState:
         tensor.data = tensor.data.to(device, dtype, copy=base is not None and with_weights)
     model.train()
     if plan.gradient_checkpointing:
-        _checkpoint_activations(model)
+        _checkpoint_activations(model, plan.gradient_checkpointing)
     optimizer = Optimizer(model, plan.optimizer)
     optimizer.load_masters(masters)
     return TrainState(
@@ -58,9 +60,20 @@ def _build(plan: Plan, with_weights: bool) -> PreTrainedModel:
     return build_model(model.settings, dropout=model.dropout, init=model.init, seed=plan.seed, backend=backend)
 
 
-def _checkpoint_activations(model: PreTrainedModel) -> None:
+def _checkpoint_activations(model: PreTrainedModel, share: float) -> None:
+    """Lets the first layers recompute: the backward pass lets go of what the last ones keep before it gets there."""
     settings = {"use_reentrant": False}
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
     else:  # its name before transformers 5.23
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+    if share == 1:
+        return
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise InputError(
+            f"gradient_checkpointing {share:g}: {model.config.model_type} recomputes all of its layers or none; "
+            "use true or false"
+        )
+    for layer in layers[max(1, round(share * len(layers))) :]:
+        layer.gradient_checkpointing = False

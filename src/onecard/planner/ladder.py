@@ -1,0 +1,164 @@
+"""The same training with other settings: what else there is, and what would fit where a plan does not."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+from onecard.errors import DoesNotFitError, InputError
+from onecard.planner.candidate import Candidate, evaluate, is_answered
+from onecard.planner.device import Target
+from onecard.planner.optimizers import other_optimizers
+from onecard.planner.trace_cache import CannotTrace
+from onecard.spec import AdaptPlan, Alternative, Plan
+from onecard.units import format_bytes
+
+_HALF = 0.5
+_NUM_REMEDIES = 2
+# Changes that follow from others.
+_HIDDEN = ("eval_batch_size", "total_batch_size")
+
+
+def list_alternatives(plan: Plan, target: Target) -> Iterator[Alternative]:
+    """Forecasts the same training with one thing changed at a time; the first row is the plan itself."""
+    yield _row(Candidate(plan, plan.forecast) if plan.forecast else evaluate(plan, target), {}, is_chosen=True)
+    for changes in _changes(plan):
+        changed = plan.model_copy(update=changes)
+        yield _row(evaluate(changed, target, may_compile=is_answered(changed, target)), changes)
+    for changes in _other_methods(plan):
+        if (candidate := _try_method(plan, changes, target)) is not None:
+            yield _row(candidate, changes)
+
+
+def micro_batches(plan: Plan) -> list[int]:
+    """Powers of two up to the whole step, and the whole step."""
+    total = plan.rows_per_step
+    return [*(1 << power for power in range(total.bit_length()) if 1 << power < total), total]
+
+
+def does_not_fit(given: Candidate, target: Target) -> DoesNotFitError:
+    """Says what is missing and which changes would fit, each with its figures."""
+    plan, memory = given.plan, given.forecast.memory
+    what = (
+        f"this does not fit {target.name}: a step of {plan.micro_batch_size} x {plan.max_seq_length} tokens needs "
+        f"{format_bytes(memory.peak_bytes)}, and {format_bytes(memory.limit_bytes)} can be had"
+    )
+    static = sum(memory.breakdown.get(part, 0) for part in ("weights", "optimizer"))
+    remedies = [*_settings_that_fit(plan, target, static > memory.limit_bytes), *_method_that_fits(plan, target)]
+    told = plan.model_copy(update={"forecast": given.forecast, "alternatives": tuple(remedies)})
+    if static > memory.limit_bytes and not remedies:
+        return DoesNotFitError(
+            f"{what}; weights and optimizer state alone are {format_bytes(static)}: choose a smaller model, a larger "
+            "card, or another method",
+            told,
+        )
+    if not remedies:
+        return DoesNotFitError(f"{what}; a single sequence at a time does not fit either: choose a smaller model", told)
+    lines = [f"{what}. What would:"]
+    for row in remedies:
+        words = " ".join(_flag(key, value) for key, value in row.settings.items())
+        time = f", {row.step_s:.3g} s a step" if row.step_s else ""
+        lines.append(f"  {words}: {format_bytes(row.peak_bytes)}{time}")
+    return DoesNotFitError("\n".join(lines), told)
+
+
+def _row(candidate: Candidate, changes: dict[str, Any], *, is_chosen: bool = False) -> Alternative:
+    memory = candidate.forecast.memory
+    shown = {key: value for key, value in changes.items() if key not in _HIDDEN}
+    if "optimizer" in shown:
+        shown["optimizer"] = shown["optimizer"].name
+    if "adapt" in shown:
+        adapt = shown.pop("adapt")
+        shown = {"method": adapt.method if adapt else "full"} | shown
+    return Alternative(
+        settings=shown,
+        peak_bytes=memory.peak_bytes,
+        step_s=candidate.step_s,
+        fits=memory.fits,
+        is_chosen=is_chosen,
+        is_rough=not candidate.forecast.is_refined,
+    )
+
+
+def _changes(plan: Plan) -> Iterator[dict[str, Any]]:
+    micro, length = plan.micro_batch_size, plan.max_seq_length
+    for size in (2 * micro, micro // 2, 1):
+        if 1 <= size <= plan.rows_per_step and size != micro:
+            yield {"micro_batch_size": size, "eval_batch_size": min(plan.eval_batch_size, size)}
+    for share in (False, _HALF, True):
+        if share != plan.gradient_checkpointing:
+            yield {"gradient_checkpointing": share}
+    yield {"torch_compile": not plan.torch_compile}
+    for name in other_optimizers(plan):
+        yield {"optimizer": plan.optimizer.model_copy(update={"name": name})}
+    if length >= 128:
+        # The same tokens per step, in shorter sequences; as many chats, which are cut.
+        total = plan.total_batch_size if plan.task == "sft" else 2 * plan.total_batch_size
+        yield {"max_seq_length": length // 2, "total_batch_size": total}
+
+
+def _other_methods(plan: Plan) -> Iterator[dict[str, Any]]:
+    """Other methods for a run that starts from a model, adapters as recipes have them by default."""
+    if plan.model.base is None:
+        return
+    if plan.adapt is not None:
+        yield {"adapt": None}
+    for method in ("lora", "qlora"):
+        if (plan.adapt is None or plan.adapt.method != method) and (method == "lora" or find_spec("bitsandbytes")):
+            given = plan.adapt.model_dump() if plan.adapt else {}
+            yield {"adapt": AdaptPlan(**given | {"method": method})}
+
+
+def _try_method(plan: Plan, changes: dict[str, Any], target: Target) -> Candidate | None:
+    """Forecasts a plan with another method; None for a model that cannot be adapted so."""
+    changed = plan.model_copy(update=changes)
+    try:
+        return evaluate(changed, target, may_compile=is_answered(changed, target))
+    except (InputError, CannotTrace):
+        return None
+
+
+def _settings_that_fit(plan: Plan, target: Target, is_state_too_large: bool) -> Iterator[Alternative]:
+    """Checkpointing, then smaller micro-batches, then both, until two fit; where none does, state in 8 bits as well."""
+    sizes = [size for size in reversed(micro_batches(plan)) if size < plan.micro_batch_size]
+    recomputes_all = plan.gradient_checkpointing == 1
+    tried: list[dict[str, Any]] = []
+    if not recomputes_all:
+        tried.append({"gradient_checkpointing": True})
+    for kept in [{}] if recomputes_all else [{}, {"gradient_checkpointing": True}]:
+        tried += [{"micro_batch_size": size, "eval_batch_size": size, **kept} for size in sizes]
+    if is_state_too_large:
+        tried = []
+    if plan.optimizer.name in ("adamw", "paged_adamw") and "adamw_8bit" in other_optimizers(plan):
+        smaller = {"optimizer": plan.optimizer.model_copy(update={"name": f"{plan.optimizer.name}_8bit"})}
+        tried.append(smaller)
+        if not recomputes_all:
+            tried.append(smaller | {"gradient_checkpointing": True})
+        if sizes:
+            tried.append(tried[-1] | {"micro_batch_size": 1, "eval_batch_size": 1})
+    num_found = 0
+    for changes in tried:
+        row = _row(evaluate(plan.model_copy(update=changes), target), changes)
+        if row.fits:
+            yield row
+            num_found += 1
+        if num_found == _NUM_REMEDIES:
+            return
+
+
+def _method_that_fits(plan: Plan, target: Target) -> Iterator[Alternative]:
+    """The first of the methods with less state that fits: by itself, recomputing, and with single sequences, too."""
+    recomputing: list[dict[str, Any]] = [] if plan.gradient_checkpointing == 1 else [{"gradient_checkpointing": True}]
+    single = {"micro_batch_size": 1, "eval_batch_size": 1, "gradient_checkpointing": True}
+    for method in _other_methods(plan):
+        if method["adapt"] is None or (method["adapt"].method == "lora" and plan.adapt is not None):
+            continue  # has more state, not less
+        for more in ({}, *recomputing, single):
+            candidate = _try_method(plan, method | more, target)
+            if candidate is not None and candidate.forecast.memory.fits:
+                yield _row(candidate, method | more)
+                return
+
+
+def _flag(key: str, value: Any) -> str:
+    names = {"micro_batch_size": "per_device_train_batch_size", "optimizer": "optim"}
+    return f"--{names.get(key, key)} {str(value).lower()}"

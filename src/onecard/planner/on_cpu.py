@@ -1,0 +1,134 @@
+"""A plan on this machine's CPU: what its own step holds beside the process, and a step that was timed."""
+
+import psutil
+
+from onecard.errors import DoesNotFitError
+from onecard.hardware import Machine
+from onecard.planner.forecast import disk_bytes
+from onecard.planner.measure import measure_step
+from onecard.planner.replay import replay
+from onecard.planner.roofline import SAVE_BYTES_PER_S, count_milestones, num_eval_batches, resident_bytes
+from onecard.planner.trace import Trace
+from onecard.planner.trace_cache import CannotTrace, trace_cached
+from onecard.spec import Forecast, MemoryForecast, Plan, TimeForecast
+from onecard.units import format_bytes
+
+# Tensors are known to the byte; what malloc and the kernels hold beside them is not: 25 and 45 % in two runs (LOG.md).
+_BESIDE_TENSORS = 0.25
+_MEMORY_BAND = (0.15, 0.2)
+# Share of a large matrix product's speed that a step reaches: guess and range, for steps that take too long to try.
+_SHARE_OF_PEAK = 0.4
+_SHARES_OF_PEAK = (0.15, 0.8)
+# A step that is expected to take longer than this is not tried.
+_LONGEST_TRIED_S = 1.0
+_TRIAL_BUDGET_S = 1.5
+# Of a step that was tried: clocks, neighbours, lengths of rows.
+_TIME_BAND = (0.8, 1.4)
+# What compiling gains on a CPU at most, by what was measured (1.1 to 1.3).
+_COMPILED_SHARE = 0.7
+# A step is a forward pass and a backward pass of twice its arithmetic.
+_EVALUATION_SHARE = 1 / 3
+
+
+def loaded_bytes() -> int:
+    """Memory of this process; before anything was prepared or measured, what a run begins with."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def forecast_on_cpu(plan: Plan, machine: Machine, process_bytes: int) -> Plan:
+    """Adds memory and time to a plan for this machine's CPU; a plan whose step cannot be traced stays as it is.
+
+    `process_bytes` are those of `loaded_bytes`. Takes some three seconds: a trace, and a few steps where they are short.
+
+    Raises:
+        DoesNotFitError: it needs more memory than is free; says which micro-batch would not.
+    """
+    try:
+        trace = _trace(plan)
+    except CannotTrace as error:
+        reason = f"the step cannot be traced ({error}), so memory and time are not known"
+        return plan.model_copy(update={"reasons": plan.reasons | {"forecast": reason}})
+    memory = _memory(plan, trace, process_bytes, machine.free_ram_bytes)
+    forecast = Forecast(card="CPU", memory=memory, time=_time(plan, trace))
+    made = plan.model_copy(update={"forecast": forecast})
+    if not memory.fits:
+        raise _does_not_fit(made, process_bytes, machine.free_ram_bytes)
+    return made
+
+
+def _trace(plan: Plan) -> Trace:
+    return trace_cached(plan.model_copy(update={"torch_compile": False}), None)
+
+
+def _memory(plan: Plan, trace: Trace, process_bytes: int, free_bytes: int) -> MemoryForecast:
+    found = replay(trace, workspace_bytes=0)
+    parts = {part: size for part, size in found.parts.items() if part != "workspaces"}
+    breakdown = {"process": process_bytes} | dict(sorted(parts.items(), key=lambda part: -part[1]))
+    tensor_bytes = sum(parts.values())
+    breakdown["malloc"] = int(_BESIDE_TENSORS * tensor_bytes)
+    peak = sum(breakdown.values())
+    # What this process holds is not free any more, and is in the peak.
+    limit = free_bytes + process_bytes
+    below, above = _MEMORY_BAND
+    return MemoryForecast(
+        fits=peak <= limit,
+        limit_bytes=limit,
+        peak_bytes=peak,
+        peak_low_bytes=int(peak * (1 - below)),
+        peak_high_bytes=int(peak * (1 + above)),
+        allocated_bytes=tensor_bytes,
+        context_bytes=0,
+        breakdown=breakdown,
+        peak_phase=found.phase,
+        phase_bytes=found.phase_bytes,
+        host_peak_bytes=peak,
+        disk_bytes=disk_bytes(plan),
+        note="the eager step stands in for the compiled one" if plan.torch_compile else None,
+    )
+
+
+def _time(plan: Plan, trace: Trace) -> TimeForecast:
+    flops = plan.flops_per_token * plan.tokens_per_step
+    step_s = flops / (_SHARE_OF_PEAK * plan.peak_flops)
+    least, most = _SHARES_OF_PEAK
+    low_s, high_s = flops / (most * plan.peak_flops), flops / (least * plan.peak_flops)
+    if step_s * plan.micro_batch_size / plan.rows_per_step <= _LONGEST_TRIED_S:
+        step_s = measure_step(plan.model_copy(update={"torch_compile": False}), _TRIAL_BUDGET_S)
+        if plan.max_hours is not None:
+            # Its steps come from such a trial, too: together they take no longer than the hours.
+            step_s = min(step_s, 3600 * plan.max_hours / plan.schedule.num_steps)
+        low_s, high_s = (share * step_s for share in _TIME_BAND)
+    if plan.torch_compile:
+        low_s *= _COMPILED_SHARE
+    num_evaluations, num_saves = count_milestones(plan)
+    evaluation_tokens = num_eval_batches(plan) * plan.eval_batch_size * plan.max_seq_length
+    evaluation_s = _EVALUATION_SHARE * step_s * evaluation_tokens / plan.tokens_per_step
+    aside_s = num_evaluations * evaluation_s + num_saves * resident_bytes(trace) / SAVE_BYTES_PER_S
+    return TimeForecast(
+        step_s=step_s,
+        step_low_s=low_s,
+        step_high_s=high_s,
+        tokens_per_s=plan.tokens_per_step / step_s,
+        total_s=plan.schedule.num_steps * step_s + aside_s,
+        limited_by="arithmetic",
+        share_of_peak=flops / (step_s * plan.peak_flops),
+        energy_wh=None,
+    )
+
+
+def _does_not_fit(made: Plan, process_bytes: int, free_bytes: int) -> DoesNotFitError:
+    assert made.forecast is not None
+    memory = made.forecast.memory
+    what = (
+        f"this does not fit the memory of this machine: it needs {format_bytes(memory.peak_bytes)}, and "
+        f"{format_bytes(memory.limit_bytes)} can be had"
+    )
+    size = made.micro_batch_size
+    while size > 1:
+        size //= 2
+        less = made.model_copy(update={"micro_batch_size": size, "eval_batch_size": min(size, made.eval_batch_size)})
+        found = _memory(less, _trace(less), process_bytes, free_bytes)
+        if found.fits:
+            remedy = f"--per_device_train_batch_size {size} takes {format_bytes(found.peak_bytes)}"
+            return DoesNotFitError(f"{what}. {remedy}", made)
+    return DoesNotFitError(f"{what}; a single sequence at a time does not fit either: choose a smaller model", made)

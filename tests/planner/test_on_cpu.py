@@ -1,0 +1,115 @@
+"""Memory and time of a plan for this machine's CPU."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onecard.errors import DoesNotFitError
+from onecard.hardware import Machine
+from onecard.planner import forecast_on_cpu, on_cpu, trace_cache
+from onecard.planner.replay import replay
+from onecard.planner.trace import record_plan
+from onecard.spec import Plan
+
+MACHINE = Machine(
+    gpus=(),
+    gpu_problem=None,
+    driver=None,
+    num_cores=2,
+    ram_bytes=8 * 2**30,
+    free_ram_bytes=4 * 2**30,
+    platform="linux",
+    python="3.11.0",
+    has_bf16_cpu=False,
+    bf16_cpu_reason="a test",
+)
+
+
+PROCESS = 300 * 2**20
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONECARD_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    """Plans whose step was tried; it takes half a second."""
+    seen: list[Plan] = []
+
+    def measure(plan: Plan, _: float) -> float:
+        seen.append(plan)
+        return 0.5
+
+    monkeypatch.setattr(on_cpu, "measure_step", measure)
+    return seen
+
+
+def test_tensors_are_those_of_a_real_step(tiny_plan: Callable[..., Plan], tried: list[Plan]) -> None:
+    plan = tiny_plan("llama")
+    memory = forecast_on_cpu(plan, MACHINE, PROCESS).forecast.memory
+    real = replay(record_plan(plan), workspace_bytes=0)
+    assert memory.allocated_bytes == sum(real.parts.values()) == max(real.phase_bytes.values())
+    assert sum(memory.breakdown.values()) == memory.peak_bytes == memory.host_peak_bytes
+    assert memory.breakdown["process"] == PROCESS
+    assert 0 < memory.breakdown["malloc"] < memory.allocated_bytes
+    assert memory.fits
+    assert memory.peak_low_bytes < memory.peak_bytes < memory.peak_high_bytes
+    assert memory.limit_bytes == MACHINE.free_ram_bytes + PROCESS
+
+
+def test_a_short_step_is_tried(tiny_plan: Callable[..., Plan], tried: list[Plan]) -> None:
+    plan = tiny_plan("llama")
+    time = forecast_on_cpu(plan, MACHINE, PROCESS).forecast.time
+    assert tried == [plan]
+    assert (time.step_s, time.step_low_s, time.step_high_s) == (0.5, 0.4, 0.7)
+    assert time.tokens_per_s == plan.tokens_per_step / 0.5
+    assert time.total_s > 0.5 * plan.schedule.num_steps
+    assert time.share_of_peak == pytest.approx(plan.flops_per_token * plan.tokens_per_step / 0.5 / plan.peak_flops)
+    hours = plan.model_copy(update={"max_hours": 20 * 0.25 / 3600})
+    assert forecast_on_cpu(hours, MACHINE, PROCESS).forecast.time.step_s == 0.25
+    compiled = forecast_on_cpu(plan.model_copy(update={"torch_compile": True}), MACHINE, PROCESS).forecast
+    assert not tried[-1].torch_compile
+    assert compiled.time.step_low_s < 0.4
+    assert "eager step" in compiled.memory.note
+
+
+def test_a_long_step_is_not_tried_and_has_a_wide_band(tiny_plan: Callable[..., Plan], tried: list[Plan]) -> None:
+    plan = tiny_plan("llama", flops_per_token=1e12)
+    time = forecast_on_cpu(plan, MACHINE, PROCESS).forecast.time
+    assert not tried
+    assert time.share_of_peak == pytest.approx(0.4)
+    assert time.step_high_s > 5 * time.step_low_s
+
+
+def test_what_does_not_fit_names_a_micro_batch_that_does(tiny_plan: Callable[..., Plan], tried: list[Plan]) -> None:
+    plan = tiny_plan("llama", max_seq_length=256, micro_batch_size=8, eval_batch_size=8)
+    sizes = {
+        size: forecast_on_cpu(
+            plan.model_copy(update={"micro_batch_size": size, "eval_batch_size": size}), MACHINE, PROCESS
+        ).forecast.memory.allocated_bytes
+        for size in (1, 4, 8)
+    }
+    between = replace(MACHINE, free_ram_bytes=int(1.25 * (sizes[4] + sizes[8]) / 2))
+    with pytest.raises(DoesNotFitError, match=r"and .* can be had\. --per_device_train_batch_size 4 takes") as caught:
+        forecast_on_cpu(plan, between, PROCESS)
+    assert caught.value.exit_code == 3
+    assert not caught.value.plan.forecast.memory.fits
+    with pytest.raises(DoesNotFitError, match="a single sequence at a time does not fit either"):
+        forecast_on_cpu(plan, replace(MACHINE, free_ram_bytes=sizes[1] // 2), PROCESS)
+
+
+def test_nothing_is_guessed_where_a_step_cannot_be_traced(
+    tiny_plan: Callable[..., Plan], tried: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a value was asked for")
+
+    monkeypatch.setattr(trace_cache, "trace_plan", fail)
+    plan = forecast_on_cpu(tiny_plan("llama"), MACHINE, PROCESS)
+    assert plan.forecast is None
+    assert "a value was asked for" in plan.reasons["forecast"]
