@@ -38,7 +38,7 @@ def loaded_bytes() -> int:
 def forecast_on_cpu(plan: Plan, machine: Machine, process_bytes: int) -> Plan:
     """Adds memory and time to a plan for this machine's CPU; a plan whose step cannot be traced stays as it is.
 
-    `process_bytes` are those of `loaded_bytes`. Takes some three seconds: a trace, and a few steps where they are short.
+    `process_bytes` are those of `loaded_bytes`. Takes some three seconds: a trace, and a few steps if they are short.
 
     Raises:
         DoesNotFitError: it needs more memory than is free; says which micro-batch would not.

@@ -27,7 +27,7 @@ class CannotTrace(Exception):
 
 
 def trace_cached(plan: Plan, compute_capability: tuple[int, int] | None) -> Trace:
-    """Traces a plan for a card of this capability or a CPU, or reads what an earlier call with equal settings traced."""
+    """Traces a plan for a card of this capability or a CPU, or reads what an earlier call with equal settings has."""
     plan, has_borders = _traceable(plan)
     path = _file_of(plan, compute_capability, has_borders)
     if (found := _read(path)) is not None:
