@@ -63,15 +63,8 @@ def plan(
         DoesNotFitError: nothing that may be chosen fits the card; the message says what would.
     """
     from onecard.observe.sinks import check_targets
-    from onecard.planner import (
-        FirstAnswer,
-        check_recipe,
-        forecast_on_cpu,
-        loaded_bytes,
-        make_plan,
-        survey_facts,
-        target_of_card,
-    )
+    from onecard.planner import FirstAnswer, check_recipe, make_plan, survey_facts, target_of_card
+    from onecard.planner.on_cpu import forecast_on_cpu, loaded_bytes
     from onecard.run.inputs import fetch_base, find_base_here, prepare_inputs, settle_base
 
     machine, recipe = _machine(), settle_base(recipe)

@@ -9,7 +9,8 @@ import pytest
 
 from onecard.errors import DoesNotFitError
 from onecard.hardware import Machine
-from onecard.planner import forecast_on_cpu, on_cpu, trace_cache
+from onecard.planner import on_cpu, trace_cache
+from onecard.planner.on_cpu import forecast_on_cpu
 from onecard.planner.replay import replay
 from onecard.planner.trace import record_plan
 from onecard.spec import Plan

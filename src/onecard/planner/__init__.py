@@ -5,7 +5,6 @@ from onecard.planner.device import Target, choose_device, find_target, kind_of, 
 from onecard.planner.facts import facts_of, survey_facts
 from onecard.planner.fit import FirstAnswer
 from onecard.planner.ladder import list_alternatives
-from onecard.planner.on_cpu import forecast_on_cpu, loaded_bytes
 
 __all__ = [
     "FirstAnswer",
@@ -15,10 +14,8 @@ __all__ = [
     "choose_device",
     "facts_of",
     "find_target",
-    "forecast_on_cpu",
     "kind_of",
     "list_alternatives",
-    "loaded_bytes",
     "make_plan",
     "survey_facts",
     "target_of_card",
