@@ -154,7 +154,9 @@ def saved(
     model.config.name_or_path = str(root / "base")
     adapt(model, plan, seed=0, num_new_tokens=NUM_NEW)
     disturb(model)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")), unk_token="a")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")), unk_token="a"
+    )
     tokenizer.save_pretrained(root / "adapter")
     base = BasePlan(name="x", fingerprint=fingerprint(root / "base"), num_new_tokens=NUM_NEW)
     save_adapter_folder(model, {}, root / "adapter", base)

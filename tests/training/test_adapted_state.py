@@ -21,7 +21,9 @@ pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")), unk_token="a")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")), unk_token="a"
+    )
 
 
 @pytest.fixture
