@@ -70,11 +70,22 @@ def complete(
     Where it would outgrow the length the model was trained on, the window slides: the newer half stays as context.
     Leaves the global random state as it was.
     """
+    encoded, stop_ids = encode_prompts(model, tokenizer, prompts)
+    completions = complete_ids(model, encoded, stop_ids, sampling)
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
+
+
+def encode_prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
+) -> tuple[list[list[int]], list[int]]:
+    """Gives the ids of each prompt, begun as the model's training text was, and the ids that end a completion.
+
+    Raises:
+        InputError: nothing names the end of a text.
+    """
     stop = _end_of_text(model, tokenizer)
     opening = _opening(model, tokenizer)
-    encoded = [[*opening, *tokenizer.encode(prompt, add_special_tokens=False)] or [stop] for prompt in prompts]
-    completions = complete_ids(model, encoded, [stop], sampling)
-    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
+    return [[*opening, *tokenizer.encode(prompt, add_special_tokens=False)] or [stop] for prompt in prompts], [stop]
 
 
 @torch.no_grad()
