@@ -53,7 +53,7 @@ def _sentences(evaluation: Evaluation, score: str) -> list[str]:
 
 
 def _against_last(entry: Comparison) -> str:
-    beats = "beats" if entry.corrected_p_value < _SIGNIFICANT else "is above, but cannot be told from,"
+    beats = "beats" if entry.corrected_p_value < _SIGNIFICANT else "is better than, but not to be told from,"
     looks = f" after {entry.num_comparisons} looks ({_p(entry.p_value)} for one)" if entry.num_comparisons > 1 else ""
     return (
         f"{entry.score}: {entry.best} {beats} the last, {entry.other}, by {_gain(entry)}, "

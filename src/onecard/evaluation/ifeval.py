@@ -23,8 +23,8 @@ from onecard.spec.score import Protocol, Score
 # The four accuracies, by the harness's names.
 PROMPT_STRICT, PROMPT_LOOSE = "prompt_level_strict_acc", "prompt_level_loose_acc"
 INSTRUCTION_STRICT, INSTRUCTION_LOOSE = "inst_level_strict_acc", "inst_level_loose_acc"
-# What the harness gives a response; with less the score is another one.
-STANDARD_TOKENS = 1280
+# What published scores are of: so many prompts, and so many tokens of each response.
+STANDARD_PROMPTS, STANDARD_TOKENS = 541, 1280
 _PACKAGES = ("lm_eval", "langdetect", "immutabledict", "nltk")
 _FIELDS = {"key": int, "prompt": str, "instruction_id_list": list, "kwargs": list}
 # Of what is wrong with a file, how much is told.

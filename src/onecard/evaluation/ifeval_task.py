@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from onecard.evaluation.ifeval import PROMPT_STRICT, STANDARD_TOKENS, Checker, score_verdicts
+from onecard.evaluation.ifeval import PROMPT_STRICT, STANDARD_PROMPTS, STANDARD_TOKENS, Checker, score_verdicts
 from onecard.evaluation.responses import Report, respond
 from onecard.evaluation.task import Result, Subject
 from onecard.spec.score import Protocol
@@ -57,10 +57,10 @@ class IFEvalTask:
                 f"responses have {found.token_limit:,} tokens at most, not {self._max_new_tokens:,}: the model's "
                 "positions leave no more beside the longest prompt"
             )
-        if found.token_limit != STANDARD_TOKENS or self._limit is not None:
+        if (found.token_limit, len(texts)) != (STANDARD_TOKENS, STANDARD_PROMPTS):
             notes.append(
-                f"not the standard IFEval, which is all 541 prompts and {STANDARD_TOKENS:,} tokens: compare these "
-                "scores only with those of the same protocol"
+                f"not the standard IFEval ({STANDARD_PROMPTS} prompts, {STANDARD_TOKENS:,} tokens): compare only with "
+                "scores of the same protocol"
             )
         if found.num_unfinished:
             notes.append(f"{found.num_unfinished:,} of {len(texts):,} responses reached the limit without a stop token")

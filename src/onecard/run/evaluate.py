@@ -137,7 +137,8 @@ def find_places(model: str | Path, which: str) -> tuple[RunFolder | None, list[_
     """
     path = expand(model)
     is_model = any(locate(path / name) for name in ("config.json", "adapter_config.json"))
-    if is_model and path.parent.name != "checkpoints":
+    is_of_run = path.parent.name == "checkpoints" and locate(path.parent.parent / "plan.json")
+    if is_model and not is_of_run:
         return None, [_Place(str(model), None, find_model_folder(path, "best"))]
     run, named = find_run(model)
     if named is not None:
