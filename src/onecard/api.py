@@ -4,10 +4,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from onecard.errors import CheckpointError, InputError
-from onecard.spec import Alternative, Plan, Recipe
+from onecard.errors import InputError
+from onecard.spec import Alternative, Evaluation, Plan, Recipe
 from onecard.spec.load import apply_device, load_recipe
 from onecard.spec.paths import expand
 
@@ -15,15 +15,13 @@ if TYPE_CHECKING:
     from onecard.data import TrainingData
     from onecard.hardware import Machine
     from onecard.observe.events import Event
-    from onecard.planner import FirstAnswer
     from onecard.run.folder import RunFolder
 
-__all__ = ["alternatives", "generate", "is_chat_model", "load_recipe", "plan", "prepare", "resume", "train"]
+__all__ = ["alternatives", "evaluate", "generate", "is_chat_model", "load_recipe", "plan", "prepare", "resume", "train"]
 
 OnProgress = Callable[[str, int, int | None], None]
 OnEvent = Callable[["Event"], None]
 OnPlan = Callable[[Plan, Path], None]
-OnDraft = Callable[[Plan], None]
 
 
 def prepare(recipe: Recipe, *, progress: OnProgress | None = None) -> "TrainingData":
@@ -46,7 +44,7 @@ def plan(
     card: str | None = None,
     platform: str | None = None,
     progress: OnProgress | None = None,
-    on_draft: OnDraft | None = None,
+    on_draft: Callable[[Plan], None] | None = None,
     refine: bool = True,
 ) -> Plan:
     """Decides everything that training would do, each with its reason, and predicts its memory and time.
@@ -62,10 +60,11 @@ def plan(
         InputError: something asked for cannot be honoured.
         DoesNotFitError: nothing that may be chosen fits the card; the message says what would.
     """
+    from onecard.hardware import find_card
     from onecard.observe.sinks import check_targets
     from onecard.planner import FirstAnswer, check_recipe, make_plan, survey_facts, target_of_card
     from onecard.planner.on_cpu import forecast_on_cpu, loaded_bytes
-    from onecard.run.inputs import fetch_base, find_base_here, prepare_inputs, settle_base
+    from onecard.run.inputs import fetch_base, find_base_here, plan_inputs, prepare_inputs, settle_base
 
     machine, recipe = _machine(), settle_base(recipe)
     first = FirstAnswer(on_draft or (lambda _: None), is_refined=refine)
@@ -77,10 +76,8 @@ def plan(
         check_targets(recipe.report_to)
         check_recipe(recipe, machine)
         base = fetch_base(recipe, weights=False, progress=progress)
-        decided = _plan(recipe, machine, prepare_inputs(recipe, base, progress), first)
+        decided = plan_inputs(recipe, machine, prepare_inputs(recipe, base, progress), first)
         return forecast_on_cpu(decided, machine, process_bytes) if decided.device == "cpu" else decided
-    from onecard.hardware import find_card
-
     target = target_of_card(find_card(card), platform)
     recipe = apply_device(recipe, "cuda")
     check_recipe(recipe, machine, target)
@@ -125,7 +122,7 @@ def train(
     from onecard.planner import check_recipe
     from onecard.run.find import find_run, refuse_other_settings
     from onecard.run.folder import RunFolder, free_folder
-    from onecard.run.inputs import fetch_base, prepare_inputs, settle_base
+    from onecard.run.inputs import fetch_base, plan_inputs, prepare_inputs, settle_base
     from onecard.run.outcome import compare
     from onecard.run.session import run_session
 
@@ -143,7 +140,7 @@ def train(
     check_recipe(recipe, machine)
     base = fetch_base(recipe, weights=True, progress=on_progress)
     corpus = prepare_inputs(recipe, base, on_progress)
-    decided = _plan(recipe, machine, corpus)
+    decided = plan_inputs(recipe, machine, corpus)
     root = expand(given) if given else free_folder(Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = RunFolder.create(root, recipe, decided, corpus.audit)
     with folder.lock(), folder.discarded_unless_begun():
@@ -207,31 +204,53 @@ def generate(
     Raises:
         InputError: no such model, or sampling values without a meaning.
     """
-    import torch
-
-    from onecard.model.folder import load_model_folder
     from onecard.model.generate import Sampling, check_prompts, complete
-    from onecard.planner import choose_device, kind_of
-    from onecard.run.answers import answer
-    from onecard.run.find import find_model_folder
+    from onecard.planner import choose_device
+    from onecard.run.answers import answer, load_for_use
 
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, seed)
     sampling.check()
     if not prompts:
         raise InputError("no prompt is given")
     chosen, _ = choose_device(device, _machine())
-    if kind_of(chosen) == "cpu":
-        dtype = torch.float32
-    else:
-        dtype = torch.bfloat16 if torch.cuda.get_device_capability(chosen) >= (8, 0) else torch.float16
-    try:
-        loaded, tokenizer = load_model_folder(find_model_folder(expand(model), checkpoint), dtype)
-    except CheckpointError:
-        # A run in training may have removed the checkpoint while it was read.
-        loaded, tokenizer = load_model_folder(find_model_folder(expand(model), checkpoint), dtype)
+    loaded, tokenizer = load_for_use(expand(model), checkpoint, chosen)
     check_prompts(tokenizer, prompts)
     write = answer if chat or (chat is None and tokenizer.chat_template) else complete
-    return write(loaded.to(chosen), tokenizer, prompts, sampling)
+    return write(loaded, tokenizer, prompts, sampling)
+
+
+def evaluate(
+    model: str | Path | None = None,
+    tasks: Sequence[str] = ("loss",),
+    *,
+    responses: str | Path | None = None,
+    ifeval_data: str | Path | None = None,
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
+    on_item: Callable[[str, int, int], None] | None = None,
+    **settings: Any,
+) -> Evaluation:
+    """Scores the checkpoints of a run, or a model, and says which is best; or scores a file of `responses` to IFEval.
+
+    `tasks` are loss (over the text or chats that the run held out) and ifeval. `settings` are `checkpoints` (all, best,
+    last, or steps with commas), `limit` (held-out blocks, prompts), `max_new_tokens` and `batch_size`. Scores of a run
+    are appended to its scores.jsonl.
+
+    Raises:
+        InputError: everything that is known to be wrong, before anything is measured.
+    """
+    from onecard.planner import choose_device
+    from onecard.run.evaluate import EvaluationRequest, score_responses
+    from onecard.run.evaluate import evaluate as measure
+
+    data = expand(ifeval_data) if ifeval_data is not None else None
+    if responses is not None:
+        return score_responses(expand(responses), data)
+    if model is None:
+        raise InputError("give a run, a model, or a file of responses")
+    chosen, _ = choose_device(device, _machine())
+    request = EvaluationRequest(tasks=tuple(tasks), ifeval_data=data, device=chosen, **settings)
+    return measure(model, request, on_progress, on_item)
 
 
 def _continue(
@@ -279,18 +298,3 @@ def _on_its_device(recipe: Recipe, machine: "Machine") -> Recipe:
 def _make_cublas_deterministic() -> None:
     # Read once, at the first matrix product of the process, which is the planner's.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-def _plan(recipe: Recipe, machine: "Machine", corpus: "TrainingData", first: "FirstAnswer | None" = None) -> Plan:
-    from onecard.model.generate import check_prompts
-    from onecard.planner import facts_of, make_plan
-
-    # Here, not at the first sample: a run must not end over it.
-    try:
-        check_prompts(corpus.tokenizer, recipe.sample_prompts)
-    except InputError as error:
-        raise InputError(
-            f"{error}\nThese are the recipe's sample_prompts: give some in the language of your text, as in "
-            '--sample_prompts "..."'
-        ) from error
-    return make_plan(recipe, machine, facts_of(corpus), first=first)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from onecard.data import NO_TARGET, Batch
 from onecard.data.chats.batches import BatchShape, lay_out
-from onecard.evaluation import HeldoutLoss, measure_heldout_loss
+from onecard.evaluation import HeldoutLoss, Items, measure_heldout_loss, summarize
 from onecard.model.loss import Head
 from onecard.training.state import TrainState
 
@@ -56,15 +56,13 @@ def test_the_loss_is_exact_and_without_dropout(name: str, tiny_state: Callable[.
 
 
 def test_the_standard_error_is_that_of_a_mean_over_blocks() -> None:
-    from onecard.evaluation.heldout import _summarize
-
-    losses = torch.tensor([30.0, 34.0, 38.0, 26.0], dtype=torch.float64)
-    result = _summarize(losses, torch.full((4,), 10))
+    losses = np.array([30.0, 34.0, 38.0, 26.0])
+    result = summarize(Items(losses, np.full(4, 10)))
     means = losses / 10
     assert result.loss == pytest.approx(3.2)
-    assert result.standard_error == pytest.approx(float(means.std() / 2))
+    assert result.standard_error == pytest.approx(float(means.std(ddof=1) / 2))
     # One block says nothing about the spread.
-    assert _summarize(losses[:1], torch.tensor([10])).standard_error == 0.0
+    assert summarize(Items(losses[:1], np.array([10]))).standard_error == 0.0
 
 
 def test_bits_per_byte() -> None:

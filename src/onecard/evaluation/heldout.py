@@ -4,11 +4,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from onecard.data import Batch
+from onecard.evaluation.paired import Items
 from onecard.model.attention import find_borders
 from onecard.model.decoder import Decoder
 from onecard.model.loss import IGNORE, Head, find_targets, token_losses
@@ -27,11 +29,16 @@ class HeldoutLoss:
         return self.loss / math.log(2) * num_tokens / num_bytes
 
 
-@torch.no_grad()
 def measure_heldout_loss(model: PreTrainedModel, head: Head, batches: Iterable[Batch], backend: str) -> HeldoutLoss:
-    """Measures the loss over all targets of `batches`, without dropout, in the model's own precision.
+    """Measures the loss over all targets of `batches`, without dropout, in the model's own precision."""
+    return summarize(measure_blocks(model, head, batches, backend))
 
-    Sums run in float64 on the host, so that neither order nor batch size shows in the result beyond kernel rounding.
+
+@torch.no_grad()
+def measure_blocks(model: PreTrainedModel, head: Head, batches: Iterable[Batch], backend: str) -> Items:
+    """Sums the loss of each row of `batches` and counts its targets, without dropout, in the model's own precision.
+
+    Sums run in float64 on the host, so that neither order nor batch size shows in their ratio beyond kernel rounding.
     """
     # Not compiled: another mode and another batch size would each cost a compilation, for a short pass.
     decoder = Decoder(model, compiled=False)
@@ -44,7 +51,7 @@ def measure_heldout_loss(model: PreTrainedModel, head: Head, batches: Iterable[B
         sums.append(sum_B)
         counts.append(count_B)
     model.train(was_training)
-    return _summarize(torch.cat(sums).cpu(), torch.cat(counts).cpu())
+    return Items(_on_host(sums), _on_host(counts))
 
 
 @torch.no_grad()
@@ -62,11 +69,10 @@ def sum_rows(decoder: Decoder, head: Head, batch: Batch, backend: str) -> tuple[
     return losses.view(rows, tokens).double().sum(1), (targets != IGNORE).sum(1)
 
 
-def _summarize(sum_B: Tensor, count_B: Tensor) -> HeldoutLoss:
-    num_targets = int(count_B.sum())
-    mean = float(sum_B.sum()) / max(1, num_targets)
-    # Ratio estimator: blocks may have unequal numbers of targets.
-    deviations = sum_B - mean * count_B
-    num_blocks = len(sum_B)
-    variance = float((deviations**2).sum()) * num_blocks / max(1, num_blocks - 1)
-    return HeldoutLoss(mean, math.sqrt(variance) / max(1, num_targets), num_targets)
+def summarize(blocks: Items) -> HeldoutLoss:
+    """Gives the mean loss per target token over blocks."""
+    return HeldoutLoss(*blocks.ratio(), int(blocks.counts.sum()))
+
+
+def _on_host(parts: list[Tensor]) -> np.ndarray:
+    return torch.cat(parts).cpu().numpy()

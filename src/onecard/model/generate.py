@@ -70,14 +70,25 @@ def complete(
     Where it would outgrow the length the model was trained on, the window slides: the newer half stays as context.
     Leaves the global random state as it was.
     """
+    encoded, stop_ids = encode_prompts(model, tokenizer, prompts)
+    completions = complete_ids(model, encoded, stop_ids, sampling)
+    return [decode_after(tokenizer, before, ids) for before, ids in zip(encoded, completions, strict=True)]
+
+
+def encode_prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
+) -> tuple[list[list[int]], list[int]]:
+    """Gives the ids of each prompt, begun as the model's training text was, and the ids that end a completion.
+
+    Raises:
+        InputError: nothing names the end of a text.
+    """
     stop = _end_of_text(model, tokenizer)
     opening = _opening(model, tokenizer)
-    encoded = [[*opening, *tokenizer.encode(prompt, add_special_tokens=False)] or [stop] for prompt in prompts]
-    completions = complete_ids(model, encoded, [stop], sampling)
-    return [_decode_after(tokenizer, before, ids) for before, ids in zip(encoded, completions, strict=True)]
+    return [[*opening, *tokenizer.encode(prompt, add_special_tokens=False)] or [stop] for prompt in prompts], [stop]
 
 
-def _decode_after(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequence[int]) -> str:
+def decode_after(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequence[int]) -> str:
     """Decodes what follows other ids: a Llama tokenizer drops the space before the first word it decodes."""
     head, whole = (tokenizer.decode(part, skip_special_tokens=True) for part in (before, [*before, *ids]))
     return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(ids, skip_special_tokens=True)

@@ -1,13 +1,17 @@
-"""What a run reads: the model it starts from, and its text or chats."""
+"""What a run reads: the model it starts from, and its text or chats; and the plan for them."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from onecard.data import ChatRequest, CorpusRequest, TrainingData, prepare, prepare_chats
+from onecard.errors import InputError
+from onecard.hardware import Machine
+from onecard.model.generate import check_prompts
 from onecard.model.hub import find_base, find_cached
 from onecard.model.nf4 import load_operators
+from onecard.planner import FirstAnswer, facts_of, make_plan
 from onecard.run.find import find_model_folder
-from onecard.spec import Recipe
+from onecard.spec import Plan, Recipe
 from onecard.spec.paths import locate
 
 OnProgress = Callable[[str, int, int | None], None]
@@ -52,3 +56,21 @@ def prepare_inputs(recipe: Recipe, base: Path | None, progress: OnProgress | Non
     if recipe.task == "sft":
         return prepare_chats(ChatRequest.of(recipe, base), progress)
     return prepare(CorpusRequest.of(recipe, base), progress)
+
+
+def plan_inputs(recipe: Recipe, machine: Machine, corpus: TrainingData, first: FirstAnswer | None = None) -> Plan:
+    """Plans a recipe for its prepared text on a machine.
+
+    Raises:
+        InputError: something asked for cannot be honoured, the prompts of its samples included.
+        DoesNotFitError: nothing that may be chosen fits.
+    """
+    # Here, not at the first sample: a run must not end over it.
+    try:
+        check_prompts(corpus.tokenizer, recipe.sample_prompts)
+    except InputError as error:
+        raise InputError(
+            f"{error}\nThese are the recipe's sample_prompts: give some in the language of your text, as in "
+            '--sample_prompts "..."'
+        ) from error
+    return make_plan(recipe, machine, facts_of(corpus), first=first)

@@ -7,7 +7,7 @@ from onecard.spec.load import apply_device, load_recipe
 from onecard.spec.mask_audit import MaskAudit
 from onecard.spec.plan import AdaptPlan, BasePlan, CorpusFacts, ModelPlan, OptimizerPlan, Plan, SchedulePlan
 from onecard.spec.recipe import DatasetSource, Recipe
-from onecard.spec.score import Score
+from onecard.spec.score import CheckpointScores, Comparison, Evaluation, Score
 from onecard.spec.source import RecipeInfo, describe_recipe, recipe_names
 from onecard.spec.spelling import KeyInfo, recipe_keys
 
@@ -15,8 +15,11 @@ __all__ = [
     "AdaptPlan",
     "Alternative",
     "BasePlan",
+    "CheckpointScores",
+    "Comparison",
     "CorpusFacts",
     "DatasetSource",
+    "Evaluation",
     "Finding",
     "Forecast",
     "KeyInfo",

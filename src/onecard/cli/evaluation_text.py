@@ -1,0 +1,94 @@
+"""Scores as a table over checkpoints, and in words what sets the best apart."""
+
+from collections.abc import Sequence
+
+from onecard.cli.rows import print_rows
+from onecard.spec import Comparison, Evaluation, Score
+
+# What a difference that is no chance is agreed to be.
+_SIGNIFICANT = 0.05
+_LOSSES = ("loss", "perplexity", "bits_per_byte")
+_ITEMS = {"loss": "held-out blocks"}
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Prints the table, a sentence on the best checkpoint by each score that ranks, and the notes."""
+    print_rows(_rows(evaluation))
+    lines = [line for score in evaluation.best for line in _sentences(evaluation, score)]
+    if lines or evaluation.notes:
+        print("\n".join(["", *lines, *_merged(evaluation)]))
+
+
+def _rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
+    first = evaluation.checkpoints[0]
+    rows = [("", *(score.name for score in first.scores), "")]
+    for row in evaluation.checkpoints:
+        best = [name for name, winner in evaluation.best.items() if winner == row.name]
+        mark = f"best {', '.join(best)}" if best and len(evaluation.checkpoints) > 1 else ""
+        rows.append((row.name, *map(_cell, row.scores), mark))
+    return rows
+
+
+def _cell(score: Score) -> str:
+    error = score.standard_error
+    if score.name in _LOSSES:
+        return f"{score.value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+    return f"{100 * score.value:.1f}%" + (f" ± {100 * error:.1f}" if error is not None else "")
+
+
+def _sentences(evaluation: Evaluation, score: str) -> list[str]:
+    found = [entry for entry in evaluation.comparisons if entry.score == score]
+    if not found:
+        return []
+    last = evaluation.checkpoints[-1].name
+    against_last = next((entry for entry in found if entry.other == last), None)
+    if against_last is None:
+        lines = [f"{score}: {last}, the last, is the best of {len(evaluation.checkpoints)}."]
+    else:
+        lines = [_against_last(against_last)]
+    equals = [entry.other for entry in found if entry.corrected_p_value >= _SIGNIFICANT and entry.other != last]
+    if equals:
+        lines.append(f"  Not to be told from the best by these items: {_listed(equals)}.")
+    return lines
+
+
+def _against_last(entry: Comparison) -> str:
+    beats = "beats" if entry.corrected_p_value < _SIGNIFICANT else "is better than, but not to be told from,"
+    looks = f" after {entry.num_comparisons} looks ({_p(entry.p_value)} for one)" if entry.num_comparisons > 1 else ""
+    return (
+        f"{entry.score}: {entry.best} {beats} the last, {entry.other}, by {_gain(entry)}, "
+        f"{_p(entry.corrected_p_value)}{looks}, {entry.test} over {entry.n:,} {_ITEMS.get(entry.score, 'prompts')}."
+    )
+
+
+def _gain(entry: Comparison) -> str:
+    if entry.score in _LOSSES:
+        return f"{entry.gain:.4f} ± {entry.standard_error:.4f}"
+    return f"{100 * entry.gain:.1f} ± {100 * entry.standard_error:.1f} points"
+
+
+def _p(value: float) -> str:
+    return f"p = {value:.2g}" if value >= 0.001 else "p < 0.001"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _merged(evaluation: Evaluation) -> list[str]:
+    """Notes that are the same of every checkpoint are said once."""
+    texts = [note.partition(": ") for note in evaluation.notes]
+    names = {row.name for row in evaluation.checkpoints}
+    count = len(evaluation.checkpoints)
+    seen: dict[str, list[str]] = {}
+    for name, _, text in texts:
+        seen.setdefault(text, []).append(name)
+    lines = []
+    for (name, joint, text), note in zip(texts, evaluation.notes, strict=True):
+        if name not in names:
+            lines.append(note)
+        elif len(seen[text]) < count:
+            lines.append(f"{name}{joint}{text}")
+        elif f"note: {text}" not in lines:
+            lines.append(f"note: {text}")
+    return lines

@@ -1,0 +1,97 @@
+"""Responses to many prompts: greedy, in batches of like length, each as if it were alone."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from onecard.data import ChatTemplate, Turn
+from onecard.errors import InputError
+from onecard.model.generate import Sampling, complete_ids, decode_after, encode_prompts
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Texts in the order of the prompts. `token_limit` is what the model's positions left of what was asked for.
+
+    `num_unfinished` reached the limit without a stop token; `template` is a hash of the chat template, or none.
+    """
+
+    texts: tuple[str, ...]
+    token_limit: int
+    num_unfinished: int
+    template: str
+
+
+def respond(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int,
+    report: Report | None = None,
+) -> Responses:
+    """Responds to each prompt: as the turn of a user where the tokenizer has a chat template, else by going on with it.
+
+    All responses may be equally long, also where the model has few positions: the limit is lowered to what the longest
+    prompt leaves. A batch that does not fit the memory of a GPU is halved.
+
+    Raises:
+        InputError: a prompt leaves no position for a response.
+    """
+    encoded, stop_ids = _encode(model, tokenizer, prompts)
+    limit = _token_limit(model, encoded, max_new_tokens)
+    # The longest first: what does not fit is known at once.
+    waiting = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
+    done: dict[int, list[int]] = {}
+    while waiting:
+        batch = waiting[:batch_size]
+        try:
+            new = complete_ids(model, [encoded[index] for index in batch], stop_ids, Sampling(limit, temperature=0))
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            batch_size = len(batch) // 2
+            torch.cuda.empty_cache()
+            continue
+        done.update(zip(batch, new, strict=True))
+        waiting = waiting[batch_size:]
+        if report is not None:
+            report(len(done), len(encoded))
+    num_unfinished = sum(not ids or ids[-1] not in stop_ids for ids in done.values())
+    texts = tuple(decode_after(tokenizer, ids, done[index]) for index, ids in enumerate(encoded))
+    return Responses(texts, limit, num_unfinished, _name_template(tokenizer))
+
+
+def _name_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    text = tokenizer.chat_template
+    return hashlib.sha256(str(text).encode("utf-8")).hexdigest()[:16] if text else "none"
+
+
+def _encode(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
+) -> tuple[list[list[int]], list[int]]:
+    if not tokenizer.chat_template:
+        return encode_prompts(model, tokenizer, prompts)
+    template = ChatTemplate.of(tokenizer)
+    return [template.prompt([Turn("user", prompt)]) for prompt in prompts], list(template.stop_ids)
+
+
+def _token_limit(model: PreTrainedModel, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return max_new_tokens
+    longest = max(map(len, encoded))
+    limit = min(max_new_tokens, positions - 1 - longest)
+    if limit < 1:
+        num_long = sum(len(ids) >= positions - 1 for ids in encoded)
+        raise InputError(
+            f"{num_long} of {len(encoded)} prompts leave no room for a response: the longest has {longest:,} tokens, "
+            f"the model {positions:,} positions. Evaluate a model with more (max_seq_length of its training), or give "
+            "data with shorter prompts"
+        )
+    return limit

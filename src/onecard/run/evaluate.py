@@ -1,0 +1,283 @@
+"""Scores for the checkpoints of a run, or for one model: which is best, and is that more than chance?"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from onecard.checkpoint import list_checkpoints, read_checkpoint, step_of_folder
+from onecard.errors import CheckpointError, InputError
+from onecard.evaluation.ifeval import STANDARD_TOKENS, Checker, match_responses, read_prompts, score_verdicts
+from onecard.evaluation.ifeval_task import IFEvalTask, ifeval_protocol
+from onecard.evaluation.loss_task import LossTask
+from onecard.evaluation.ranking import rank
+from onecard.evaluation.task import Result, Subject, Task
+from onecard.model.folder import load_model_folder
+from onecard.model.in_place import load_in_place
+from onecard.model.weight_files import fingerprint
+from onecard.planner import kind_of
+from onecard.run.answers import dtype_of
+from onecard.run.find import find_model_folder, find_run
+from onecard.run.folder import RunFolder
+from onecard.run.inputs import OnProgress, fetch_base, prepare_inputs
+from onecard.spec import CheckpointScores, Comparison, Evaluation
+from onecard.spec.paths import expand, locate
+from onecard.spec.score import Protocol
+from onecard.training.assemble import DTYPES
+
+TASKS = ("loss", "ifeval")
+OnItem = Callable[[str, int, int], None]
+_SCORES = "scores.jsonl"
+# Rows in a batch of responses where nobody says: more hardly speed up a CPU; a GPU halves what does not fit.
+_BATCH_SIZES = {"cpu": 16, "cuda": 64}
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What to measure, of which checkpoints, and how; see `onecard.evaluate`."""
+
+    tasks: tuple[str, ...] = ("loss",)
+    checkpoints: str = "all"
+    limit: int | None = None
+    ifeval_data: Path | None = None
+    max_new_tokens: int = STANDARD_TOKENS
+    batch_size: int | None = None
+    device: str = "cpu"
+
+    def check(self) -> None:
+        """Refuses values without a meaning.
+
+        Raises:
+            InputError: every such value, together.
+        """
+        problems = [f"task {name!r} does not exist: use {', '.join(TASKS)}" for name in self.tasks if name not in TASKS]
+        if not self.tasks:
+            problems.append(f"no task is given: use {', '.join(TASKS)}")
+        for name in ("limit", "max_new_tokens", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                problems.append(f"{name} is {value}: give 1 or more")
+        if problems:
+            raise InputError("\n".join(problems))
+
+
+@dataclass(frozen=True)
+class _Place:
+    name: str
+    step: int | None
+    folder: Path
+
+
+def evaluate(
+    model: str | Path, request: EvaluationRequest, progress: OnProgress | None = None, on_item: OnItem | None = None
+) -> Evaluation:
+    """Measures checkpoints one after the other, over the same items, and appends their scores to the run's record.
+
+    `progress` hears of text that is prepared, `on_item(what, done, total)` of checkpoints and responses.
+
+    Raises:
+        InputError: everything that is known to be wrong, before anything is measured.
+    """
+    request.check()
+    run, places = find_places(model, request.checkpoints)
+    tell = on_item or (lambda what, done, total: None)
+    tasks = [
+        _ifeval_task(request, tell) if name == "ifeval" else _loss_task(run, request, progress)
+        for name in dict.fromkeys(request.tasks)
+    ]
+    measured: dict[str, list[Result]] = {task.name: [] for task in tasks}
+    rows: list[CheckpointScores] = []
+    loader = _Loader(request.device, _dtype_of(run, request.device))
+    for number, place in enumerate(places):
+        tell(place.name, number, len(places))
+        subject = loader.load(place.folder)
+        results = [task.measure(subject) for task in tasks]
+        for task, result in zip(tasks, results, strict=True):
+            measured[task.name].append(result)
+            _keep_responses(run, place, task, result)
+        row = CheckpointScores(
+            name=place.name, step=place.step, scores=tuple(score for result in results for score in result.scores)
+        )
+        _record(run, row)
+        rows.append(row)
+    return _summarize(rows, tasks, measured)
+
+
+def score_responses(responses: Path, ifeval_data: Path | None) -> Evaluation:
+    """Scores a file with an IFEval prompt and a response per line; needs no model.
+
+    Raises:
+        InputError: the scorer is not installed, or a file cannot be used.
+    """
+    checker = Checker()
+    prompts = read_prompts(ifeval_data)
+    pairs = match_responses(responses, prompts)
+    chosen = [prompt for prompt, _ in pairs]
+    checker.try_out(chosen)
+    protocol = ifeval_protocol(chosen, checker) | {"responses": hashlib.sha256(responses.read_bytes()).hexdigest()[:16]}
+    scores, _ = score_verdicts([checker.judge(prompt, text) for prompt, text in pairs], protocol)
+    left_out = len(prompts) - len(pairs)
+    notes = [f"{left_out:,} of {len(prompts):,} prompts have no response and are left out"] if left_out else []
+    row = CheckpointScores(name=str(responses), step=None, scores=scores)
+    return Evaluation(checkpoints=(row,), best={}, comparisons=(), notes=tuple(notes))
+
+
+def find_places(model: str | Path, which: str) -> tuple[RunFolder | None, list[_Place]]:
+    """Finds the checkpoints of a run that are meant (all, best, last, or steps with commas), or the one of a model.
+
+    Raises:
+        InputError: neither a run nor a model, or no such checkpoints.
+        CheckpointError: damaged ones, all of them together.
+    """
+    path = expand(model)
+    is_model = any(locate(path / name) for name in ("config.json", "adapter_config.json"))
+    is_of_run = path.parent.name == "checkpoints" and locate(path.parent.parent / "plan.json")
+    if is_model and not is_of_run:
+        return None, [_Place(str(model), None, find_model_folder(path, "best"))]
+    run, named = find_run(model)
+    if named is not None:
+        found = [named]
+    elif which == "all":
+        found = list_checkpoints(run.checkpoints)
+        if not found:
+            raise CheckpointError(f"{run.root} has no complete checkpoint yet, so there is nothing to evaluate")
+    else:
+        words = [word.strip().removeprefix("step-") for word in which.split(",") if word.strip()]
+        if not words:
+            raise InputError("checkpoints is empty: give all, best, last, or steps with commas, as in 100,200")
+        found = sorted({run.find_checkpoint(word) for word in words}, key=step_of_folder)
+    problems = []
+    for folder in found:
+        try:
+            read_checkpoint(folder)
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError("\n".join([*problems, "Or evaluate the others by their steps: --checkpoints 100,200"]))
+    return run, [_Place(folder.name, step_of_folder(folder), folder) for folder in found]
+
+
+class _Loader:
+    """Loads one checkpoint after the other into the same model where they are of one shape."""
+
+    def __init__(self, device: str, dtype: torch.dtype) -> None:
+        self._device = device
+        self._dtype = dtype
+        self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+
+    def load(self, folder: Path) -> Subject:
+        if self._loaded is None or not load_in_place(self._loaded[0], folder):
+            self._loaded = None  # two models would not fit
+            model, tokenizer = load_model_folder(folder, self._dtype)
+            self._loaded = model.to(self._device), tokenizer
+        return Subject(*self._loaded, self._protocol(folder))
+
+    def _protocol(self, folder: Path) -> Protocol:
+        return {
+            "weights": _fingerprint(folder),
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name(self._device) if self._device.startswith("cuda") else "cpu",
+            "onecard": _version("onecard"),
+            "torch": _version("torch"),
+            "transformers": _version("transformers"),
+        }
+
+
+def _ifeval_task(request: EvaluationRequest, tell: OnItem) -> IFEvalTask:
+    return IFEvalTask(
+        read_prompts(request.ifeval_data),
+        max_new_tokens=request.max_new_tokens,
+        batch_size=request.batch_size or _BATCH_SIZES[kind_of(request.device)],
+        limit=request.limit,
+        report=lambda done, total: tell("responses", done, total),
+    )
+
+
+def _loss_task(run: RunFolder | None, request: EvaluationRequest, progress: OnProgress | None) -> LossTask:
+    if run is None:
+        raise InputError(
+            "the held-out loss is measured on the text that a run held out, but this is a model: give the run folder, "
+            "or another task, as in --tasks ifeval"
+        )
+    plan, recipe = run.plan(), run.recipe()
+    corpus = prepare_inputs(recipe, fetch_base(recipe, weights=False, progress=progress), progress)
+    if not corpus.has_heldout:
+        raise InputError(
+            f"{run.root} held nothing out (eval_fraction is 0), so it has no text to be measured on: use another task"
+        )
+    if corpus.fingerprint != plan.corpus.fingerprint:
+        raise CheckpointError(
+            f"the text of {run.root}, its split or its tokenizer has changed since it began, so what is held out now "
+            "may have been trained on: restore the text, or use another task"
+        )
+    is_at_home = kind_of(plan.device) == kind_of(request.device)
+    backend = plan.attn_implementation if is_at_home else "sdpa"
+    batch_size = request.batch_size or plan.eval_batch_size
+    return LossTask(corpus, plan, batch_size=batch_size, backend=backend, limit=request.limit)
+
+
+def _dtype_of(run: RunFolder | None, device: str) -> torch.dtype:
+    """The precision of the run on its own kind of device; else that of `onecard generate`."""
+    plan = run.plan() if run is not None else None
+    if plan is not None and kind_of(plan.device) == kind_of(device):
+        return DTYPES[plan.precision]
+    return dtype_of(device)
+
+
+def _fingerprint(folder: Path) -> str:
+    adapter = folder / "adapter_model.safetensors"
+    if (folder / "adapter_config.json").is_file() and adapter.is_file():
+        return hashlib.sha256(adapter.read_bytes()).hexdigest()[:16]
+    return fingerprint(folder)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from the source tree
+        return "source"
+
+
+def _record(run: RunFolder | None, row: CheckpointScores) -> None:
+    if run is None:
+        return
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    with (run.root / _SCORES).open("a", encoding="utf-8", newline="\n") as file:
+        for score in row.scores:
+            line = {"time": now, "checkpoint": row.name, "step": row.step} | score.model_dump(mode="json")
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _keep_responses(run: RunFolder | None, place: _Place, task: Task, result: Result) -> None:
+    """Keeps what a model wrote, so that it can be read, and scored again with --responses."""
+    if run is None or not result.rows:
+        return
+    folder = run.root / "responses"
+    folder.mkdir(exist_ok=True)
+    with (folder / f"{task.name}-{place.name}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+        for entry in result.rows:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def _summarize(
+    rows: Sequence[CheckpointScores], tasks: Sequence[Task], measured: dict[str, list[Result]]
+) -> Evaluation:
+    best: dict[str, str] = {}
+    comparisons: list[Comparison] = []
+    notes: list[str] = []
+    names = [row.name for row in rows]
+    for task in tasks:
+        results = measured[task.name]
+        index, found = rank(
+            task.ranks_by, names, [result.items for result in results], is_lower_better=task.is_lower_better
+        )
+        best[task.ranks_by] = names[index]
+        comparisons += found
+        notes += [f"{name}: {note}" for name, result in zip(names, results, strict=True) for note in result.notes]
+    return Evaluation(checkpoints=tuple(rows), best=best, comparisons=tuple(comparisons), notes=tuple(notes))
