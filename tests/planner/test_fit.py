@@ -205,6 +205,8 @@ def test_no_more_layers_recompute_than_have_to(
     steps = [plan.forecast.time.step_s for plan in plans]
     assert steps == sorted(set(steps))
     assert "the fewest layers that have to recompute" in plans[1].reasons["gradient_checkpointing"]
+    # What fits by a hair is no reason to refuse, where nothing needs less.
+    assert fit_plan(draft(needed(True) / 0.999, **deep), given, target).gradient_checkpointing is True
     # Compiled models this deep are known from shallow ones, whose layers are alike.
     deep["settings"] = settings_of("llama", num_hidden_layers=13)
     first = FirstAnswer(lambda _: None, is_refined=False)

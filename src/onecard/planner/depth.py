@@ -10,7 +10,7 @@ does not: there the two depths tell the size, not the value. Whatever is not com
 the whole model's eager step.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,8 +153,10 @@ def _extend_all(low: Mapping[str, int], high: Mapping[str, int], num_layers: int
 
 def _extend_work(low: list[Work], high: list[Work], num_layers: int) -> list[Work] | None:
     """The compiled work of a deep model; None where the two depths have kernels of other shapes."""
-    before, after = ({_key(work): work for work in _compiled(part)} for part in (low, high))
-    if before.keys() != after.keys():
+    before, after = ({_key(work): work for work in part if work.phase in _COMPILED_PHASES} for part in (low, high))
+    # Random seeds are one tensor, longer with every layer: too small to matter, of another shape at each depth.
+    one_sided = before.keys() ^ after.keys()
+    if any((before | after)[key].num_bytes > _NEGLIGIBLE_BYTES for key in one_sided):
         return None
     return [
         replace(
@@ -164,14 +166,8 @@ def _extend_work(low: list[Work], high: list[Work], num_layers: int) -> list[Wor
             num_bytes=_extend(before[key].num_bytes, work.num_bytes, num_layers),
         )
         for key, work in after.items()
+        if key in before
     ]
-
-
-def _compiled(work: list[Work]) -> Iterator[Work]:
-    """Kernels of the compiled program without the smallest: random seeds are one tensor, longer with every layer."""
-    for one in work:
-        if one.phase in _COMPILED_PHASES and one.num_bytes > _NEGLIGIBLE_BYTES:
-            yield one
 
 
 def _key(work: Work) -> tuple[Any, ...]:

@@ -68,7 +68,10 @@ def _fit(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | None)
             found.append(best)
     if not found:
         smallest = {"micro_batch_size": sizes[0], "eval_batch_size": sizes[0], "gradient_checkpointing": recomputes[-1]}
-        raise does_not_fit(evaluate(draft.model_copy(update=smallest), target), target)
+        tightest = evaluate(draft.model_copy(update=smallest), target)
+        if not tightest.forecast.memory.fits:
+            raise does_not_fit(tightest, target)
+        found = [tightest]
     chosen = min(found, key=lambda candidate: (candidate.step_s or 0.0, candidate.plan.gradient_checkpointing))
     if len(recomputes) > 1 and (less := _recompute_less(chosen, target)):
         chosen = less
