@@ -44,7 +44,7 @@ class Setting:
     length: int
     method: Method = "full"
     num_micro_batches: int = 1
-    recomputes: bool = False
+    recomputes: bool | float = False
     is_compiled: bool = False
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     limit_bytes: int | None = None
@@ -57,7 +57,8 @@ class Setting:
         words = [self.model, self.method, f"{self.micro_batch} x {self.length}"]
         if self.num_micro_batches > 1:
             words.append(f"x {self.num_micro_batches}")
-        words += ["compiled" if self.is_compiled else "eager", "recomputed" if self.recomputes else "kept"]
+        kept = {False: "kept", True: "recomputed"}.get(self.recomputes, f"{self.recomputes:.0%} recomputed")
+        words += ["compiled" if self.is_compiled else "eager", kept]
         return " ".join([*words, *([] if self.precision == "bf16" else [self.precision])])
 
     def but(self, **changes: Any) -> "Setting":

@@ -19,10 +19,12 @@ from record import write_result
 
 import onecard
 from onecard import api
+from onecard.errors import DoesNotFitError
 from onecard.hardware import find_card
 from onecard.planner.device import Target, target_of_card
 from onecard.planner.forecast import forecast
 from onecard.spec import Forecast, Plan
+from onecard.units import GIB
 
 GB = 10**9
 # Without a limit: larger than any card.
@@ -98,7 +100,8 @@ def answer(run: Run, *, with_compiler: bool) -> dict[str, Any]:
 
 def _variants(setting: Setting, with_compiler: bool) -> Iterator[Setting]:
     for is_compiled in (False, True) if with_compiler else (False,):
-        for recomputes in (True, False):
+        # Compiled, deep models are known only where all layers are alike.
+        for recomputes in (True, False) if is_compiled else (True, 0.75, 0.5, 0.25, False):
             yield setting.but(is_compiled=is_compiled, recomputes=recomputes)
     accumulated = max(1, setting.num_micro_batches // _LARGER)
     yield setting.but(micro_batch=_LARGER * setting.micro_batch, num_micro_batches=accumulated)
@@ -182,16 +185,43 @@ def list_recipes() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     yield "shakespeare-char on rtx-3060-12gb", "shakespeare-char", "rtx-3060-12gb", {}
     yield "small-gpu-pretrain on rtx-4060-laptop", "small-gpu-pretrain", "rtx-4060-laptop", {}
     yield "large-gpu-pretrain on rtx-3090", "large-gpu-pretrain", "rtx-3090", {}
+    yield from _list_named()
+
+
+def _list_named() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Recipes of the claims' runs under the limits of `list_runs`, a step of several micro-batches and of one."""
+    desktop = "rtx-3060-12gb"
+    for recipe, card, method, micro, length, gigabytes in (
+        ("rtx-4060-laptop-sft", "rtx-4060-laptop", "full", 4, 1024, 3.2),
+        ("rtx-3060-tinyllama", desktop, "qlora", 2, 256, 2.0),
+        ("rtx-3060-distilgpt2", desktop, "full", 8, 512, 2.2),
+        ("rtx-3060-gpt2", desktop, "full", 6, 512, 2.8),
+        ("rtx-3060-dialogpt-medium", desktop, "full", 4, 512, 7.0),
+        ("rtx-3060-dialogpt-medium", desktop, "lora", 4, 512, 2.0),
+    ):
+        given = {"method": method, "per_device_train_batch_size": micro, "max_seq_length": length}
+        given["memory_limit_gb"] = gigabytes * GB / GIB
+        name = f"{recipe} {method} {micro} x {length} in {gigabytes} GB"
+        yield name, recipe, card, given
+        yield f"{name}, one micro-batch", recipe, card, given | {"total_batch_size": micro}
 
 
 def ask_recipe(recipe: str, card: str, changes: dict[str, Any]) -> dict[str, Any]:
     """What `onecard plan RECIPE --card CARD` says, with a stand-in where the user has to bring a text."""
-    made: Plan = api.plan(onecard.load_recipe(recipe, **_ALONE, **changes), card=card, platform="linux")
+    alone = {} if "method" in changes else _ALONE
+    try:
+        made: Plan = api.plan(onecard.load_recipe(recipe, **alone, **changes), card=card, platform="linux")
+    except DoesNotFitError as error:
+        if error.plan is None:
+            raise
+        made = error.plan
     assert made.forecast is not None
     assert made.forecast.time is not None
     return {
         "card": made.forecast.card,
         "batch": f"{made.micro_batch_size} x {made.num_micro_batches} x {made.max_seq_length}",
+        "fits": made.forecast.memory.fits,
+        "recomputes": made.gradient_checkpointing,
         "is_compiled": made.torch_compile,
         "steps": made.schedule.num_steps,
         "parameters": made.model.num_parameters,
@@ -231,7 +261,12 @@ def main() -> None:
             if not arguments.compiled:
                 changes = changes | {"torch_compile": False}
             row = recipes[name] = ask_recipe(recipe, card, changes)
-            print(f"{name:40} {row['batch']:16} {tell(row)} {row['total_s'] / 3600:.2f} h", flush=True)
+            verdict = "fits" if row["fits"] else "MISSES"
+            recomputed = f"recomputes {row['recomputes']}"
+            print(
+                f"{name:40} {row['batch']:16} {tell(row)} {row['total_s'] / 3600:.2f} h {verdict} {recomputed}",
+                flush=True,
+            )
     if not only:
         write_result("what_fits", {"runs": runs, "recipes": recipes})
 
