@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from io import BufferedRandom
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onecard.data.cache import explained_disk_errors, locked, log, read_sealed, short_hash, slug, write_sealed
+from onecard.data.cache import read_sealed, short_hash, slug, write_sealed
 from onecard.data.fingerprint import Fingerprint, Progress
+from onecard.data.reuse import open_or_build
 from onecard.data.sources import open_documents
 from onecard.data.split import Split, split_document
 from onecard.data.token_file import (
@@ -63,31 +64,11 @@ def prepare_corpus(
         "split": asdict(split),
     }
     folder = cache_root / "corpora" / f"{slug(fingerprint.source.path)}-{short_hash(key)}"
-    with explained_disk_errors(folder), locked(folder) as refusal:
-        found = _open_current(folder, fingerprint, key)
-        if found is not None:
-            return found
-        if refusal is not None:
-            raise refusal
+
+    def build() -> None:
         _Build(folder, fingerprint, split, tokenizer).run(progress)
-        return open_prepared(folder)
 
-
-def _open_current(folder: Path, fingerprint: Fingerprint, key: dict[str, Any]) -> PreparedCorpus | None:
-    """Opens what was built from the same text; None, and a word why, where it must be built again."""
-    if not (folder / MANIFEST_FILE).is_file():
-        return None
-    try:
-        manifest = Manifest.read(folder)
-        if {"source": manifest.source, "tokenizer": manifest.tokenizer_hash, "split": manifest.split} != key:
-            log.warning("%s holds another corpus: preparing it again", folder)
-        elif manifest.content_hash != fingerprint.content_hash:
-            log.warning("%s has changed since it was prepared: preparing it again", fingerprint.source.path)
-        else:
-            return open_prepared(folder)
-    except DataError as error:
-        log.warning("%s (preparing it again now)", error)
-    return None
+    return open_or_build(folder, key, fingerprint, read=Manifest.read, open_prepared=open_prepared, build=build)
 
 
 @dataclass(frozen=True)

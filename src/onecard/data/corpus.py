@@ -13,7 +13,7 @@ from onecard.data.cache import cache_folder, explained_disk_errors, locked, log,
 from onecard.data.fingerprint import Fingerprint, Progress, fingerprint_source
 from onecard.data.sampler import BlockSampler
 from onecard.data.sources import Source, open_documents
-from onecard.data.split import Split, split_document
+from onecard.data.split import Split, find_problems, split_document
 from onecard.data.stream import BatchStream, StreamSettings
 from onecard.data.token_file import TOKENIZER_FOLDER, PreparedCorpus, TokenFile
 from onecard.data.tokenizer import (
@@ -163,18 +163,7 @@ def training_pieces(sources: Iterable[tuple[Source, Split]], limit_bytes: int = 
 
 
 def _check(request: CorpusRequest) -> None:
-    problems = []
-    if not request.sources:
-        problems.append("no source is given. Name a file, a folder or a data set.")
-    problems += [
-        f"source {source.path!r} has weight {source.weight}: a weight must be above 0. Leave the source out instead."
-        for source in request.sources
-        if not source.weight > 0
-    ]
-    try:
-        Split(request.eval_fraction, request.eval_split, request.seed)
-    except DataError as error:
-        problems.append(str(error))
+    problems = find_problems(request.sources, request.eval_fraction, request.eval_split)
     if request.tokenizer == "bpe" and request.vocab_size is None:
         problems.append("tokenizer 'bpe' needs a vocab_size. Set it, for example to 8192.")
     if problems:

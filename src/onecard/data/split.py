@@ -6,11 +6,11 @@ auto        tail for a corpus of few documents, else documents
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
-from onecard.data.sources import Document
+from onecard.data.sources import Document, Source
 from onecard.errors import DataError
 
 SPLIT_RULES = ("auto", "documents", "tail")
@@ -50,6 +50,21 @@ class Split:
         """Says by a hash of its content whether a document is held out as a whole."""
         digest = hashlib.blake2b(content, digest_size=8, salt=self.seed.to_bytes(8, "little", signed=True)).digest()
         return int.from_bytes(digest, "little") < self.fraction * 2**64
+
+
+def find_problems(sources: Sequence[Source], fraction: float, rule: str) -> list[str]:
+    """Lists what speaks against such sources and such a split, before anything is read."""
+    problems = [] if sources else ["no source is given. Name a file, a folder or a data set."]
+    problems += [
+        f"source {source.path!r} has weight {source.weight}: a weight must be above 0. Leave the source out instead."
+        for source in sources
+        if not source.weight > 0
+    ]
+    try:
+        Split(fraction, rule)
+    except DataError as error:
+        problems.append(str(error))
+    return problems
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,11 @@ class Manifest:
     samples: dict[str, str]
     format_version: int = FORMAT_VERSION
 
+    @property
+    def key(self) -> dict[str, Any]:
+        """What decides, beside the content, what is in it."""
+        return {"source": self.source, "tokenizer": self.tokenizer_hash, "split": self.split}
+
     def write(self, folder: Path) -> None:
         write_sealed(folder / MANIFEST_FILE, asdict(self))
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onecard.data.cache import explained_disk_errors, locked, log, short_hash, slug
+from onecard.data.cache import short_hash, slug
 from onecard.data.chats.chat_file import (
     PARTS,
     ChatCounts,
@@ -32,11 +32,11 @@ from onecard.data.chats.examples import ExampleBatch, ExampleReader
 from onecard.data.chats.rendering import Block, RenderedBatch, Renderer
 from onecard.data.chats.template import ChatTemplate
 from onecard.data.fingerprint import Fingerprint, Progress
+from onecard.data.reuse import open_or_build
 from onecard.data.split import Split
 from onecard.data.token_file import MANIFEST_FILE, TOKENIZER_FOLDER, dtype_for, hash_samples
 from onecard.data.tokenizer import separator_id, tokenizer_hash
 from onecard.data.tokenizer_files import save_tokenizer
-from onecard.errors import DataError
 from onecard.spec.mask_audit import BadPlace, SampleRow, SkippedRows
 
 if TYPE_CHECKING:
@@ -77,33 +77,13 @@ def build_chats(
     """
     key = {"source": fingerprint.identity, "split": asdict(split), **rules.key()}
     folder = cache_root / "chats" / f"{slug(fingerprint.source.path)}-{short_hash(key)}"
-    with explained_disk_errors(folder), locked(folder) as refusal:
-        found = _open_current(folder, fingerprint, key)
-        if found is not None:
-            return found
-        if refusal is not None:
-            raise refusal
+
+    def build() -> None:
         if progress is not None:
             progress("preparing chats", 0, None)
         _Build(folder, fingerprint, rules, split, key).run(progress)
-        return open_chats(folder)
 
-
-def _open_current(folder: Path, fingerprint: Fingerprint, key: dict[str, Any]) -> PreparedChats | None:
-    """Opens what was built from the same rows; None, and a word why, where it must be built again."""
-    if not (folder / MANIFEST_FILE).is_file():
-        return None
-    try:
-        manifest = ChatManifest.read(folder)
-        if manifest.key != key:
-            log.warning("%s holds other chats: preparing them again", folder)
-        elif manifest.content_hash != fingerprint.content_hash:
-            log.warning("%s has changed since it was prepared: preparing it again", fingerprint.source.path)
-        else:
-            return open_chats(folder)
-    except DataError as error:
-        log.warning("%s (preparing it again now)", error)
-    return None
+    return open_or_build(folder, key, fingerprint, read=ChatManifest.read, open_prepared=open_chats, build=build)
 
 
 class _Build:

@@ -18,7 +18,7 @@ from onecard.data.chats.template import ChatTemplate
 from onecard.data.fingerprint import Progress, fingerprint_source
 from onecard.data.sampler import IndexSampler
 from onecard.data.sources import Source
-from onecard.data.split import Split
+from onecard.data.split import Split, find_problems
 from onecard.data.stream import BatchStream, StreamSettings
 from onecard.data.token_file import TOKENIZER_FOLDER
 from onecard.data.tokenizer import limit_threads
@@ -182,18 +182,7 @@ def prepare_chats(request: ChatRequest, progress: Progress | None = None) -> Cha
 
 
 def _check(request: ChatRequest) -> None:
-    problems = []
-    if not request.sources:
-        problems.append("no source is given. Name a file, a folder or a data set.")
-    problems += [
-        f"source {source.path!r} has weight {source.weight}: a weight must be above 0. Leave the source out instead."
-        for source in request.sources
-        if not source.weight > 0
-    ]
-    try:
-        Split(request.eval_fraction, request.eval_split, request.seed)
-    except DataError as error:
-        problems.append(str(error))
+    problems = find_problems(request.sources, request.eval_fraction, request.eval_split)
     if request.eval_split == "tail":
         problems.append(
             "eval_split 'tail' holds out the end of each document, but chats are held out as whole rows. Set it to"
