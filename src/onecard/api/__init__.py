@@ -1,0 +1,8 @@
+"""What the commands call, and other people's code too."""
+
+from onecard.api.planning import alternatives, plan, prepare
+from onecard.api.running import resume, train
+from onecard.api.using import evaluate, generate, is_chat_model
+from onecard.spec.load import load_recipe
+
+__all__ = ["alternatives", "evaluate", "generate", "is_chat_model", "load_recipe", "plan", "prepare", "resume", "train"]

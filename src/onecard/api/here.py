@@ -1,0 +1,36 @@
+"""The machine that a call runs on. Like all of the package it imports torch only when called."""
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from onecard.spec import Recipe
+from onecard.spec.load import apply_device
+
+if TYPE_CHECKING:
+    from onecard.hardware import Machine
+
+OnProgress = Callable[[str, int, int | None], None]
+
+
+def probe_here() -> "Machine":
+    """Returns what this machine has."""
+    from onecard.hardware import probe_machine
+
+    return probe_machine()
+
+
+def apply_its_device(recipe: Recipe, machine: "Machine") -> Recipe:
+    """Applies the recipe's section for the device it will run on."""
+    if recipe.deterministic:
+        make_cublas_deterministic()
+    from onecard.planner import choose_device, kind_of
+
+    device, _ = choose_device(recipe.device, machine)
+    return apply_device(recipe, "cpu" if kind_of(device) == "cpu" else "cuda")
+
+
+def make_cublas_deterministic() -> None:
+    """Lets matrix products on a GPU give the same bits each time."""
+    # Read once, at the first matrix product of the process, which is the planner's.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

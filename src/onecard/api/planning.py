@@ -1,0 +1,87 @@
+"""What training would do, and its data, before it is done."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from onecard.api.here import OnProgress, apply_its_device, probe_here
+from onecard.errors import InputError
+from onecard.spec import Alternative, Plan, Recipe
+from onecard.spec.load import apply_device
+
+if TYPE_CHECKING:
+    from onecard.data import TrainingData
+
+
+def prepare(recipe: Recipe, *, progress: OnProgress | None = None) -> "TrainingData":
+    """Builds tokenizer and token files of a recipe, or opens those of an earlier call; of chats, with their audit.
+
+    `progress` gets a stage, bytes done and bytes in all (None where unknown).
+
+    Raises:
+        DataError: the text cannot be used; the message names file and place.
+    """
+    from onecard.run.inputs import fetch_base, prepare_inputs, settle_base
+
+    recipe = settle_base(apply_its_device(recipe, probe_here()))
+    return prepare_inputs(recipe, fetch_base(recipe, weights=False, progress=progress), progress)
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    card: str | None = None,
+    platform: str | None = None,
+    progress: OnProgress | None = None,
+    on_draft: Callable[[Plan], None] | None = None,
+    refine: bool = True,
+) -> Plan:
+    """Decides everything that training would do, each with its reason, and predicts its memory and time.
+
+    Without `card` the plan is for this machine, and the text is prepared for it. With one (`rtx-4060-laptop`; see
+    `onecard cards`) it is for that card on `platform` (linux, linux-headless or windows), needs no GPU, and takes the
+    text as it is: its size is estimated unless it has been prepared before.
+
+    Seconds for an eager plan, up to a minute for a compiled one that is new. Then `on_draft` gets the plan with the
+    forecast of its eager step first (`forecast.is_refined` false); without `refine` that is the answer.
+
+    Raises:
+        InputError: something asked for cannot be honoured.
+        DoesNotFitError: nothing that may be chosen fits the card; the message says what would.
+    """
+    from onecard.hardware import find_card
+    from onecard.observe.sinks import check_targets
+    from onecard.planner import FirstAnswer, check_recipe, make_plan, survey_facts, target_of_card
+    from onecard.planner.on_cpu import forecast_on_cpu, loaded_bytes
+    from onecard.run.inputs import fetch_base, find_base_here, plan_inputs, prepare_inputs, settle_base
+
+    machine, recipe = probe_here(), settle_base(recipe)
+    first = FirstAnswer(on_draft or (lambda _: None), is_refined=refine)
+    if card is None:
+        if platform is not None:
+            raise InputError("--platform belongs to --card: without a card the plan is for this machine")
+        process_bytes = loaded_bytes()
+        recipe = apply_its_device(recipe, machine)
+        check_targets(recipe.report_to)
+        check_recipe(recipe, machine)
+        base = fetch_base(recipe, weights=False, progress=progress)
+        decided = plan_inputs(recipe, machine, prepare_inputs(recipe, base, progress), first)
+        return forecast_on_cpu(decided, machine, process_bytes) if decided.device == "cpu" else decided
+    target = target_of_card(find_card(card), platform)
+    recipe = apply_device(recipe, "cuda")
+    check_recipe(recipe, machine, target)
+    return make_plan(recipe, machine, survey_facts(recipe, find_base_here(recipe)), target=target, first=first)
+
+
+def alternatives(plan: Plan, *, card: str | None = None, platform: str | None = None) -> Iterator[Alternative]:
+    """Forecasts a plan for a GPU with one thing changed at a time, a row as soon as it is known.
+
+    Raises:
+        InputError: the plan is for a CPU.
+    """
+    from onecard.hardware import find_card
+    from onecard.planner import find_target, list_alternatives, target_of_card
+
+    if plan.forecast is None or plan.device == "cpu":
+        raise InputError("alternatives are forecast for GPUs: name a card, as in --card rtx-4060-laptop")
+    target = target_of_card(find_card(card), platform) if card else find_target(plan.device, probe_here())
+    return list_alternatives(plan, target)

@@ -1,0 +1,117 @@
+"""Training, from its beginning or from where it stood."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onecard.api.here import OnProgress, apply_its_device, make_cublas_deterministic, probe_here
+from onecard.errors import InputError
+from onecard.spec import Plan, Recipe
+from onecard.spec.paths import expand
+
+if TYPE_CHECKING:
+    from onecard.observe.events import Event
+    from onecard.run.folder import RunFolder
+
+OnEvent = Callable[["Event"], None]
+OnPlan = Callable[[Plan, Path], None]
+
+
+def train(
+    recipe: Recipe,
+    *,
+    output_dir: str | Path | None = None,
+    resume: str | Path | None = None,
+    on_event: OnEvent | None = None,
+    on_plan: OnPlan | None = None,
+    on_progress: OnProgress | None = None,
+) -> Path:
+    """Trains a recipe in a new run folder and returns that folder.
+
+    `resume` names a run folder, a checkpoint folder or `latest`; the run then goes on under its own recipe and
+    plan, and a recipe that asks for something else is refused.
+    `on_plan(plan, run_folder)` is called once before the first step, `on_event(event)` at everything that happens.
+
+    Raises:
+        InputError: input that cannot work, nothing is overwritten.
+        DivergedError: training cannot go on.
+    """
+    from onecard.observe.sinks import check_targets
+    from onecard.planner import check_recipe
+    from onecard.run.find import find_run, refuse_other_settings
+    from onecard.run.folder import RunFolder, free_folder
+    from onecard.run.inputs import fetch_base, plan_inputs, prepare_inputs, settle_base
+    from onecard.run.outcome import compare
+    from onecard.run.session import run_session
+
+    machine = probe_here()
+    recipe = settle_base(apply_its_device(recipe, machine))
+    if wish := resume or recipe.resume_from_checkpoint:
+        folder, checkpoint = find_run("latest" if wish is True else wish)
+        if output_dir is not None and Path(output_dir).absolute() != folder.root.absolute():
+            raise InputError(f"output_dir {output_dir} is not the run that is resumed, {folder.root}: leave it out")
+        refuse_other_settings(recipe, folder)
+        return _continue(folder, checkpoint, on_event, on_plan, on_progress)
+    if given := output_dir or recipe.output_dir:
+        RunFolder.refuse_taken(expand(given))
+    check_targets(recipe.report_to)
+    check_recipe(recipe, machine)
+    base = fetch_base(recipe, weights=True, progress=on_progress)
+    corpus = prepare_inputs(recipe, base, on_progress)
+    decided = plan_inputs(recipe, machine, corpus)
+    root = expand(given) if given else free_folder(Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = RunFolder.create(root, recipe, decided, corpus.audit)
+    with folder.lock(), folder.discarded_unless_begun():
+        if on_plan is not None:
+            on_plan(decided, root)
+        steps = run_session(folder, corpus, None, on_event)
+        compare(folder, machine, steps)
+    return root
+
+
+def resume(
+    run: str | Path,
+    *,
+    on_event: OnEvent | None = None,
+    on_plan: OnPlan | None = None,
+    on_progress: OnProgress | None = None,
+) -> Path:
+    """Continues a run from its newest whole checkpoint, or from the checkpoint folder given, and returns its folder.
+
+    The record is cut back to the checkpoint. On a CPU, and with `deterministic: true` on a GPU, the result equals that
+    of an uninterrupted run bit for bit, on a machine of the same kind: the run keeps its number of threads.
+
+    Raises:
+        InputError: no such run, damaged checkpoints, changed text, or a folder in use.
+    """
+    from onecard.run.find import find_run
+
+    folder, checkpoint = find_run(run)
+    return _continue(folder, checkpoint, on_event, on_plan, on_progress)
+
+
+def _continue(
+    folder: "RunFolder",
+    checkpoint: Path | None,
+    on_event: OnEvent | None,
+    on_plan: OnPlan | None,
+    on_progress: OnProgress | None,
+) -> Path:
+    from onecard.planner import choose_device
+    from onecard.run.inputs import fetch_base, prepare_inputs
+    from onecard.run.session import run_session
+
+    with folder.lock():
+        checkpoint = checkpoint or folder.find_resumable()
+        decided = folder.plan(checkpoint)
+        if decided.deterministic:
+            make_cublas_deterministic()
+        choose_device(decided.device, probe_here())  # refuses one that is not here
+        recipe = folder.recipe()
+        base = fetch_base(recipe, weights=True, progress=on_progress)
+        corpus = prepare_inputs(recipe, base, on_progress)
+        if on_plan is not None:
+            on_plan(decided, folder.root)
+        run_session(folder, corpus, checkpoint, on_event)
+    return folder.root
