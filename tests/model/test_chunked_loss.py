@@ -117,6 +117,22 @@ def test_a_frozen_head_gets_no_gradient_but_passes_it_on() -> None:
     torch.testing.assert_close(hidden.grad, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_the_head_is_added_to_a_tensor_of_the_caller(chunk_rows: int, dtype: torch.dtype) -> None:
+    hidden, weight, bias, targets = inputs(dtype)
+    expected = torch.autograd.grad(sum_loss(hidden, Head(weight, bias), targets), (hidden, weight, bias))
+    gradient = torch.ones(V, D)
+    found = sum_loss(hidden, Head(weight, bias), targets, None, gradient)
+    found.backward()
+    assert weight.grad is None
+    torch.testing.assert_close(hidden.grad, expected[0], rtol=0, atol=0)
+    torch.testing.assert_close(bias.grad, expected[2], rtol=0, atol=0)
+    # Before it was rounded, so closer than its type to what autograd gives.
+    torch.testing.assert_close(
+        (gradient - 1).to(dtype), expected[1], rtol=1e-5 if dtype == torch.float32 else 0.01, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize(
     ("model_type", "setting"), [("granite", {"logits_scaling": 4.0}), ("cohere", {"logit_scale": 0.25})]
 )

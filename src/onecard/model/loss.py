@@ -82,7 +82,13 @@ def find_targets(targets_BT: Tensor, num_targets: int, device: torch.device) -> 
     return (index_n.pin_memory() if device.type == "cuda" else index_n).to(device, non_blocking=True)
 
 
-def sum_loss(hidden_ND: Tensor, head: Head, targets_N: Tensor, factor: Tensor | None = None) -> Tensor:
+def sum_loss(
+    hidden_ND: Tensor,
+    head: Head,
+    targets_N: Tensor,
+    factor: Tensor | None = None,
+    weight_gradient_VD: Tensor | None = None,
+) -> Tensor:
     """Sums the cross entropy over all targets that are not `IGNORE`, as a 0-d fp32 tensor.
 
     Its gradient is that of the sum times `factor` (0-d), which is applied before the gradients of the logits are
@@ -90,14 +96,16 @@ def sum_loss(hidden_ND: Tensor, head: Head, targets_N: Tensor, factor: Tensor | 
 
     With gradients enabled, the gradients of hidden states and head are computed chunk by chunk in the forward pass,
     so that memory holds one chunk of logits and nothing is computed twice (the idea of Liger's fused linear loss,
-    arXiv 2410.10989).
+    arXiv 2410.10989). Where the fp32 `weight_gradient_VD` is given, the gradient of the head's weight is added to it at
+    once instead of going through autograd, which would hold two more copies and round it to the type of the weight;
+    the result may then be differentiated once, and only as it is.
     """
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or head.weight_VD.requires_grad):
         factor = torch.ones((), device=hidden_ND.device) if factor is None else factor
         write_rows(head.weight_VD, head.rows_ND)
-        loss: Tensor = _SumLoss.apply(
-            hidden_ND, head.weight_VD, head.bias_V, head.rows_ND, _Sum(targets_N, factor, head)
-        )
+        weight_VD = head.weight_VD if weight_gradient_VD is None else head.weight_VD.detach()
+        of = _Sum(targets_N, factor, head, weight_gradient_VD)
+        loss: Tensor = _SumLoss.apply(hidden_ND, weight_VD, head.bias_V, head.rows_ND, of)
         return loss
     return token_losses(hidden_ND, head, targets_N).sum()
 
@@ -156,6 +164,7 @@ class _Sum(NamedTuple):
     targets_N: Tensor
     factor: Tensor
     head: Head
+    weight_gradient_VD: Tensor | None
 
 
 class _SumLoss(torch.autograd.Function):
@@ -163,12 +172,12 @@ class _SumLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, bias_V, rows_ND, of):  # type: ignore[no-untyped-def]
-        targets_N, factor, head = of
+        targets_N, factor, head, given_VD = of
         needs_hidden, needs_weight, needs_bias, needs_rows = ctx.needs_input_grad[:4]
         loss = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
         # Chunks add up in fp32: 16-bit sums would lose the small ones.
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else given_VD
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias else None
         grad_rows = torch.zeros_like(rows_ND, dtype=torch.float32) if needs_rows else None
         for rows in _chunks(len(targets_N), weight_VD):
@@ -184,7 +193,7 @@ class _SumLoss(torch.autograd.Function):
             if grad_rows is not None:
                 _add_product(grad_rows, slope_NV[:, -len(rows_ND) :].T, hidden)
             del slope_NV  # as in `token_losses`
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, grad_rows)
+        ctx.save_for_backward(grad_hidden, grad_weight if needs_weight else None, grad_bias, grad_rows)
         ctx.weight_dtype = weight_VD.dtype
         return loss
 

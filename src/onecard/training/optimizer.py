@@ -34,6 +34,7 @@ class Optimizer:
         self.plan = plan
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters = {name: _master_of(parameter) for name, parameter in self._parameters.items()}
+        self._master_of_id = {id(p): self.masters[name] for name, p in self._parameters.items()}
         self._is_mixed = any(self.masters[name] is not p for name, p in self._parameters.items())
         if self._is_mixed:
             for name, parameter in self._parameters.items():
@@ -85,6 +86,13 @@ class Optimizer:
                     "exp_avg_sq": self._zeros(master.shape, master.dtype, master.device),
                 }
         return adamw
+
+    def gradient_of(self, parameter: Tensor) -> Tensor | None:
+        """The fp32 gradient of a parameter, to be added to, zeros where there is none yet; None for one that rests."""
+        master = self._master_of_id.get(id(parameter))
+        if master is not None and master.grad is None:
+            master.grad = torch.zeros_like(master)
+        return None if master is None else master.grad
 
     def gradient_norm(self) -> Tensor:
         """The 2-norm of all gradients together, 0-d fp32."""

@@ -66,7 +66,7 @@ def train_step(
         if batch.target_index is not None:
             # In chats often half of the tokens are no target, and the head may be a fifth of the work.
             hidden, targets = hidden.index_select(0, batch.target_index), targets.index_select(0, batch.target_index)
-        loss = sum_loss(hidden, state.head, targets, factor)
+        loss = sum_loss(hidden, state.head, targets, factor, state.optimizer.gradient_of(state.head.weight_VD))
         loss.backward()
         loss_sum += loss.detach()
     gradient_norm = state.optimizer.gradient_norm() / state.loss_scale.value
