@@ -96,6 +96,19 @@ def test_the_published_shapes_have_their_published_sizes() -> None:
     assert parameters("a6000-pretrain", 32768, size="large") == pytest.approx(350, rel=0.05)
 
 
+def test_the_loss_is_cut_into_chunks_unless_asked_otherwise() -> None:
+    plan = plan_of(corpus=facts(vocab_size=5000), vocab_size=None)
+    # 16 MiB of fp32 logits at once, of a vocabulary padded to 5,056.
+    assert plan.loss_chunk_size == 16 * 2**20 // (4 * 5056)
+    assert "loss_chunk_size" in plan.reasons
+    for given in ("full", 100):
+        plan = plan_of(loss_chunk_size=given)
+        assert plan.loss_chunk_size == given
+        assert "loss_chunk_size" not in plan.reasons
+    with pytest.raises(RecipeError, match="loss_chunk_size"):
+        plan_of(loss_chunk_size="half")
+
+
 MICRO, ACCUMULATION, TOTAL = "per_device_train_batch_size", "gradient_accumulation_steps", "total_batch_size"
 BATCHES: list[tuple[dict[str, int], tuple[int, int, int]]] = [
     ({MICRO: 8, ACCUMULATION: 3}, (8, 24, 3)),

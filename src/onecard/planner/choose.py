@@ -22,7 +22,7 @@ from onecard.planner.schedule import (
     resolve_interval,
     tokens_per_step,
 )
-from onecard.planner.shape import attention_width, count_adapters, plan_adapters, plan_model
+from onecard.planner.shape import attention_width, choose_loss_chunk, count_adapters, plan_adapters, plan_model
 from onecard.spec import AdaptPlan, CorpusFacts, ModelPlan, OptimizerPlan, Plan, Recipe
 from onecard.units import GIB, format_seconds
 
@@ -104,6 +104,7 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
         precision=decided.precision,  # type: ignore[arg-type]
         torch_compile=compiled,
         attn_implementation=decided.attention,  # type: ignore[arg-type]
+        loss_chunk_size=choose_loss_chunk(recipe, model, target.kind, reasons),
         gradient_checkpointing=recipe.gradient_checkpointing != "auto" and recipe.gradient_checkpointing,
         model=model,
         adapt=decided.adapt,
