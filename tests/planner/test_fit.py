@@ -10,6 +10,7 @@ import pytest
 from onecard.errors import DoesNotFitError, InputError
 from onecard.hardware import find_card
 from onecard.planner import trace_cache
+from onecard.planner.depth import TracedPlan
 from onecard.planner.device import Target, target_of_card
 from onecard.planner.fit import FirstAnswer, fit_plan
 from onecard.planner.forecast import forecast
@@ -325,3 +326,36 @@ def test_the_users_allocator_settings_are_modelled(
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "roundup_power2_divisions:2")
     rounded = forecast(plan, target).forecast.memory
     assert rounded.allocated_bytes > plain.allocated_bytes
+
+
+def test_cudas_own_pool_is_planned_with_a_wider_band(
+    draft: Callable[..., Plan], target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = forecast(draft(), target).forecast.memory
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:cudaMallocAsync")
+    pool = forecast(draft(), target).forecast.memory
+    assert "closed to simulation" in pool.note
+    assert plain.note is None
+    # Neither below what tensors take nor, but for a page, far from PyTorch's own allocator.
+    assert pool.allocated_bytes <= pool.peak_bytes == pytest.approx(plain.peak_bytes, abs=32 * MIB)
+    assert pool.peak_low_bytes < pool.allocated_bytes
+    assert pool.peak_high_bytes / pool.peak_bytes > 1.1 + plain.peak_high_bytes / plain.peak_bytes - 1
+
+
+def test_old_segments_are_given_back_where_the_user_asks_for_it(
+    draft: Callable[..., Plan], target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow, caps = TracedPlan.replay, list[int | None]()
+
+    def watch(self: TracedPlan, workspace_bytes: int, settings: Any, cap_bytes: int | None = None) -> Any:
+        caps.append(cap_bytes)
+        peak = follow(self, workspace_bytes, settings, cap_bytes)
+        return peak if cap_bytes is None else replace(peak, reserved_bytes=peak.reserved_bytes - MIB)
+
+    monkeypatch.setattr(TracedPlan, "replay", watch)
+    plain = forecast(draft(), target).forecast.memory
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "garbage_collection_threshold:0.8")
+    collected = forecast(draft(), target).forecast.memory
+    # How much is collected depends on what there is.
+    assert caps == [None, None, target.limit_bytes]
+    assert collected.peak_bytes == plain.peak_bytes - MIB
