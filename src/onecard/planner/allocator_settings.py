@@ -128,7 +128,7 @@ def _find_remarks(given: set[str], values: Mapping[str, Any], platform: str, *, 
 
 
 def _read_pairs(text: str) -> tuple[dict[str, Any], set[str], list[str]]:
-    """Splits `key:value,key:[a:b,c:d]` into fields of `AllocatorSettings`, keys, and problems; the last of equals wins."""
+    """Splits `key:value,key:[a:b,c:d]` into fields of `AllocatorSettings`, keys, problems; the last of equals wins."""
     values: dict[str, Any] = {}
     given: set[str] = set()
     problems = []
