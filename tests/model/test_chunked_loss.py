@@ -52,9 +52,37 @@ def test_loss_and_gradients_equal_plain_cross_entropy(
 
 
 def test_chunks_have_the_size_of_the_budget(chunk_rows: int) -> None:
-    sizes = [rows.stop - rows.start for rows in loss_module._chunks(N, torch.empty(V, D))]
+    sizes = [rows.stop - rows.start for rows in loss_module._chunks(N, Head(torch.empty(V, D), None))]
     assert sum(sizes) == N
     assert max(sizes) == min(N, chunk_rows)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_any_chunk_size_gives_the_loss_and_gradients_of_all_logits_at_once(scale: float, softcap: float | None) -> None:
+    hidden, weight, bias, targets = inputs()
+    sizes, found = ("full", 1, 7, N, 10 * N, None), []
+    for size in sizes:
+        head = Head(weight, bias, scale, softcap, chunk_size=size)
+        loss = sum_loss(hidden, head, targets)
+        found.append([loss, *torch.autograd.grad(loss, (hidden, weight, bias)), token_losses(hidden, head, targets)])
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_all_logits_at_once_take_the_memory_of_all_logits(dtype: torch.dtype) -> None:
+    words, rows, chunk = 4096, 256, 32
+    weight = torch.zeros(words, D, dtype=dtype, requires_grad=True)
+    hidden, targets = torch.zeros(rows, D, dtype=dtype, requires_grad=True), torch.zeros(rows, dtype=torch.long)
+    peaks = {
+        size: peak_bytes(lambda size=size: sum_loss(hidden, Head(weight, None, chunk_size=size), targets))
+        for size in ("full", chunk)
+    }
+    # 16-bit logits beside their fp32 copy, whose memory the gradient takes over; in fp32 there is no copy.
+    bytes_per_logit = 6 if dtype == torch.bfloat16 else 4
+    assert peaks["full"] - peaks[chunk] == pytest.approx(bytes_per_logit * (rows - chunk) * words, rel=0.01)
 
 
 def test_bf16_is_as_exact_as_its_input(chunk_rows: int) -> None:
@@ -72,7 +100,7 @@ def test_bf16_is_as_exact_as_its_input(chunk_rows: int) -> None:
 
 def test_many_chunks_in_bf16_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     # 600 equal chunks: a sum in bf16 stands still once it is 256 times the summand.
-    monkeypatch.setattr(loss_module, "_chunks", lambda count, weight: [slice(i, i + 1) for i in range(count)])
+    monkeypatch.setattr(loss_module, "_chunks", lambda count, head: [slice(i, i + 1) for i in range(count)])
     hidden = torch.ones(600, 4, dtype=torch.bfloat16, requires_grad=True)
     weight, bias = (torch.zeros(shape, dtype=torch.bfloat16, requires_grad=True) for shape in ((2, 4), (2,)))
     loss = sum_loss(hidden, Head(weight, bias), torch.zeros(600, dtype=torch.long))

@@ -2,7 +2,6 @@
 
 import pytest
 
-from onecard.errors import InputError
 from onecard.planner.allocator import Allocator, SimulatedOutOfMemory
 from onecard.planner.allocator_settings import AllocatorSettings
 from onecard.units import KIB, MIB
@@ -321,6 +320,54 @@ def test_the_limit_counts_a_whole_segment_even_where_an_arena_grows_by_less() ->
         allocator.allocate(21 * MIB)
 
 
-def test_settings_that_are_not_modelled_are_refused() -> None:
-    with pytest.raises(InputError, match="cudaMallocAsync"):
-        Allocator(AllocatorSettings(backend="cudaMallocAsync"))
+def test_cudas_own_pool_serves_small_and_large_from_one_arena_and_keeps_all() -> None:
+    allocator = Allocator(AllocatorSettings(backend="cudaMallocAsync", max_split_bytes=20 * MIB))
+    small, large = allocator.allocate(100), allocator.allocate(31 * MIB)
+    assert (allocator.requested_bytes, allocator.allocated_bytes) == (31 * MIB + 100, 31 * MIB + 512)
+    assert allocator.reserved_bytes == 32 * MIB
+    allocator.allocate(MIB)
+    assert allocator.reserved_bytes == 64 * MIB
+    allocator.free(large)
+    # PyTorch's own pools would take a new segment for each of these.
+    for _ in range(31):
+        allocator.allocate(MIB)
+    allocator.allocate(30 * MIB)
+    allocator.free(small)
+    assert allocator.reserved_bytes == 64 * MIB
+
+
+def test_cudas_own_pool_joins_its_gaps_where_memory_runs_out() -> None:
+    allocator = Allocator(AllocatorSettings(backend="cudaMallocAsync"), cap_bytes=128 * MIB)
+    blocks = [allocator.allocate(32 * MIB) for _ in range(4)]
+    allocator.free(blocks[0])
+    allocator.free(blocks[2])
+    allocator.allocate(64 * MIB)
+    assert allocator.reserved_bytes == 128 * MIB
+    with pytest.raises(SimulatedOutOfMemory):
+        allocator.allocate(1)
+
+
+def test_without_the_cache_everything_goes_back_at_once() -> None:
+    allocator = Allocator(AllocatorSettings(is_caching=False, expandable_segments=True))
+    small, other, large = allocator.allocate(100), allocator.allocate(100), allocator.allocate(3 * MIB)
+    # Small ones share a page of CUDA's; no large one shares the 20 MiB that PyTorch would take.
+    assert allocator.reserved_bytes == 2 * MIB + 4 * MIB
+    allocator.free(large)
+    allocator.free(small)
+    assert allocator.reserved_bytes == 2 * MIB
+    allocator.free(other)
+    assert allocator.reserved_bytes == 0
+    assert allocator.peak_reserved_bytes == 6 * MIB
+
+
+@pytest.mark.parametrize("rejects_early", [False, True])
+def test_memory_that_may_not_be_given_back_first_runs_out_earlier(rejects_early: bool) -> None:
+    allocator = Allocator(AllocatorSettings(rejects_early=rejects_early), cap_bytes=50 * MIB)
+    allocator.free(allocator.allocate(30 * MIB))
+    if rejects_early:
+        with pytest.raises(SimulatedOutOfMemory):
+            allocator.allocate(40 * MIB)
+        assert allocator.reserved_bytes == 30 * MIB
+    else:
+        allocator.allocate(40 * MIB)
+        assert allocator.reserved_bytes == 40 * MIB

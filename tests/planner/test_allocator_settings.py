@@ -111,8 +111,34 @@ def test_windows_has_no_expandable_segments() -> None:
     assert not read("expandable_segments:True", "win32").expandable_segments
 
 
-def test_what_is_not_modelled_says_so() -> None:
-    assert read("backend:native").is_modelled
-    assert not read("backend:cudaMallocAsync").is_modelled
-    assert not read("throw_on_cudamalloc_oom:True").is_modelled
-    assert not AllocatorSettings.from_environment({"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}).is_modelled
+@pytest.mark.parametrize(
+    ("text", "platform", "remarks"),
+    [
+        ("", "linux", []),
+        ("max_split_size_mb:64,garbage_collection_threshold:0.8,backend:native", "linux", []),
+        ("expandable_segments:True", "linux", []),
+        ("expandable_segments:True", "win32", ["without effect on this plan: expandable_segments"]),
+        ("expandable_segments:False", "win32", []),
+        ("pinned_num_register_threads:4", "linux", ["without effect on this plan: pinned_num_register_threads"]),
+        ("throw_on_cudamalloc_oom:True", "linux", ["at the limit nothing cached is given back first"]),
+        ("throw_on_cudamalloc_oom:False", "linux", []),
+        (
+            "backend:cudaMallocAsync,per_process_memory_fraction:0.5,max_split_size_mb:64,expandable_segments:True",
+            "linux",
+            ["closed to simulation", "without effect on this plan: expandable_segments, max_split_size_mb"],
+        ),
+    ],
+)
+def test_what_is_assumed_and_what_has_no_effect_is_named(text: str, platform: str, remarks: list[str]) -> None:
+    found = read(text, platform).remarks
+    assert len(found) == len(remarks)
+    assert all(part in remark for part, remark in zip(remarks, found, strict=True))
+
+
+def test_without_the_cache_every_other_setting_has_no_effect() -> None:
+    environ = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    settings = AllocatorSettings.from_environment(environ, "linux")
+    assert settings.is_closed
+    assert not settings.is_driver_pool
+    assert "expandable_segments" in settings.remarks[1]
+    assert not AllocatorSettings.from_environment(environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "0"}).is_closed

@@ -10,6 +10,7 @@ import pytest
 from onecard.errors import DoesNotFitError, InputError
 from onecard.hardware import find_card
 from onecard.planner import trace_cache
+from onecard.planner.depth import TracedPlan
 from onecard.planner.device import Target, target_of_card
 from onecard.planner.fit import FirstAnswer, fit_plan
 from onecard.planner.forecast import forecast
@@ -191,6 +192,55 @@ def test_alternatives_change_one_thing_each(draft: Callable[..., Plan], target: 
     assert by_share[True].step_s > by_share[0.5].step_s > rows[0].step_s
 
 
+@pytest.fixture
+def wide_draft(draft: Callable[..., Plan], settings_of: Callable[..., dict[str, Any]]) -> Callable[..., Plan]:
+    """A plan whose logits outweigh all else; chunks of 1,024 tokens, of which a micro-batch has four times as many."""
+
+    def make(limit: float | None = None, **changes: Any) -> Plan:
+        settings = settings_of("qwen3", vocab_size=32768)
+        return draft(limit, **{"settings": settings, "eval_batch_size": 1, "loss_chunk_size": 1024} | changes)
+
+    return make
+
+
+def test_all_logits_at_once_take_what_arithmetic_says(wide_draft: Callable[..., Plan], target: Target) -> None:
+    chunked, full = (forecast(wide_draft(loss_chunk_size=size), target).forecast.memory for size in (1024, "full"))
+    assert (chunked.peak_phase, full.peak_phase) == ("loss", "loss")
+    # bf16 logits and their fp32 copy, of 3,072 tokens more.
+    assert full.allocated_bytes - chunked.allocated_bytes == pytest.approx(6 * 3072 * 32768, rel=0.01)
+    assert full.peak_bytes - chunked.peak_bytes == pytest.approx(6 * 3072 * 32768, rel=0.05)
+
+
+def test_the_other_loss_is_an_alternative_and_a_remedy(wide_draft: Callable[..., Plan], target: Target) -> None:
+    def losses(plan: Plan) -> list[int | str]:
+        return [
+            row.settings["loss_chunk_size"] for row in list_alternatives(plan, target) if "loss" in str(row.settings)
+        ]
+
+    assert losses(wide_draft()) == ["full"]
+    assert losses(wide_draft(loss_chunk_size="full")) == [1024]
+    assert losses(wide_draft(micro_batch_size=2)) == []
+    sizes = {size: forecast(wide_draft(loss_chunk_size=size), target).forecast.memory for size in (1024, "full")}
+    limit = (sizes[1024].peak_bytes + sizes["full"].peak_bytes) / 2 / MIB
+    given = recipe_of(per_device_train_batch_size=8, gradient_checkpointing=True, loss_chunk_size="full")
+    plan = wide_draft(limit, loss_chunk_size="full", gradient_checkpointing=True)
+    with pytest.raises(DoesNotFitError, match=r"What would:\n  --loss_chunk_size 1024: "):
+        fit_plan(plan, given, target)
+
+
+def test_a_loss_that_may_change_is_cut_where_nothing_else_helps(
+    wide_draft: Callable[..., Plan], target: Target
+) -> None:
+    small = {"micro_batch_size": 1, "total_batch_size": 1, "max_seq_length": 4096, "gradient_checkpointing": True}
+    limit = forecast(wide_draft(**small), target).forecast.memory.peak_bytes / MIB / 0.9
+    given = recipe_of(per_device_train_batch_size=1, loss_chunk_size="full", fit="auto")
+    plan = fit_plan(wide_draft(limit, loss_chunk_size="full", **small), given, target)
+    assert plan.loss_chunk_size == 1024
+    assert "do not fit" in plan.reasons["loss_chunk_size"]
+    assert plan.forecast is not None
+    assert plan.forecast.memory.fits
+
+
 def test_no_more_layers_recompute_than_have_to(
     draft: Callable[..., Plan], settings_of: Callable[..., dict[str, Any]], target: Target
 ) -> None:
@@ -276,3 +326,36 @@ def test_the_users_allocator_settings_are_modelled(
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "roundup_power2_divisions:2")
     rounded = forecast(plan, target).forecast.memory
     assert rounded.allocated_bytes > plain.allocated_bytes
+
+
+def test_cudas_own_pool_is_planned_with_a_wider_band(
+    draft: Callable[..., Plan], target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = forecast(draft(), target).forecast.memory
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:cudaMallocAsync")
+    pool = forecast(draft(), target).forecast.memory
+    assert "closed to simulation" in pool.note
+    assert plain.note is None
+    # Neither below what tensors take nor, but for a page, far from PyTorch's own allocator.
+    assert pool.allocated_bytes <= pool.peak_bytes == pytest.approx(plain.peak_bytes, abs=32 * MIB)
+    assert pool.peak_low_bytes < pool.allocated_bytes
+    assert pool.peak_high_bytes / pool.peak_bytes > 1.1 + plain.peak_high_bytes / plain.peak_bytes - 1
+
+
+def test_old_segments_are_given_back_where_the_user_asks_for_it(
+    draft: Callable[..., Plan], target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow, caps = TracedPlan.replay, list[int | None]()
+
+    def watch(self: TracedPlan, workspace_bytes: int, settings: Any, cap_bytes: int | None = None) -> Any:
+        caps.append(cap_bytes)
+        peak = follow(self, workspace_bytes, settings, cap_bytes)
+        return peak if cap_bytes is None else replace(peak, reserved_bytes=peak.reserved_bytes - MIB)
+
+    monkeypatch.setattr(TracedPlan, "replay", watch)
+    plain = forecast(draft(), target).forecast.memory
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "garbage_collection_threshold:0.8")
+    collected = forecast(draft(), target).forecast.memory
+    # How much is collected depends on what there is.
+    assert caps == [None, None, target.limit_bytes]
+    assert collected.peak_bytes == plain.peak_bytes - MIB

@@ -11,7 +11,7 @@ import pytest
 from onecard.cli.plan_text import reason_rows
 from onecard.errors import DoesNotFitError, InputError, RecipeError
 from onecard.hardware import Machine, find_card
-from onecard.planner import Measurements, check_recipe, choose_device, make_plan
+from onecard.planner import Measurements, check_recipe, choose, choose_device, make_plan
 from onecard.planner.device import target_of_card
 from onecard.planner.schedule import count_steps, resolve_batch
 from onecard.spec import CorpusFacts, Plan, Recipe, apply_device, load_recipe, recipe_names
@@ -94,6 +94,35 @@ def test_the_published_shapes_have_their_published_sizes() -> None:
     assert parameters("a6000-pretrain", 32768, size="small") == pytest.approx(25, rel=0.2)
     assert parameters("a6000-pretrain", 32768, size="medium") == pytest.approx(125, rel=0.05)
     assert parameters("a6000-pretrain", 32768, size="large") == pytest.approx(350, rel=0.05)
+
+
+def test_the_loss_is_cut_into_chunks_unless_asked_otherwise() -> None:
+    plan = plan_of(corpus=facts(vocab_size=5000), vocab_size=None)
+    # 16 MiB of fp32 logits at once, of a vocabulary padded to 5,056.
+    assert plan.loss_chunk_size == 16 * 2**20 // (4 * 5056)
+    assert "loss_chunk_size" in plan.reasons
+    for given in ("full", 100):
+        plan = plan_of(loss_chunk_size=given)
+        assert plan.loss_chunk_size == given
+        assert "loss_chunk_size" not in plan.reasons
+    with pytest.raises(RecipeError, match="loss_chunk_size"):
+        plan_of(loss_chunk_size="half")
+
+
+def test_the_environment_may_leave_a_share_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = target_of_card(find_card("rtx-3060-12gb"), "linux")
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    recipe = load_recipe(SMALL | {"device": "cuda"})
+
+    def limit(text: str, **changes: Any) -> int | None:
+        monkeypatch.setenv("PYTORCH_ALLOC_CONF", text)
+        changed = recipe.model_copy(update=changes)
+        return choose._memory_limit(changed, target)
+
+    assert limit("") == target.limit_bytes
+    assert limit("per_process_memory_fraction:0.25") == target.card.memory_bytes // 4
+    assert limit("per_process_memory_fraction:0.25", memory_limit_gb=1.0) == 2**30
+    assert limit("per_process_memory_fraction:1.0") == target.limit_bytes
 
 
 MICRO, ACCUMULATION, TOTAL = "per_device_train_batch_size", "gradient_accumulation_steps", "total_batch_size"

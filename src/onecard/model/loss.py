@@ -1,10 +1,10 @@
-"""The head and the loss: from hidden states to the sum over targets, without the logits of all tokens at once.
+"""The head and the loss: from hidden states to the sum over targets, a chunk of tokens at a time.
 
 Shapes: N tokens, D width, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +22,15 @@ IGNORE = -100  # target of a token that is not in the loss, as in torch.nn.funct
 _CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 128 * 2**20}
 
 
+ChunkSize = int | Literal["full"] | None
+
+
 @dataclass(frozen=True)
 class Head:
     """The output projection and what some do to its logits: `scale` (Granite, Cohere), `softcap` (Gemma 2).
 
     `rows_ND`: the last rows of the weight where these move and the rest is frozen (`new_tokens.py`).
+    `chunk_size`: tokens whose logits exist at once; None is `usual_chunk_size`.
     """
 
     weight_VD: Tensor
@@ -34,6 +38,7 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     rows_ND: Tensor | None = None
+    chunk_size: ChunkSize = None
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] in the dtype of `hidden_ND`, before `finish`."""
@@ -49,7 +54,7 @@ class Head:
         return logits_NV
 
 
-def find_head(model: PreTrainedModel) -> Head:
+def find_head(model: PreTrainedModel, chunk_size: ChunkSize = None) -> Head:
     """Finds the head of a causal language model from its config and output embedding."""
     projection = model.get_output_embeddings()
     if not isinstance(projection, nn.Linear):
@@ -64,7 +69,16 @@ def find_head(model: PreTrainedModel) -> Head:
     elif getattr(config, "logit_scale", None):
         scale = float(config.logit_scale)
     softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(projection.weight, projection.bias, scale, softcap, getattr(projection, "rows", None))
+    rows = getattr(projection, "rows", None)
+    return Head(projection.weight, projection.bias, scale, softcap, rows, chunk_size)
+
+
+def usual_chunk_size(vocab_size: int, width: int, device_kind: str) -> int:
+    """Tokens whose logits a device works on best at once: `device_kind` is cpu or cuda."""
+    # Each chunk adds to the whole gradient of the head: on a CPU that takes longer than the product of a few rows, 2.0
+    # against 0.9 s for 1,123 tokens at 49,152 x 576 in bf16 (LOG.md).
+    least = width // 2 if device_kind == "cpu" else 0
+    return max(64, least, _CHUNK_BYTES[device_kind] // (4 * vocab_size))
 
 
 def find_targets(targets_BT: Tensor, num_targets: int, device: torch.device) -> Tensor | None:
@@ -95,7 +109,7 @@ def sum_loss(
     rounded to 16 bits: in fp16 those of unlikely words would otherwise vanish before any loss scale reached them.
 
     With gradients enabled, the gradients of hidden states and head are computed chunk by chunk in the forward pass,
-    so that memory holds one chunk of logits and nothing is computed twice (the idea of Liger's fused linear loss,
+    so that memory holds the logits of one chunk and nothing is computed twice (the idea of Liger's fused linear loss,
     arXiv 2410.10989). Where the fp32 `weight_gradient_VD` is given, the gradient of the head's weight is added to it at
     once instead of going through autograd, which would hold two more copies and round it to the type of the weight;
     the result may then be differentiated once, and only as it is.
@@ -115,19 +129,18 @@ def token_losses(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:
     losses = []
     write_rows(head.weight_VD, head.rows_ND)
     with torch.no_grad():
-        for rows in _chunks(len(targets_N), head.weight_VD):
+        for rows in _chunks(len(targets_N), head):
             logits = head.finish(head.logits(hidden_ND[rows]))
             losses.append(F.cross_entropy(logits, targets_N[rows], ignore_index=IGNORE, reduction="none"))
             del logits  # otherwise it outlives its chunk beside the logits of the next
     return torch.cat(losses)
 
 
-def _chunks(num_tokens: int, weight_VD: Tensor) -> list[slice]:
-    kind = device_kind(weight_VD.device)
-    # Each chunk adds to the whole gradient of the head: on a CPU that takes longer than the product of a few rows, 2.0
-    # against 0.9 s for 1,123 tokens at 49,152 x 576 in bf16 (LOG.md).
-    least = weight_VD.shape[1] // 2 if kind == "cpu" else 0
-    size = max(64, least, _CHUNK_BYTES[kind] // (4 * weight_VD.shape[0]))
+def _chunks(num_tokens: int, head: Head) -> list[slice]:
+    if head.chunk_size == "full":
+        return [slice(0, num_tokens)]
+    vocab_size, width = head.weight_VD.shape
+    size = head.chunk_size or usual_chunk_size(vocab_size, width, device_kind(head.weight_VD.device))
     return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
 
 
@@ -180,7 +193,7 @@ class _SumLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else given_VD
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias else None
         grad_rows = torch.zeros_like(rows_ND, dtype=torch.float32) if needs_rows else None
-        for rows in _chunks(len(targets_N), weight_VD):
+        for rows in _chunks(len(targets_N), head):
             hidden = hidden_ND[rows]
             chunk_loss, slope_NV = _loss_and_gradient(head.logits(hidden), targets_N[rows], head, factor)
             loss += chunk_loss

@@ -9,14 +9,21 @@ ones again; that matters solely where two free blocks of exactly one size compet
             -> collect garbage, new segment   else
             -> release an oversize block, new segment (with max_split only)   else
             -> release all cached segments, new segment                       else SimulatedOutOfMemory
+
+CUDA's own pool (`backend:cudaMallocAsync`) is closed; it stands here as one arena for all sizes. Fragments do occur in
+it (rapidsai/rmm issue 1245), and it moves pages to join them where memory runs out, as releasing them does here.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from onecard.errors import InputError
-from onecard.planner.allocator_settings import MIN_LARGE_SEGMENT_BYTES, NUM_ROUNDUP_INTERVALS, AllocatorSettings
+from onecard.planner.allocator_settings import (
+    DRIVER_PAGE_BYTES,
+    MIN_LARGE_SEGMENT_BYTES,
+    NUM_ROUNDUP_INTERVALS,
+    AllocatorSettings,
+)
 from onecard.planner.expandable_arena import grow_arena, growable_size, unmap_pages
 from onecard.planner.memory_blocks import Block, BlockPool, DeviceMemory, round_up
 from onecard.units import MIB, format_bytes
@@ -60,26 +67,21 @@ class Allocator:
     Args:
         settings: see `AllocatorSettings`; `per_process_memory_fraction` belongs into `cap_bytes`.
         cap_bytes: most that may be reserved; None is a card without end, where garbage is never collected.
-
-    Raises:
-        InputError: the settings are not modelled.
     """
 
     def __init__(self, settings: AllocatorSettings | None = None, cap_bytes: int | None = None) -> None:
         settings = settings or AllocatorSettings()
-        if not settings.is_modelled:
-            raise InputError(
-                f"memory cannot be planned with {settings}: only PyTorch's native backend, with its cache and with "
-                "throw_on_cudamalloc_oom off, is simulated. Unset what differs in PYTORCH_ALLOC_CONF"
-            )
+        if settings.is_closed:  # PyTorch's other keys are for its own cache
+            settings = AllocatorSettings(backend=settings.backend, is_caching=settings.is_caching)
         self._settings = settings
         self._memory = DeviceMemory(cap_bytes)
-        self._is_expandable = settings.expandable_segments
+        self._is_expandable = settings.expandable_segments or settings.is_driver_pool
         self._max_split_bytes = settings.max_split_bytes
         self._rounds_up = max(settings.roundup_power2_divisions) > 1
         # Blocks of an arena can never be released whole, so garbage collection finds nothing there.
         self._collects = settings.garbage_collection_threshold > 0 and cap_bytes is not None and not self._is_expandable
-        self._pools: dict[int, tuple[BlockPool, BlockPool]] = {}
+        # Of each stream the small and the large pool, or one for all sizes.
+        self._pools: dict[int, tuple[BlockPool, ...]] = {}
         self._allocated: dict[int, Block] = {}
         self._num_large_lookups = 0
         self._allocated_bytes = self._requested_bytes = self._peak_allocated_bytes = 0
@@ -121,7 +123,7 @@ class Allocator:
             return _NULL
         size = self._round(num_bytes) if self._rounds_up else round_up(num_bytes, _GRANULE_BYTES)
         pools = self._pools.get(stream) or self._open_pools(stream)
-        pool = pools[size > _SMALL_LIMIT_BYTES]
+        pool = pools[-1 if size > _SMALL_LIMIT_BYTES else 0]
         block = self._take_cached(pool, size) or self._take_new(pool, size)
         if block.size - size >= pool.min_remainder_bytes and self._may_split(size):
             pool.add(block.cut(size))
@@ -149,6 +151,8 @@ class Allocator:
         block.birth = self._num_large_lookups
         block.merge_free_neighbours()
         block.pool.add(block)
+        if not self._settings.is_caching and not block.is_split:
+            self._release(block)
 
     def empty_cache(self) -> None:
         """Gives unsplit cached segments, and free pages of expandable arenas, back to the driver."""
@@ -180,7 +184,10 @@ class Allocator:
             step = (1 << (num_bytes.bit_length() - 1)) // divisions
         return round_up(num_bytes, step)
 
-    def _open_pools(self, stream: int) -> tuple[BlockPool, BlockPool]:
+    def _open_pools(self, stream: int) -> tuple[BlockPool, ...]:
+        if self._settings.is_driver_pool:
+            self._pools[stream] = (BlockPool(DRIVER_PAGE_BYTES, _GRANULE_BYTES),)
+            return self._pools[stream]
         large_remainder = _GRANULE_BYTES if self._is_expandable else _SMALL_LIMIT_BYTES + 1
         small = BlockPool(_SMALL_SEGMENT_BYTES, _GRANULE_BYTES)
         large = BlockPool(self._settings.large_segment_bytes, large_remainder)
@@ -215,26 +222,31 @@ class Allocator:
     def _take_new(self, pool: BlockPool, size: int) -> Block:
         if size <= _SMALL_LIMIT_BYTES:
             segment_bytes = _SMALL_SEGMENT_BYTES
-        elif size < MIN_LARGE_SEGMENT_BYTES:
+        elif size < MIN_LARGE_SEGMENT_BYTES and self._settings.is_caching:
             segment_bytes = self._settings.large_segment_bytes
         else:
             segment_bytes = round_up(size, _LARGE_GRANULE_BYTES)
         if self._collects:
             self._collect_garbage()
         block = self._request(pool, size, segment_bytes)
+        if block is None and self._settings.rejects_early:
+            raise self._out_of_memory(segment_bytes)
         if block is None and self._release_oversize(pool, size):
             block = self._request(pool, size, segment_bytes)
         if block is None:
             self.empty_cache()
             block = self._request(pool, size, segment_bytes)
         if block is None:
-            assert self._memory.cap_bytes is not None
-            raise SimulatedOutOfMemory(segment_bytes, self._memory.reserved_bytes, self._memory.cap_bytes)
+            raise self._out_of_memory(segment_bytes)
         return block
+
+    def _out_of_memory(self, segment_bytes: int) -> SimulatedOutOfMemory:
+        assert self._memory.cap_bytes is not None
+        return SimulatedOutOfMemory(segment_bytes, self._memory.reserved_bytes, self._memory.cap_bytes)
 
     def _request(self, pool: BlockPool, size: int, segment_bytes: int) -> Block | None:
         # PyTorch compares the whole segment with the limit even where an arena would have to grow by less.
-        if not self._memory.fits(segment_bytes):
+        if not self._memory.fits(segment_bytes) and not self._settings.is_driver_pool:
             return None
         if self._is_expandable:
             return grow_arena(self._memory, pool, size)
@@ -267,7 +279,7 @@ class Allocator:
         excess = self._memory.reserved_bytes - limit
         if excess <= 0:
             return
-        cached = [block for _, large in self._pools.values() for _, _, block in large.free if not block.is_split]
+        cached = [block for pools in self._pools.values() for _, _, block in pools[-1].free if not block.is_split]
         released = 0
         while cached and released < excess:
             mean_birth = sum(block.birth for block in cached) / len(cached)

@@ -6,7 +6,7 @@ The rules are those of PyTorch 2.13 (c10/core/AllocatorConfig, c10/cuda/CUDAAllo
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from onecard.errors import InputError
@@ -19,8 +19,12 @@ _NO_CACHING_VARIABLE = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 MIN_LARGE_SEGMENT_BYTES = 10 * MIB
 # Intervals of roundup_power2_divisions: below 2 MiB, from 2 MiB, from 4 MiB ... from 32 GiB on.
 NUM_ROUNDUP_INTERVALS = 16
+# Step in which CUDA's own pool grows: an assumption, NVIDIA documents none.
+DRIVER_PAGE_BYTES = 32 * MIB
 _NO_ROUNDUP = (0,) * NUM_ROUNDUP_INTERVALS
 
+_DRIVER_POOL = "cudaMallocAsync"
+# Keys of memory on the host and of speed: read by PyTorch, nothing that a plan counts.
 _WITHOUT_EFFECT = frozenset(
     {
         *("pinned_use_background_threads", "pinned_max_round_threshold_mb", "pinned_max_cached_size_mb"),
@@ -42,9 +46,10 @@ class AllocatorSettings:
         garbage_collection_threshold: share of the cap above which old cached segments are released; 0 is never.
         roundup_power2_divisions: steps between two powers of two, per interval; 0 or 1 rounds to 512 B only.
         per_process_memory_fraction: share of the card's memory that may be reserved.
-        backend: `native` or `cudaMallocAsync`.
+        backend: `native` or `cudaMallocAsync`, CUDA's own pool, which ignores all of the above but the last.
         rejects_early: out of memory is raised without releasing the cache first.
         is_caching: false where PYTORCH_NO_CUDA_MEMORY_CACHING switches the cache off.
+        remarks: what of the environment is assumed or without effect, as sentences.
     """
 
     expandable_segments: bool = False
@@ -57,15 +62,21 @@ class AllocatorSettings:
     backend: str = "native"
     rejects_early: bool = False
     is_caching: bool = True
+    remarks: tuple[str, ...] = field(default=(), compare=False)
 
     @property
-    def is_modelled(self) -> bool:
-        """Whether the simulation follows these settings; CUDA's own pool (`cudaMallocAsync`) is closed to it."""
-        return self.backend == "native" and self.is_caching and not self.rejects_early
+    def is_driver_pool(self) -> bool:
+        """Whether CUDA's own pool serves tensors. Without the cache every backend goes to CUDA."""
+        return self.backend == _DRIVER_POOL and self.is_caching
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether code that nobody can read decides what is held: CUDA's own, not PyTorch's."""
+        return self.backend == _DRIVER_POOL or not self.is_caching
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], platform: str = sys.platform) -> "AllocatorSettings":
-        """Reads the settings PyTorch would take from `environ`; keys that concern only pinned memory are left out.
+        """Reads the settings PyTorch would take from `environ`.
 
         On Windows PyTorch is built without expandable segments and goes on without them, so they are off there.
 
@@ -73,30 +84,58 @@ class AllocatorSettings:
             InputError: a key or value PyTorch refuses, all problems together.
         """
         variable = next((name for name in VARIABLES if name in environ), VARIABLES[0])
-        values, problems = _read_pairs(environ.get(variable, ""))
+        values, given, problems = _read_pairs(environ.get(variable, ""))
         large_segment_bytes = values.get("large_segment_bytes", cls.large_segment_bytes)
-        for field, key in (
+        for name, key in (
             ("max_split_bytes", "max_split_size_mb"),
             ("max_non_split_rounding_bytes", "max_non_split_rounding_mb"),
         ):
-            if field in values and values[field] < large_segment_bytes:
+            if name in values and values[name] < large_segment_bytes:
                 smallest = format_bytes(large_segment_bytes)
                 problems.append(f"{key} is below the size of a large segment ({smallest}): give at least that")
         if problems:
             lines = [f"{variable}={environ[variable]!r} cannot be used:", *(f"  - {problem}" for problem in problems)]
             raise InputError("\n".join(lines))
         values.setdefault("max_non_split_rounding_bytes", large_segment_bytes)
+        is_caching = environ.get(_NO_CACHING_VARIABLE) != "1"
+        remarks = _find_remarks(given, values, platform, is_caching=is_caching)
         values["expandable_segments"] = values.get("expandable_segments", False) and platform != "win32"
-        return cls(**values, is_caching=environ.get(_NO_CACHING_VARIABLE) != "1")
+        return cls(**values, is_caching=is_caching, remarks=remarks)
 
 
-def _read_pairs(text: str) -> tuple[dict[str, Any], list[str]]:
-    """Splits `key:value,key:[a:b,c:d]` into fields of `AllocatorSettings` and problems. The last of equal keys wins."""
+def _find_remarks(given: set[str], values: Mapping[str, Any], platform: str, *, is_caching: bool) -> tuple[str, ...]:
+    """Says what the simulation assumes, and which keys change nothing in it."""
+    remarks, without_effect = [], given & _WITHOUT_EFFECT
+    if not is_caching:
+        without_effect = given - {"per_process_memory_fraction"}
+        remarks.append(
+            f"{_NO_CACHING_VARIABLE}: CUDA is asked for every tensor, which takes far longer than the times given here"
+        )
+    elif values.get("backend") == _DRIVER_POOL:
+        without_effect = given - {"per_process_memory_fraction", "backend"}
+        remarks.append(
+            f"{_DRIVER_POOL} is CUDA's own pool, closed to simulation: taken as one that grows by "
+            f"{format_bytes(DRIVER_PAGE_BYTES)} and fills its gaps, so the band is wider"
+        )
+    else:
+        if values.get("expandable_segments") and platform == "win32":
+            without_effect |= {"expandable_segments"}
+        if values.get("rejects_early"):
+            remarks.append("throw_on_cudamalloc_oom: at the limit nothing cached is given back first")
+    if without_effect:
+        remarks.append(f"without effect on this plan: {', '.join(sorted(without_effect))}")
+    return tuple(remarks)
+
+
+def _read_pairs(text: str) -> tuple[dict[str, Any], set[str], list[str]]:
+    """Splits `key:value,key:[a:b,c:d]` into fields of `AllocatorSettings`, keys, problems; the last of equals wins."""
     values: dict[str, Any] = {}
+    given: set[str] = set()
     problems = []
     text = re.sub(r"\s", "", text).removesuffix(",")
     for pair in re.split(r",(?![^\[]*\])", text) if text else ():
         key, colon, value = pair.partition(":")
+        given.add(key)
         if key in _WITHOUT_EFFECT:
             continue
         if key not in _READERS:
@@ -110,7 +149,7 @@ def _read_pairs(text: str) -> tuple[dict[str, Any], list[str]]:
             values[field] = read(value)
         except ValueError:
             problems.append(f"{key}:{value} is not understood: {expected}")
-    return values, problems
+    return values, given, problems
 
 
 def _read_flag(text: str) -> bool:

@@ -1,5 +1,6 @@
 """Recipe + machine + corpus -> Plan."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from onecard.hardware import Machine
+from onecard.planner.allocator_settings import AllocatorSettings
 from onecard.planner.device import Target, choose_attention, choose_precision, find_compiler_problem, find_target
 from onecard.planner.fit import FirstAnswer, fit_plan
 from onecard.planner.measure import measure_peak, measure_step
@@ -22,7 +24,7 @@ from onecard.planner.schedule import (
     resolve_interval,
     tokens_per_step,
 )
-from onecard.planner.shape import attention_width, count_adapters, plan_adapters, plan_model
+from onecard.planner.shape import attention_width, choose_loss_chunk, count_adapters, plan_adapters, plan_model
 from onecard.spec import AdaptPlan, CorpusFacts, ModelPlan, OptimizerPlan, Plan, Recipe
 from onecard.units import GIB, format_seconds
 
@@ -104,6 +106,7 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
         precision=decided.precision,  # type: ignore[arg-type]
         torch_compile=compiled,
         attn_implementation=decided.attention,  # type: ignore[arg-type]
+        loss_chunk_size=choose_loss_chunk(recipe, model, target.kind, reasons),
         gradient_checkpointing=recipe.gradient_checkpointing != "auto" and recipe.gradient_checkpointing,
         model=model,
         adapt=decided.adapt,
@@ -266,10 +269,17 @@ def _peak_of_card(target: Target, precision: str) -> float:
 
 
 def _memory_limit(recipe: Recipe, target: Target) -> int | None:
-    """What the allocator may reserve: the least of what the card offers and what the recipe allows; None on a CPU."""
-    if target.limit_bytes is None or recipe.memory_limit_gb is None:
-        return target.limit_bytes
-    return min(target.limit_bytes, int(recipe.memory_limit_gb * GIB))
+    """What the allocator may reserve: the least of what card, recipe and environment allow; None on a CPU."""
+    if target.limit_bytes is None:
+        return None
+    limits = [target.limit_bytes]
+    if recipe.memory_limit_gb is not None:
+        limits.append(int(recipe.memory_limit_gb * GIB))
+    if target.total_bytes is not None:
+        # The run sets a share of its own, which overrides that of the environment.
+        share = AllocatorSettings.from_environment(os.environ, target.allocator_platform).per_process_memory_fraction
+        limits.append(int(share * target.total_bytes))
+    return min(limits)
 
 
 def _choose_compile(recipe: Recipe, target: Target, run_s: float) -> tuple[bool, str]:

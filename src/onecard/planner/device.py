@@ -68,7 +68,8 @@ class Target:
     """What a plan is for: a device of this machine, or a card of the catalogue that need not be here.
 
     On a CPU there is no `capability`, `card` and `limit_bytes`. The card of this machine may be unknown to the
-    catalogue: then its memory is known, its rates are not. `limit_bytes` is what PyTorch's allocator may reserve.
+    catalogue: then its memory is known, its rates are not. `limit_bytes` of its `total_bytes` is what PyTorch's
+    allocator may reserve.
     """
 
     device: str
@@ -78,6 +79,7 @@ class Target:
     card: Card | None = None
     host: CardHost = "linux-headless"
     limit_bytes: int | None = None
+    total_bytes: int | None = None
     is_here: bool = True
     # Why PyTorch as it comes would not run there.
     problem: str | None = None
@@ -85,6 +87,11 @@ class Target:
     @property
     def kind(self) -> str:
         return kind_of(self.device)
+
+    @property
+    def allocator_platform(self) -> str:
+        """The platform as `AllocatorSettings` asks for it."""
+        return "win32" if self.host == "windows" else "linux"
 
 
 def find_target(wish: str, machine: Machine) -> Target:
@@ -100,11 +107,11 @@ def find_target(wish: str, machine: Machine) -> Target:
     properties = torch.cuda.get_device_properties(index)
     gpu = next((gpu for gpu in machine.gpus if gpu.uuid.removeprefix("GPU-") == str(properties.uuid)), None)
     card = card_of(gpu) if gpu is not None else None
-    free_bytes, _ = torch.cuda.mem_get_info(index)
+    free_bytes, total_bytes = torch.cuda.mem_get_info(index)
     # The context of this process exists by now, so what is free is the allocator's.
     limit = free_bytes if card is None else min(free_bytes, usable_bytes(card, _host_of(machine)))
     capability = torch.cuda.get_device_capability(index)
-    return Target(device, reason, properties.name, capability, card, _host_of(machine), limit)
+    return Target(device, reason, properties.name, capability, card, _host_of(machine), limit, total_bytes)
 
 
 def target_of_card(card: Card, platform: str | None = None) -> Target:
@@ -119,7 +126,8 @@ def target_of_card(card: Card, platform: str | None = None) -> Target:
     limit = usable_bytes(card, host)
     problem = _find_build_problem(card)
     reason = f"a plan for {card.name}" + (f"; {problem}" if problem else "")
-    return Target("cuda:0", reason, card.name, card.compute_capability, card, host, limit, False, problem)
+    total = card.visible_bytes or card.memory_bytes
+    return Target("cuda:0", reason, card.name, card.compute_capability, card, host, limit, total, False, problem)
 
 
 def _host_of(machine: Machine) -> CardHost:

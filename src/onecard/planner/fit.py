@@ -8,6 +8,7 @@ from onecard.planner.candidate import RESERVED_SHARE, Candidate, evaluate, is_an
 from onecard.planner.depth import shallow_plans
 from onecard.planner.device import Target
 from onecard.planner.ladder import does_not_fit, micro_batches
+from onecard.planner.shape import usual_loss_chunk
 from onecard.planner.trace_cache import CannotTrace
 from onecard.spec import Plan, Recipe
 from onecard.units import format_bytes
@@ -66,6 +67,10 @@ def _fit(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | None)
             best := _largest_that_fits(variant, sizes, target)
         ):
             found.append(best)
+    if not found and is_free and draft.loss_chunk_size == "full":
+        reasons = draft.reasons | {"loss_chunk_size": "all logits at once do not fit"}
+        chunk = usual_loss_chunk(draft.model, target.kind)
+        return _fit(draft.model_copy(update={"loss_chunk_size": chunk, "reasons": reasons}), recipe, target, first)
     if not found:
         smallest = {"micro_batch_size": sizes[0], "eval_batch_size": sizes[0], "gradient_checkpointing": recomputes[-1]}
         tightest = evaluate(draft.model_copy(update=smallest), target)

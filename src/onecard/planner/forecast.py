@@ -24,6 +24,8 @@ _COMPILED_BAND = (0.03, 0.10)
 _INTERPOLATED_BAND = (0.05, 0.12)
 # A compiled step keeps less than an eager one, rarely less than half; with checkpointing it may keep a little more.
 _UNCOMPILED_BAND = (0.5, 0.15)
+# Beside its own band, where CUDA's own code decides what is held; below, down to what tensors take.
+_CLOSED_ALLOCATOR_BAND = 0.15
 _NOT_COMPILED = "traced without the compiler, so the band is wide"
 # A process with PyTorch, transformers and CUDA's libraries, before it holds a model.
 _PROCESS_BYTES = int(2.5 * GIB)
@@ -102,22 +104,29 @@ def _time(plan: Plan, card: Card, trace: Trace) -> TimeForecast:
 
 
 def _memory(plan: Plan, target: Target, traced: TracedPlan, note: str | None) -> MemoryForecast:
-    settings = AllocatorSettings.from_environment(os.environ, "win32" if target.host == "windows" else "linux")
+    settings = AllocatorSettings.from_environment(os.environ, target.allocator_platform)
     limit = plan.memory_limit_bytes
     assert limit is not None
     workspace = workspace_bytes(target.card) if target.card else _UNKNOWN_WORKSPACE_BYTES
     # Without the cap first: what the run would take if it could.
     peak = traced.replay(workspace, settings)
     fits = peak.reserved_bytes <= limit
-    if not fits and (capped := traced.replay(workspace, settings, limit)).fits:
+    may_collect = settings.garbage_collection_threshold > 0
+    if (may_collect or not fits) and (capped := traced.replay(workspace, settings, limit)).fits:
         # Near its limit the allocator gives back what it has cached.
         peak, fits = capped, True
     below, above = _band_of(plan, traced, note)
+    least_bytes = peak.reserved_bytes
+    if settings.is_closed:
+        least_bytes, above = peak.allocated_bytes, above + _CLOSED_ALLOCATOR_BAND
+    remarks = [note or traced.note, *settings.remarks, target.problem]
+    if may_collect and traced.shallow is not None:
+        remarks.insert(1, "garbage_collection_threshold is not followed in an interpolated plan")
     return MemoryForecast(
         fits=fits,
         limit_bytes=limit,
         peak_bytes=peak.reserved_bytes,
-        peak_low_bytes=int(peak.reserved_bytes * (1 - below)),
+        peak_low_bytes=int(least_bytes * (1 - below)),
         peak_high_bytes=int(peak.reserved_bytes * (1 + above)),
         allocated_bytes=peak.allocated_bytes,
         context_bytes=context_bytes(target.card, target.host) if target.card else _UNKNOWN_CONTEXT_BYTES,
@@ -126,7 +135,7 @@ def _memory(plan: Plan, target: Target, traced: TracedPlan, note: str | None) ->
         phase_bytes=peak.phase_bytes,
         host_peak_bytes=_host_bytes(plan) + traced.trace.record.host_bytes,
         disk_bytes=disk_bytes(plan),
-        note="; ".join(part for part in (note or traced.note, target.problem) if part) or None,
+        note="; ".join(remark for remark in remarks if remark) or None,
     )
 
 

@@ -8,6 +8,7 @@ from onecard.errors import DoesNotFitError, InputError
 from onecard.planner.candidate import Candidate, evaluate, is_answered
 from onecard.planner.device import Target
 from onecard.planner.optimizers import other_optimizers
+from onecard.planner.shape import usual_loss_chunk
 from onecard.planner.trace_cache import CannotTrace
 from onecard.spec import AdaptPlan, Alternative, Plan
 from onecard.units import format_bytes
@@ -87,6 +88,7 @@ def _changes(plan: Plan) -> Iterator[dict[str, Any]]:
     for share in (False, _HALF, True):
         if share != plan.gradient_checkpointing:
             yield {"gradient_checkpointing": share}
+    yield from _other_losses(plan)
     yield {"torch_compile": not plan.torch_compile}
     for name in other_optimizers(plan):
         yield {"optimizer": plan.optimizer.model_copy(update={"name": name})}
@@ -94,6 +96,15 @@ def _changes(plan: Plan) -> Iterator[dict[str, Any]]:
         # The same tokens per step, in shorter sequences; as many chats, which are cut.
         total = plan.total_batch_size if plan.task == "sft" else 2 * plan.total_batch_size
         yield {"max_seq_length": length // 2, "total_batch_size": total}
+
+
+def _other_losses(plan: Plan) -> Iterator[dict[str, Any]]:
+    """The loss in chunks where it is not, and with all logits at once where they are more than a chunk's."""
+    usual = usual_loss_chunk(plan.model, "cuda")
+    if plan.loss_chunk_size == "full":
+        yield {"loss_chunk_size": usual}
+    elif plan.micro_batch_size * plan.max_seq_length > (plan.loss_chunk_size or usual):
+        yield {"loss_chunk_size": "full"}
 
 
 def _other_methods(plan: Plan) -> Iterator[dict[str, Any]]:
@@ -121,7 +132,7 @@ def _settings_that_fit(plan: Plan, target: Target, is_state_too_large: bool) -> 
     """Checkpointing, then smaller micro-batches, then both, until two fit; where none does, state in 8 bits as well."""
     sizes = [size for size in reversed(micro_batches(plan)) if size < plan.micro_batch_size]
     recomputes_all = plan.gradient_checkpointing == 1
-    tried: list[dict[str, Any]] = []
+    tried = [changes for changes in _other_losses(plan) if plan.loss_chunk_size == "full"]
     if not recomputes_all:
         tried.append({"gradient_checkpointing": True})
     for kept in [{}] if recomputes_all else [{}, {"gradient_checkpointing": True}]:

@@ -19,9 +19,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from onecard.planner.traffic import count_bytes, count_flops, is_free, written_inputs
+from onecard.planner.traffic import count_bytes, count_flops, is_free, only_reserves, tensors_in, written_inputs
 
 # Label of tensors that rest in the memory of the host: they have a size and no place in the order.
 ON_HOST = "host"
@@ -133,11 +132,7 @@ class Recorder(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         phase = self._current_phase()
         name = func.overloadpacket.__name__
-        fresh = [
-            tensor
-            for tensor in tree_leaves(out)
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._ids
-        ]
+        fresh = [tensor for tensor in tensors_in(out) if tensor.untyped_storage()._cdata not in self._ids]
         for tensor in fresh:
             self._number(tensor, phase)
         if name in self._scratch and (num_bytes := self._scratch[name](args, out)):
@@ -176,13 +171,13 @@ class Recorder(TorchDispatchMode):
         return number
 
     def _count(self, func: Any, name: str, phase: str, call: tuple[Any, dict[str, Any], Any]) -> None:
+        if only_reserves(func):
+            return
         args, kwargs, out = call
-        named = [value for key, value in kwargs.items() if key != "out"]
-        inputs = [tensor for tensor in tree_leaves((args, named)) if isinstance(tensor, Tensor)]
-        outputs = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
-        written = written_inputs(func, args, kwargs)
+        inputs = tensors_in(args) + tensors_in([value for key, value in kwargs.items() if key != "out"])
+        outputs, written = tensors_in(out), written_inputs(func, args, kwargs)
         results = outputs or written
-        if not results or is_free(func, inputs, outputs, written):
+        if not results or is_free(inputs, outputs, written):
             return
         first = max(results, key=Tensor.numel)
         work = self._work_of(name, phase, _matrix_shape(name, inputs) or tuple(first.shape), first)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -12,10 +12,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from onecard.errors import InputError, RecipeError
 from onecard.model.adapt import count_trained
 from onecard.model.build import DOCUMENT_START, count_parameters, make_config
+from onecard.model.loss import usual_chunk_size
 from onecard.spec import AdaptPlan, CorpusFacts, ModelPlan, Recipe
 from onecard.spec.agreement import SHAPE_KEYS
 from onecard.spec.layers import find_config_problems
 from onecard.spec.paths import is_hub_name, locate
+from onecard.units import format_bytes
 
 # Qwen3's own defaults are those of a 7B model.
 _DEFAULT_MODEL = {
@@ -91,6 +93,24 @@ def attention_width(settings: dict[str, Any]) -> tuple[int, int]:
     config = make_config(settings)
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return config.num_hidden_layers, config.num_attention_heads * head_width
+
+
+def choose_loss_chunk(
+    recipe: Recipe, model: ModelPlan, device_kind: str, reasons: dict[str, str]
+) -> int | Literal["full"]:
+    """Resolves `loss_chunk_size` to a number of tokens, or to all of a micro-batch."""
+    if recipe.loss_chunk_size != "auto":
+        return recipe.loss_chunk_size
+    size = usual_loss_chunk(model, device_kind)
+    logits = format_bytes(4 * size * make_config(model.settings).vocab_size)
+    reasons["loss_chunk_size"] = f"tokens whose logits exist at once: {logits} keep the device busy"
+    return size
+
+
+def usual_loss_chunk(model: ModelPlan, device_kind: str) -> int:
+    """Tokens whose logits the loss of a model takes at once where nothing else is asked for."""
+    config = make_config(model.settings)
+    return usual_chunk_size(config.vocab_size, config.hidden_size, device_kind)
 
 
 def _given_settings(recipe: Recipe) -> dict[str, Any]:

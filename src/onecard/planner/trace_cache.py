@@ -18,7 +18,7 @@ _VERSION = 9
 # What of a plan shapes a step. The rest (seed, schedule, intervals) changes numbers, not storages.
 _SHAPING = (
     *("precision", "torch_compile", "attn_implementation", "gradient_checkpointing", "max_seq_length"),
-    *("micro_batch_size", "eval_batch_size", "task"),
+    *("micro_batch_size", "eval_batch_size", "task", "loss_chunk_size"),
 )
 
 

@@ -1,5 +1,6 @@
 """Bytes that an operator moves between a card and its memory, and the operations it computes."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,23 +24,42 @@ def count_flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: A
     return int(formula(*args, **kwargs, out_val=out)) if formula is not None else 0
 
 
-def written_inputs(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors, alone or in lists, that an operator changes in place."""
+def tensors_in(values: Any) -> list[Tensor]:
+    """The tensors of an operator's arguments or results, which nest in lists only: PyTorch's trees take far longer."""
+    if isinstance(values, Tensor):
+        return [values]
     found: list[Tensor] = []
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        value = kwargs.get(argument.name, args[position] if position < len(args) else None)
-        for tensor in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(tensor, Tensor):
-                found.append(tensor)
+    if isinstance(values, list | tuple):
+        for value in values:
+            if isinstance(value, Tensor):
+                found.append(value)
+            elif isinstance(value, list | tuple):
+                found += tensors_in(value)
     return found
 
 
-def is_free(func: Any, inputs: list[Tensor], outputs: list[Tensor], written: list[Tensor]) -> bool:
-    """Whether nothing is computed: a view, or memory that is only reserved."""
-    if func.is_view or "empty" in func.overloadpacket.__name__:
-        return True
+def written_inputs(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors, alone or in lists, that an operator changes in place."""
+    found: list[Tensor] = []
+    for position, name in _written_places(func):
+        found += tensors_in(kwargs.get(name, args[position] if position < len(args) else None))
+    return found
+
+
+@cache
+def _written_places(func: Any) -> list[tuple[int, str]]:
+    """Positions and names of the arguments that an operator changes in place."""
+    arguments = enumerate(func._schema.arguments)
+    return [(place, one.name) for place, one in arguments if one.alias_info is not None and one.alias_info.is_write]
+
+
+def only_reserves(func: Any) -> bool:
+    """Whether an operator never computes anything: a view, or memory that is only reserved."""
+    return func.is_view or "empty" in func.overloadpacket.__name__
+
+
+def is_free(inputs: list[Tensor], outputs: list[Tensor], written: list[Tensor]) -> bool:
+    """Whether nothing was computed: all that came out is memory that went in."""
     known = {tensor.untyped_storage()._cdata for tensor in inputs}
     return not written and all(tensor.untyped_storage()._cdata in known for tensor in outputs)
 

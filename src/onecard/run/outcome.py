@@ -23,7 +23,7 @@ _LEAST_STEPS = 20
 _WARM_UP = 10
 _SETTINGS = (
     *("precision", "torch_compile", "attn_implementation", "gradient_checkpointing", "max_seq_length"),
-    *("micro_batch_size", "total_batch_size", "eval_batch_size"),
+    *("micro_batch_size", "total_batch_size", "eval_batch_size", "loss_chunk_size"),
 )
 
 

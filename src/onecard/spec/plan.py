@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from onecard.spec.forecast import Alternative, Forecast
-from onecard.spec.recipe import OptimizerName, Share
+from onecard.spec.recipe import OptimizerName, Share, Size
 
 # Of a row of packed chats: what the best-fitting ones leave free.
 _FILLED_SHARE = 0.95
@@ -138,6 +138,8 @@ class Plan(_Frozen):
     attn_implementation: Literal["sdpa", "varlen"]
     # A number between: the share of layers, from the first on, whose activations are computed again.
     gradient_checkpointing: bool | Share
+    # Tokens whose logits exist at once; None, in plans from before it was a choice, is what the loss takes by itself.
+    loss_chunk_size: Size | Literal["full"] | None = None
     deterministic: bool
     seed: int
 

@@ -188,6 +188,9 @@ class Recipe(BaseModel):
     gradient_checkpointing: bool | Share | Auto = Field(
         "auto", description="recompute activations in the backward pass; a number: of this share of the layers"
     )
+    loss_chunk_size: Size | Literal["full"] | Auto = Field(
+        "auto", description="tokens whose logits exist at once; full: those of a whole micro-batch"
+    )
     torch_compile: bool | Auto = Field(
         "auto", description="compile the decoder; auto: when it pays back within the run"
     )

@@ -46,7 +46,7 @@ def assemble(plan: Plan, *, with_weights: bool = True) -> TrainState:
         plan=plan,
         model=model,
         decoder=Decoder(model, compiled=plan.torch_compile),
-        head=find_head(model),
+        head=find_head(model, plan.loss_chunk_size),
         optimizer=optimizer,
         loss_scale=LossScale.make(plan.precision, device),
         progress=Progress(),
