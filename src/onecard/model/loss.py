@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
 from onecard.errors import InputError
-from onecard.model.new_tokens import write_rows
+from onecard.model.new_tokens import GrownHead, write_rows
 from onecard.model.target import device_kind
 
 IGNORE = -100  # target of a token that is not in the loss, as in torch.nn.functional.cross_entropy
@@ -26,7 +26,7 @@ _CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 128 * 2**20}
 class Head:
     """The output projection and what some do to its logits: `scale` (Granite, Cohere), `softcap` (Gemma 2).
 
-    `rows_ND`: the last rows of the weight where these move and the rest is frozen (`new_tokens.py`).
+    `rows_ND`: the rows of `tokens_N`, where these move and the rest of the weight is frozen (`new_tokens.py`).
     """
 
     weight_VD: Tensor
@@ -34,6 +34,7 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     rows_ND: Tensor | None = None
+    tokens_N: Tensor | None = None
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] in the dtype of `hidden_ND`, before `finish`."""
@@ -64,7 +65,8 @@ def find_head(model: PreTrainedModel) -> Head:
     elif getattr(config, "logit_scale", None):
         scale = float(config.logit_scale)
     softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(projection.weight, projection.bias, scale, softcap, getattr(projection, "rows", None))
+    moving = (projection.rows, projection.tokens_N) if isinstance(projection, GrownHead) else (None, None)
+    return Head(projection.weight, projection.bias, scale, softcap, *moving)
 
 
 def find_targets(targets_BT: Tensor, num_targets: int, device: torch.device) -> Tensor | None:
@@ -94,7 +96,7 @@ def sum_loss(hidden_ND: Tensor, head: Head, targets_N: Tensor, factor: Tensor | 
     """
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or head.weight_VD.requires_grad):
         factor = torch.ones((), device=hidden_ND.device) if factor is None else factor
-        write_rows(head.weight_VD, head.rows_ND)
+        write_rows(head.weight_VD, head.rows_ND, head.tokens_N)
         loss: Tensor = _SumLoss.apply(
             hidden_ND, head.weight_VD, head.bias_V, head.rows_ND, _Sum(targets_N, factor, head)
         )
@@ -105,7 +107,7 @@ def sum_loss(hidden_ND: Tensor, head: Head, targets_N: Tensor, factor: Tensor | 
 def token_losses(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:
     """Cross entropy of each token, [N] fp32, zero where the target is `IGNORE`; keeps no gradient."""
     losses = []
-    write_rows(head.weight_VD, head.rows_ND)
+    write_rows(head.weight_VD, head.rows_ND, head.tokens_N)
     with torch.no_grad():
         for rows in _chunks(len(targets_N), head.weight_VD):
             logits = head.finish(head.logits(hidden_ND[rows]))
@@ -182,7 +184,7 @@ class _SumLoss(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += slope_NV.sum(0, dtype=torch.float32)
             if grad_rows is not None:
-                _add_product(grad_rows, slope_NV[:, -len(rows_ND) :].T, hidden)
+                _add_product(grad_rows, slope_NV[:, head.tokens_N].T, hidden)
             del slope_NV  # as in `token_losses`
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, grad_rows)
         ctx.weight_dtype = weight_VD.dtype

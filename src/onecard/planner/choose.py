@@ -11,7 +11,7 @@ from onecard.planner.device import Target, choose_attention, choose_precision, f
 from onecard.planner.fit import FirstAnswer, fit_plan
 from onecard.planner.measure import measure_peak, measure_step
 from onecard.planner.optimizers import check_optimizer
-from onecard.planner.pretrained import plan_base
+from onecard.planner.pretrained import learn_control_tokens, plan_base
 from onecard.planner.problems import Problems
 from onecard.planner.requirements import check_blocks, check_compiler, check_heldout, check_ram
 from onecard.planner.schedule import (
@@ -161,6 +161,8 @@ def _decide(grounds: Grounds, reasons: dict[str, str]) -> _Decisions:
     precision, reasons["precision"] = problems.attempt(choose_precision, recipe, target, grounds.machine) or ("", "")
     adapt = problems.attempt(plan_adapters, recipe)
     model = problems.attempt(_plan_model, recipe, corpus, reasons)
+    if model is not None and adapt is not None and corpus is not None:
+        model = problems.attempt(learn_control_tokens, model, corpus, reasons)
     if model is not None and adapt is not None:
         problems.attempt(count_adapters, model, adapt)  # refuses names and ranks that the model has no place for
     dropout = model.dropout if model else recipe.dropout or 0.0

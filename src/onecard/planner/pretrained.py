@@ -10,10 +10,11 @@ from onecard.errors import InputError
 from onecard.model.build import count_parameters
 from onecard.model.hub import find_base, find_cached
 from onecard.model.pretrained import make_pretrained_config, read_settings
+from onecard.model.untrained import find_untrained
 from onecard.model.weight_files import fingerprint
 from onecard.planner.known_models import find_known_model
 from onecard.planner.shape import DROPOUT_WORDS, OF_A_CHECKPOINT, blaming_config
-from onecard.spec import BasePlan, ModelPlan
+from onecard.spec import BasePlan, CorpusFacts, ModelPlan
 
 # More than any chat template brings; beyond it the tokenizer is another model's.
 _MOST_NEW_TOKENS = 1024
@@ -68,6 +69,33 @@ def plan_base(
         num_matrix_parameters=matrices,
         base=base,
     )
+
+
+def learn_control_tokens(model: ModelPlan, corpus: CorpusFacts, reasons: dict[str, str]) -> ModelPlan:
+    """Lets the rows of tokens that the chat template writes and the base never learned move beside adapters.
+
+    Nothing else of embedding and head does, so that a stop token among them could not be learned. A vocabulary that was
+    padded has rows for new tokens, too.
+
+    Raises:
+        CheckpointError: the weights are damaged.
+    """
+    base = model.base
+    if base is None or base.folder is None or not corpus.control_tokens:
+        return model
+    own = model.settings["vocab_size"] - base.num_new_tokens
+    ids = dict(corpus.control_tokens)
+    init_std = float(model.settings.get("initializer_range", 0.02))
+    signs = find_untrained(Path(base.folder), list(ids.values()), vocab_size=own, init_std=init_std)
+    signs |= {ids[name]: "it is new" for name in corpus.new_tokens if ids.get(name, own) < own}
+    if not signs:
+        return model
+    named = [f"{name} ({signs[token]})" for name, token in ids.items() if token in signs]
+    reasons["model.base.untrained_tokens"] = (
+        f"{', '.join(named)}: in the chat template and not trained in {base.name}, so learned beside the adapters"
+    )
+    base = base.model_copy(update={"untrained_tokens": tuple(sorted(signs))})
+    return model.model_copy(update={"base": base})
 
 
 @dataclass(frozen=True)

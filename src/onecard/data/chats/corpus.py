@@ -80,7 +80,8 @@ class ChatCorpus:
 
     `train_bytes` and `heldout_bytes` are UTF-8 text of the targets; `fingerprint` changes when any row, the tokenizer,
     the template, a length, the split or a weight does; `names` are the sources of `train` as the user wrote them;
-    `stop_ids` end an answer.
+    `stop_ids` end an answer; `control_tokens` are the special tokens that the template writes, with their ids, and
+    `new_tokens` those that the vocabulary lacked.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -96,6 +97,8 @@ class ChatCorpus:
     names: tuple[str, ...]
     max_seq_length: int
     stop_ids: tuple[int, ...]
+    control_tokens: tuple[tuple[str, int], ...]
+    new_tokens: tuple[str, ...]
     audit: MaskAudit
 
     @property
@@ -277,5 +280,7 @@ def _corpus(
         names=tuple(names[:count]),
         max_seq_length=request.max_seq_length,
         stop_ids=template.stop_ids,
+        control_tokens=template.control_tokens,
+        new_tokens=template.new_tokens,
         audit=audit_chats(names, train, evaluated, template.name),
     )

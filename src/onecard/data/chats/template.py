@@ -38,7 +38,8 @@ class ChatTemplate:
 
     `name` says for people which template it is. `new_tokens` were added to the vocabulary for it; `mended_tokens` are
     special tokens that the tokenizer did not find in running text. `appends_end` tells that answers end with no token
-    of the template. `stop_ids` end an answer; `shows_tools` tells whether tools get into the text.
+    of the template. `stop_ids` end an answer; `control_tokens` are all special tokens that the template writes, with
+    their ids; `shows_tools` tells whether tools get into the text.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
@@ -59,7 +60,8 @@ class ChatTemplate:
         self._shapes: dict[tuple[tuple[str, ...], str], Shape | BadRow] = {}
         # Phi-like vocabularies have tokens to stop at that are added but not special.
         self._stops = self._specials
-        closing = self._try_out(name)
+        written = self._try_out(name)
+        closing = written[-1]
         if self._specials.search(closing) is None:
             self._stops = _any_of({token.content for token in added if not token.content.isspace()} | specials)
         found = self._stops.search(closing)
@@ -69,6 +71,8 @@ class ChatTemplate:
         self._shapes.clear()
         ends = (found.group() if found else None, tokenizer.eos_token)
         self.stop_ids = tuple(dict.fromkeys(tokenizer.convert_tokens_to_ids(end) for end in ends if end is not None))
+        names = [*self._stops.findall("".join(written)), *([self._end_token()] if self.appends_end else ())]
+        self.control_tokens = tuple((name, int(tokenizer.convert_tokens_to_ids(name))) for name in dict.fromkeys(names))
         self.shows_tools = self._is_shown({"type": "function", "function": {"name": "tool_of_a_trial"}})
 
     @classmethod
@@ -128,15 +132,15 @@ class ChatTemplate:
         """Counts the UTF-8 bytes that tokens stand for, special tokens left out (a cut character may count as 3)."""
         return len(self.tokenizer.decode(ids, skip_special_tokens=True).encode("utf-8"))
 
-    def _try_out(self, name: str) -> str:
-        """Renders a question and an answer; gives the text after the answer."""
+    def _try_out(self, name: str) -> tuple[str, ...]:
+        """Renders a question and an answer; gives the text around them."""
         shape = self._shape(Conversation(_QUESTION))
         if isinstance(shape, BadRow):
             raise DataError(
                 f"chat template ({name}): it cannot be used to learn answers, for a question and its answer fail"
                 f" ({shape.kind}: {shape.reason}). Choose another with chat_template, for example 'default'."
             )
-        return shape.fixed[-1]
+        return shape.fixed
 
     def _end_token(self) -> str:
         if self.tokenizer.eos_token is None:
