@@ -102,23 +102,31 @@ class ChatTemplate:
         BadRow kinds: `template refuses` (with the template's own words), `unclear template`, `special token in text`,
         `private characters`, `unknown characters`, `no stop token`.
         """
-        texts = [self._find_special(example) for example in examples]
-        chats = [index for index, text in enumerate(texts) if text is None]
-        for index, text in zip(chats, self._texts([examples[index] for index in chats], False), strict=True):  # type: ignore[misc]
-            texts[index] = text
+        texts = self._rendered_texts(examples)
         found: list[list[Span] | BadRow] = [
-            text if isinstance(text, BadRow) else self._spans(str(text), example)
+            text if isinstance(text, BadRow) else self._spans(text, example)
             for text, example in zip(texts, examples, strict=True)
         ]
         encodings = iter(
             self._encoder.encode_batch(
-                [text for text, spans in zip(texts, found, strict=True) if not isinstance(spans, BadRow)],
+                [str(text) for text, spans in zip(texts, found, strict=True) if not isinstance(spans, BadRow)],
                 add_special_tokens=False,
             )
         )
         return [
             spans if isinstance(spans, BadRow) else self._rendered(str(text), spans, next(encodings), example)
             for text, spans, example in zip(texts, found, examples, strict=True)
+        ]
+
+    def count_tokens(self, examples: Sequence[Example]) -> list[int | BadRow]:
+        """Counts the tokens that `render` gives, without looking for answers, which takes long in a long chat."""
+        texts = self._rendered_texts(examples)
+        encodings = iter(
+            self._encoder.encode_batch([text for text in texts if isinstance(text, str)], add_special_tokens=False)
+        )
+        return [
+            text if isinstance(text, BadRow) else len(next(encodings)) + self._ends_open(example)
+            for text, example in zip(texts, examples, strict=True)
         ]
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
@@ -153,6 +161,14 @@ class ChatTemplate:
     def _is_shown(self, tool: dict[str, Any]) -> bool:
         with_tool, without = self._texts([Conversation(_QUESTION, (tool,)), Conversation(_QUESTION)], False)
         return with_tool != without and not isinstance(with_tool, BadRow)
+
+    def _rendered_texts(self, examples: Sequence[Example]) -> list[str | BadRow]:
+        texts = [self._find_special(example) for example in examples]
+        chats = [index for index, text in enumerate(texts) if text is None]
+        rendered = self._texts([examples[index] for index in chats], False)  # type: ignore[misc]
+        for index, text in zip(chats, rendered, strict=True):
+            texts[index] = text
+        return texts  # type: ignore[return-value]
 
     def _find_special(self, example: Example) -> str | BadRow | None:
         """Gives running text as it is, None for a conversation yet to be rendered, BadRow for either with a special."""
