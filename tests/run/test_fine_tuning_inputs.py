@@ -13,10 +13,12 @@ from eight_chats import CHATS, TEXT, write_chats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import onecard
+from onecard.cli.plan_text import summary_rows
 from onecard.errors import CheckpointError, InputError
 from onecard.evaluation import HeldoutLoss
 from onecard.model.folder import load_model_folder
 from onecard.run.folder import RunFolder
+from onecard.spec import Recipe
 
 if TYPE_CHECKING:
     from run.conftest import Outcome, Runner
@@ -153,6 +155,41 @@ def test_hours_become_steps_by_a_measurement_over_chats(packing: bool, tuner: Tu
     assert finished["reason"] in ("completed", "time limit")
     assert "measured" in RunFolder.open(outcome.root).plan().reasons["schedule.num_steps"]
     assert finished["step"] >= 1
+
+
+def test_hours_beside_epochs_end_a_run_at_whichever_comes_first(tuner: Tuner) -> None:
+    runner = tuner("gpt2")
+    recipe = onecard.load_recipe({key: value for key, value in runner.values.items() if key != "max_steps"})
+    recipe = recipe.model_copy(update={"num_train_epochs": 3.0, "max_hours": 5.0})
+    plan = onecard.plan(recipe)
+    assert plan.schedule.num_steps == 3
+    assert "3 x 8 chats, over before 5:00:00" in plan.reasons["schedule.num_steps"]
+    rows = dict(summary_rows(plan))
+    assert "3.0 epochs, or 5:00:00, whichever comes first, " in rows["steps"]
+    few = onecard.plan(recipe.model_copy(update={"num_train_epochs": 10.0**6, "max_hours": 0.5 / 3600}))
+    assert few.schedule.num_steps < 10**6
+    assert "are over before 1e+06 x 8 chats (1000000 steps)" in few.reasons["schedule.num_steps"]
+
+
+def without_length(runner: "Runner", **settings: Any) -> Recipe:
+    values = runner.values | settings
+    return onecard.load_recipe({key: value for key, value in values.items() if key != "max_seq_length"})
+
+
+def test_without_a_length_the_positions_of_the_base_are_taken(tuner: Tuner) -> None:
+    runner = tuner("llama", max_steps=2)
+    recipe = without_length(runner, on_device={"cpu": {"total_batch_size": 4}})
+    plan = onecard.plan(recipe)
+    assert (plan.max_seq_length, plan.total_batch_size) == (64, 4)
+    assert plan.reasons["max_seq_length"].startswith("all positions that")
+    root = onecard.train(recipe, output_dir=runner.folder / "run")
+    assert RunFolder.open(root).recipe().max_seq_length == 64
+    onecard.resume(root)
+    onecard.train(recipe, resume=root)
+    assert onecard.plan(without_length(runner, on_device={"cpu": {"max_seq_length": 32}})).max_seq_length == 32
+    for given in ({"max_seq_length": 1024}, {"on_device": {"cpu": {"max_seq_length": 65}}}):
+        with pytest.raises(InputError, match="is more than the 64 positions of"):
+            onecard.plan(without_length(runner, **given) if "on_device" in given else runner.recipe(**given))
 
 
 def test_a_held_out_set_of_its_own_and_sources_by_weight(tuner: Tuner, tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ def prepare(recipe: Recipe, *, progress: OnProgress | None = None) -> "TrainingD
     Raises:
         DataError: the text cannot be used; the message names file and place.
     """
-    from onecard.run.inputs import fetch_base, prepare_inputs, settle_base
+    from onecard.run.inputs import fetch_base, prepare_inputs, settle_base, settle_length
 
-    recipe = settle_base(apply_its_device(recipe, probe_here()))
+    recipe = settle_base(apply_its_device(settle_length(recipe), probe_here()))
     return prepare_inputs(recipe, fetch_base(recipe, weights=False, progress=progress), progress)
 
 
@@ -52,9 +52,16 @@ def plan(
     from onecard.observe.sinks import check_targets
     from onecard.planner import FirstAnswer, check_recipe, make_plan, survey_facts, target_of_card
     from onecard.planner.on_cpu import forecast_on_cpu, loaded_bytes
-    from onecard.run.inputs import fetch_base, find_base_here, plan_inputs, prepare_inputs, settle_base
+    from onecard.run.inputs import (
+        fetch_base,
+        find_base_here,
+        plan_inputs,
+        prepare_inputs,
+        settle_base,
+        settle_length,
+    )
 
-    machine, recipe = probe_here(), settle_base(recipe)
+    machine, recipe = probe_here(), settle_base(settle_length(recipe))
     first = FirstAnswer(on_draft or (lambda _: None), is_refined=refine)
     if card is None:
         if platform is not None:

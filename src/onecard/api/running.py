@@ -41,12 +41,12 @@ def train(
     from onecard.planner import check_recipe
     from onecard.run.find import find_run, refuse_other_settings
     from onecard.run.folder import RunFolder, free_folder
-    from onecard.run.inputs import fetch_base, plan_inputs, prepare_inputs, settle_base
+    from onecard.run.inputs import fetch_base, plan_inputs, prepare_inputs, settle_base, settle_length
     from onecard.run.outcome import compare
     from onecard.run.session import run_session
 
     machine = probe_here()
-    recipe = settle_base(apply_its_device(recipe, machine))
+    recipe = settle_base(apply_its_device(settle_length(recipe), machine))
     if wish := resume or recipe.resume_from_checkpoint:
         folder, checkpoint = find_run("latest" if wish is True else wish)
         if output_dir is not None and Path(output_dir).absolute() != folder.root.absolute():

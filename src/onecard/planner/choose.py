@@ -220,10 +220,16 @@ def _fit_into_hours(draft: Plan, recipe: Recipe, num_steps: int | None, step_s: 
     assert recipe.max_hours is not None
     affordable = max(1, int(3600 * recipe.max_hours / step_s))
     chosen = affordable if num_steps is None else min(num_steps, affordable)
-    if num_steps is None or chosen < num_steps:
+    allowed = format_seconds(3600 * recipe.max_hours)
+    asked_for = draft.reasons.get("schedule.num_steps", f"{num_steps} steps")
+    if num_steps is None:
+        draft.reasons["schedule.num_steps"] = f"{allowed} at {step_s:.3g} s per step, measured"
+    elif chosen < num_steps:
         draft.reasons["schedule.num_steps"] = (
-            f"{format_seconds(3600 * recipe.max_hours)} at {step_s:.3g} s per step, measured"
+            f"{allowed} at {step_s:.3g} s per step, measured, are over before {asked_for} ({num_steps} steps)"
         )
+    else:
+        draft.reasons["schedule.num_steps"] = f"{asked_for}, over before {allowed} at {step_s:.3g} s per step, measured"
     return draft.model_copy(update={"schedule": make_schedule(recipe, chosen), **_intervals(recipe, chosen)})
 
 

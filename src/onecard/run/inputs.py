@@ -10,6 +10,7 @@ from onecard.model.generate import check_prompts
 from onecard.model.hub import find_base, find_cached
 from onecard.model.nf4 import load_operators
 from onecard.planner import FirstAnswer, facts_of, make_plan
+from onecard.planner.pretrained import find_positions
 from onecard.run.find import find_model_folder
 from onecard.spec import Plan, Recipe
 from onecard.spec.paths import locate
@@ -26,6 +27,23 @@ def settle_base(recipe: Recipe) -> Recipe:
     if (path / "plan.json").is_file() and not (path / "config.json").is_file():
         path = find_model_folder(path, "best")
     return recipe.model_copy(update={"model_name_or_path": str(path.absolute())})
+
+
+def settle_length(recipe: Recipe) -> Recipe:
+    """Takes all positions of the model that a recipe starts from where the default length is more and none was given.
+
+    To be called before the recipe's device section is applied, after which every setting counts as given. A model that
+    cannot be used is for `check_recipe` to refuse.
+    """
+    if recipe.model_name_or_path is None or "max_seq_length" in recipe.model_fields_set:
+        return recipe
+    try:
+        positions = find_positions(settle_base(recipe).model_name_or_path or "")
+    except InputError:
+        return recipe
+    if positions is None or positions >= recipe.max_seq_length:
+        return recipe
+    return recipe.model_copy(update={"max_seq_length": positions})
 
 
 def fetch_base(recipe: Recipe, *, weights: bool, progress: OnProgress | None = None) -> Path | None:
