@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from eight_chats import CHATS, TEXT, write_chats
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import onecard
@@ -169,6 +170,50 @@ def test_hours_beside_epochs_end_a_run_at_whichever_comes_first(tuner: Tuner) ->
     few = onecard.plan(recipe.model_copy(update={"num_train_epochs": 10.0**6, "max_hours": 0.5 / 3600}))
     assert few.schedule.num_steps < 10**6
     assert "are over before 1e+06 x 8 chats (1000000 steps)" in few.reasons["schedule.num_steps"]
+
+
+def lose(weights: dict[str, torch.Tensor]) -> None:
+    del weights["model.layers.1.mlp.up_proj.weight"]
+
+
+def reshape(weights: dict[str, torch.Tensor]) -> None:
+    weights["model.norm.weight"] = torch.ones(32)
+
+
+def quantize(weights: dict[str, torch.Tensor]) -> None:
+    weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].to(torch.int8)
+
+
+DAMAGES = {lose: "1 are missing", reshape: "1 are of another shape", quantize: "1 of its weights are stored as I8"}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_base_is_refused_before_any_chat_is_prepared(
+    damage: Callable[[dict[str, torch.Tensor]], None],
+    tuner: Tuner,
+    bases: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(bases("llama"), tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    damage(weights)
+    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    runner = tuner("llama", model_name_or_path=str(tmp_path / "base"))
+    monkeypatch.setenv("ONECARD_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(CheckpointError, match=DAMAGES[damage]):
+        runner.start("run")
+    assert not (tmp_path / "cache" / "chats").exists()
+
+
+def test_a_checkpoint_with_other_bytes_is_no_base(tuner: Tuner) -> None:
+    runner = tuner("llama", max_steps=1)
+    checkpoint = runner.start("first").last
+    content = bytearray((checkpoint / "model.safetensors").read_bytes())
+    content[-100] ^= 1
+    (checkpoint / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="model.safetensors has other content than was written"):
+        runner.start("second", model_name_or_path=str(checkpoint))
 
 
 def without_length(runner: "Runner", **settings: Any) -> Recipe:

@@ -63,6 +63,19 @@ def _find_problem(settings: dict[str, Any], classes: list[str]) -> str | None:
     return None
 
 
+def check_weights(folder: Path) -> None:
+    """Refuses a model folder whose weights are not those of its config, before time is spent on text for it.
+
+    Opens the files without reading the weights: 0.3 s for 135 million parameters in safetensors.
+
+    Raises:
+        CheckpointError: weights that are missing, damaged, too many, integers, or of other shapes than the config says.
+        InputError: it describes no causal language model of transformers whose weights can be trained.
+    """
+    config = make_pretrained_config(read_settings(folder), 0.0)
+    load_plain(folder, _DTYPES[is_16_bit(find_weight_files(folder))], config=config)
+
+
 def make_pretrained_config(settings: dict[str, Any], dropout: float) -> PreTrainedConfig:
     """Makes the config that a model's own settings describe, with one dropout everywhere.
 

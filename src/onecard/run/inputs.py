@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from onecard.checkpoint import is_checkpoint, read_checkpoint
 from onecard.data import ChatRequest, CorpusRequest, TrainingData, prepare, prepare_chats
 from onecard.errors import InputError
 from onecard.hardware import Machine
 from onecard.model.generate import check_prompts
 from onecard.model.hub import find_base, find_cached
 from onecard.model.nf4 import load_operators
+from onecard.model.pretrained import check_weights
 from onecard.planner import FirstAnswer, facts_of, make_plan
 from onecard.planner.pretrained import find_positions
 from onecard.run.find import find_model_folder
@@ -49,6 +51,9 @@ def settle_length(recipe: Recipe) -> Recipe:
 def fetch_base(recipe: Recipe, *, weights: bool, progress: OnProgress | None = None) -> Path | None:
     """Gives the folder of the model that a recipe starts from, downloaded if need be; None for one from scratch.
 
+    With `weights` its files are checked as far as that takes seconds: headers, names, shapes, and the hashes of a
+    checkpoint.
+
     Raises:
         InputError: no such model, or it cannot be reached; bitsandbytes is missing.
         CheckpointError: its files are damaged.
@@ -56,7 +61,14 @@ def fetch_base(recipe: Recipe, *, weights: bool, progress: OnProgress | None = N
     name = recipe.model_name_or_path
     if weights and recipe.method == "qlora":
         load_operators()  # before anything is downloaded or prepared in vain
-    return None if name is None else find_base(name, weights=weights, progress=progress)
+    if name is None:
+        return None
+    folder = find_base(name, weights=weights, progress=progress)
+    if weights:
+        if is_checkpoint(folder):
+            read_checkpoint(folder)
+        check_weights(folder)
+    return folder
 
 
 def find_base_here(recipe: Recipe) -> Path | None:
