@@ -125,9 +125,9 @@ def refuse_integers(tensors: list[StoredTensor]) -> None:
     if found:
         kinds = ", ".join(sorted({tensor.dtype for tensor in found}))
         raise CheckpointError(
-            f"{found[0].file.parent}: {len(found)} of its weights are stored as {kinds} (the first is {found[0].name}), "
-            "most likely a quantized model whose scales lie elsewhere: cast to numbers they would mean nothing. Use the "
-            "model in 16 or 32 bits; method qlora quantizes it itself"
+            f"{found[0].file.parent}: {len(found)} of its weights are stored as {kinds} (the first is "
+            f"{found[0].name}), most likely a quantized model whose scales lie elsewhere: cast to numbers they would "
+            "mean nothing. Use the model in 16 or 32 bits; method qlora quantizes it itself"
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from onecard.data.chats.conversation import BadRow, Example, PlainText
 from onecard.data.chats.formats import recognise, to_example
 from onecard.data.chats.rows import ChatFile, open_chat_files
-from onecard.data.chats.turns import quote
+from onecard.data.chats.words import quote
 from onecard.data.row_files import Row, RowProblem
 from onecard.data.sources import Source
 
@@ -96,6 +96,8 @@ def _content(example: Example) -> str:
     if isinstance(example, PlainText):
         return example.text
     turns = "\x1e".join(f"{turn.role}\x1f{turn.content}" for turn in example.turns)
+    if extras := {number: turn.extras for number, turn in enumerate(example.turns) if turn.extras}:
+        turns = f"{turns}\x1d{json.dumps(extras, sort_keys=True, ensure_ascii=False)}"
     return f"{turns}\x1d{json.dumps(example.tools, sort_keys=True)}" if example.tools else turns
 
 
