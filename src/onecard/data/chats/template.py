@@ -24,6 +24,7 @@ from onecard.data.chats.extras import REASONING
 from onecard.data.chats.shape import Shape, find_shape
 from onecard.data.chats.span_tokens import end_token, first_token
 from onecard.data.chats.template_choice import add_tokens, choose, mend_specials
+from onecard.data.chats.typed_text import PromptEncoder, mark_typed
 from onecard.data.tokenizer import drops_unknown
 from onecard.errors import DataError
 
@@ -60,6 +61,7 @@ class ChatTemplate:
         added = tokenizer.added_tokens_decoder.values()
         specials = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
         self._specials = _any_of(specials)
+        self._prompts = PromptEncoder(self._encoder, specials)
         self._special_ids = frozenset(tokenizer.convert_tokens_to_ids(sorted(specials)))
         self._shapes: dict[tuple[tuple[str, ...], str], Shape | BadRow] = {}
         # Phi-like vocabularies have tokens to stop at that are added but not special.
@@ -138,11 +140,15 @@ class ChatTemplate:
         ]
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Gives the ids of a conversation that the model is to go on with, generation prompt and all."""
-        (text,) = self._texts([Conversation(tuple(turns))], True)
+        """Gives the ids of a conversation that the model is to go on with, generation prompt and all.
+
+        A special token in a content is encoded as the letters it is written with.
+        """
+        marked, typed = mark_typed(turns, self._specials)
+        (text,) = self._texts([Conversation(tuple(marked))], True)
         if isinstance(text, BadRow):
             raise DataError(f"chat template ({self.name}): it refuses this conversation: {text.reason}.")
-        return list(self._encoder.encode(text, add_special_tokens=False).ids)
+        return self._prompts.encode(text, typed)
 
     def text_bytes(self, ids: np.ndarray) -> int:
         """Counts the UTF-8 bytes that tokens stand for, special tokens left out (a cut character may count as 3)."""
@@ -190,11 +196,11 @@ class ChatTemplate:
     def _find_special(self, example: Example) -> str | BadRow | None:
         """Gives running text as it is, None for a conversation yet to be rendered, BadRow for either with a special."""
         if isinstance(example, Conversation) and not self.shows_calls:
-            silent = next((n for n, turn in enumerate(example.turns, 1) if not turn.content), None)
+            turns = enumerate(example.turns, 1)
+            silent = next((number for number, turn in turns if "tool_calls" in turn.extras and not turn.content), None)
             if silent is not None:
-                return BadRow(
-                    "call not shown", f"turn {silent} is a call of a tool alone, which the template leaves out"
-                )
+                reason = f"turn {silent} is a call of a tool alone, which the template leaves out"
+                return BadRow("call not shown", reason)
         for content in _texts_of(example):
             found = self._specials.search(content)
             if found is not None:
@@ -279,6 +285,8 @@ def _texts_of(example: Example) -> Iterator[str]:
     if isinstance(example, PlainText):
         yield example.text
         return
+    if example.tools:
+        yield json.dumps(example.tools, ensure_ascii=False)
     for turn in example.turns:
         yield turn.content
         for value in turn.extras.values():
