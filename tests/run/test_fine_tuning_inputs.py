@@ -94,6 +94,41 @@ def test_a_resume_refuses_another_base(method: str, tuner: Tuner, bases: Callabl
     assert runner.outcome("run").record == before.record
 
 
+@pytest.mark.parametrize("template", ["auto", "chatml"])
+@pytest.mark.parametrize("gone", ["weights", "folder"])
+def test_a_run_of_all_weights_goes_on_without_its_base(
+    gone: str,
+    template: str,
+    tuner: Tuner,
+    bases: Callable[[str], Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copytree(bases("llama"), tmp_path / "base")
+    settings = {"model_name_or_path": str(tmp_path / "base"), "max_steps": 4, "save_steps": 2}
+    runner = tuner("llama", chat_template=template, dropout=0.1, **settings)
+    whole = runner.start("whole")
+    runner.kill("again", after_events=whole.kinds.index(("saved", 2)) + 2)
+    shutil.rmtree(tmp_path / "base") if gone == "folder" else (tmp_path / "base" / "model.safetensors").unlink()
+    again = runner.resume("again")
+    again.assert_equals(whole)
+    assert "could not be compared" in caplog.text
+    assert RunFolder.open(again.root).plan(again.last).model.base == RunFolder.open(whole.root).plan().model.base
+    names = ("config.json", "generation_config.json", "tokenizer.json")
+    assert [again.last_bytes(name) for name in names] == [whole.last_bytes(name) for name in names]
+
+
+def test_adapters_need_their_base_to_go_on(tuner: Tuner, bases: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(bases("llama"), tmp_path / "base")
+    settings = {"model_name_or_path": str(tmp_path / "base"), "max_steps": 4, "save_steps": 2}
+    runner = tuner("llama", method="lora", **settings)
+    whole = runner.start("whole")
+    runner.kill("again", after_events=whole.kinds.index(("saved", 2)) + 2)
+    (tmp_path / "base" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        runner.resume("again")
+
+
 TEMPLATE = (
     "{%% for turn in messages %%}{{ turn['role'] + '%s ' + turn['content'] + eos_token }}{%% endfor %%}"
     "{%% if add_generation_prompt %%}{{ 'assistant%s ' }}{%% endif %%}"

@@ -99,7 +99,7 @@ def _continue(
     on_progress: OnProgress | None,
 ) -> Path:
     from onecard.planner import choose_device
-    from onecard.run.inputs import fetch_base, prepare_inputs
+    from onecard.run.inputs import fetch_base_again, prepare_inputs
     from onecard.run.session import run_session
 
     with folder.lock():
@@ -109,7 +109,7 @@ def _continue(
             make_cublas_deterministic()
         choose_device(decided.device, probe_here())  # refuses one that is not here
         recipe = folder.recipe()
-        base = fetch_base(recipe, weights=True, progress=on_progress)
+        base = fetch_base_again(recipe, decided, checkpoint, on_progress)
         corpus = prepare_inputs(recipe, base, on_progress)
         if on_plan is not None:
             on_plan(decided, folder.root)

@@ -1,5 +1,6 @@
 """What a run reads: the model it starts from, and its text or chats; and the plan for them."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from onecard.planner.pretrained import find_positions
 from onecard.run.find import find_model_folder
 from onecard.spec import Plan, Recipe
 from onecard.spec.paths import locate
+
+log = logging.getLogger("onecard.run")
 
 OnProgress = Callable[[str, int, int | None], None]
 
@@ -69,6 +72,23 @@ def fetch_base(recipe: Recipe, *, weights: bool, progress: OnProgress | None = N
             read_checkpoint(folder)
         check_weights(folder)
     return folder
+
+
+def fetch_base_again(recipe: Recipe, plan: Plan, checkpoint: Path | None, progress: OnProgress | None) -> Path | None:
+    """Gives the folder of the model that a run started from, to go on with it; its checkpoint where that is enough.
+
+    A run of method full needs nothing of its base that is not in its checkpoints.
+
+    Raises:
+        InputError: as `fetch_base`.
+    """
+    try:
+        return fetch_base(recipe, weights=True, progress=progress)
+    except InputError as error:
+        if checkpoint is None or plan.adapt is not None:
+            raise
+        log.warning("%s. All weights are in %s, so the run goes on from there", str(error).rstrip("."), checkpoint.name)
+        return checkpoint
 
 
 def find_base_here(recipe: Recipe) -> Path | None:
