@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def prepare(recipe: Recipe, *, progress: OnProgress | None = None) -> "TrainingData":
     """Builds tokenizer and token files of a recipe, or opens those of an earlier call; of chats, with their audit.
 
-    `progress` gets a stage, bytes done and bytes in all (None where unknown).
+    `progress` gets a stage, bytes done and bytes in all (None where unknown); of `preparing chats`, rows, about.
 
     Raises:
         DataError: the text cannot be used; the message names file and place.

@@ -161,8 +161,9 @@ class ChatCorpus:
 def prepare_chats(request: ChatRequest, progress: Progress | None = None) -> ChatCorpus:
     """Turns chats into conversations of tokens with their targets, or opens those of an earlier call.
 
-    `progress(stage, done_bytes, total_bytes)` is called from time to time. Raises DataError for everything about the
-    input, all of it together: with `on_bad_row` error for rows that cannot be used, always where nothing counts.
+    `progress(stage, done, total)` is called from time to time, with bytes, while preparing with rows. Raises DataError
+    for everything about the input, all of it together: with `on_bad_row` error for rows that cannot be used, always
+    where nothing counts.
     """
     _check(request)
     cache_root = cache_folder(request.cache_dir)

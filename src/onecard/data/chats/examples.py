@@ -31,8 +31,12 @@ class ExampleBatch:
     num_characters: int = 0
 
     @property
+    def num_rows(self) -> int:
+        return len(self.origins) + len(self.bad)
+
+    @property
     def is_full(self) -> bool:
-        return self.num_characters >= BATCH_CHARACTERS or len(self.origins) + len(self.bad) >= BATCH_ROWS
+        return self.num_characters >= BATCH_CHARACTERS or self.num_rows >= BATCH_ROWS
 
 
 class ExampleReader:
