@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -385,3 +387,26 @@ def test_memory_does_not_grow_with_the_rows(
     prepare_chats(request_for(tmp_path / "many.jsonl"), lambda *_: seen.append(anonymous_kib()))
     assert len(seen) > 90
     assert max(seen[30:]) - max(seen[:30]) < 10 * 1024
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def test_progress_tells_rows_of_about_as_many_as_there_are(
+    kind: str, chats: Path, request_for: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onecard.data.chats.examples.BATCH_ROWS", 50)
+    monkeypatch.setattr("onecard.data.chats.rows._HEAD_BYTES", 2000)
+    rows = [json.loads(line) for line in chats.read_text(encoding="utf-8").splitlines()]
+    path = tmp_path / f"other.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text(chats.read_text(encoding="utf-8") if kind == "jsonl" else json.dumps(rows), encoding="utf-8")
+    told = []
+    prepare_chats(request_for(path), lambda *words: told.append(words))
+    counted = [(done, total) for stage, done, total in told if stage == "preparing chats"]
+    assert [done for done, _ in counted] == [0, 50, 100, 150, 200]
+    totals = {total for _, total in counted[1:]}
+    if kind == "jsonl":
+        assert all(total is not None and 0.8 * CHAT_COUNT < total < 1.2 * CHAT_COUNT for total in totals)
+    else:
+        assert totals == {None if kind == "json" else CHAT_COUNT}

@@ -255,6 +255,6 @@ def test_what_moves_is_counted_without_weights(
 ) -> None:
     model = build(name)
     plan = AdaptPlan(method="qlora", r=4, bias=bias)
-    adapt(model, plan, seed=0, num_new_tokens=3)
+    adapt(model, plan, seed=0, tokens=[3, 5, 90])
     expected = sum(parameter.numel() for parameter in trained(model).values())
     assert count_trained(json.dumps(settings_of(name)), plan.model_dump_json(), 3) == expected

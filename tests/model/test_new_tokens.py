@@ -24,6 +24,7 @@ from onecard.model.weight_files import fingerprint
 from onecard.spec import AdaptPlan, BasePlan
 
 NUM_OLD, NUM_NEW = 97, 3
+NEW = range(NUM_OLD, NUM_OLD + NUM_NEW)
 IDS = torch.randint(NUM_OLD + NUM_NEW, (4, 16), generator=torch.Generator().manual_seed(0))
 TARGETS = torch.randint(NUM_OLD + NUM_NEW, (64,), generator=torch.Generator().manual_seed(1))
 NAMES = ["llama", "qwen3", "gpt2"]
@@ -60,13 +61,14 @@ def loss_of(model: PreTrainedModel) -> Tensor:
     return sum_loss(Decoder(model, compiled=False)(IDS, None), find_head(model), TARGETS)
 
 
+@pytest.mark.parametrize("tokens", [list(NEW), [0, 41, 98]], ids=["new", "scattered"])
 @pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("name", NAMES)
-def test_rows_of_new_tokens_get_the_gradient_that_whole_matrices_would(
-    name: str, is_tied: bool, build: Callable[..., PreTrainedModel]
+def test_rows_of_learned_tokens_get_the_gradient_that_whole_matrices_would(
+    name: str, is_tied: bool, tokens: list[int], build: Callable[..., PreTrainedModel]
 ) -> None:
     whole, model = build(name, is_tied), build(name, is_tied)
-    adapt(model, LORA, seed=0, num_new_tokens=NUM_NEW)
+    adapt(model, LORA, seed=0, tokens=tokens)
     moving = [name for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name]
     assert len(moving) == (1 if is_tied else 2)
     with torch.no_grad():  # after some updates, of which the frozen matrices know nothing yet
@@ -75,8 +77,8 @@ def test_rows_of_new_tokens_get_the_gradient_that_whole_matrices_would(
             (whole.get_output_embeddings().weight, model.get_output_embeddings()),
         ):
             torch.manual_seed(2)
-            matrix[NUM_OLD:] = torch.randn(NUM_NEW, matrix.shape[1])
-            module.rows.copy_(matrix[NUM_OLD:])
+            matrix[tokens] = torch.randn(len(tokens), matrix.shape[1])
+            module.rows.copy_(matrix[tokens])
     losses = loss_of(whole), loss_of(model)
     torch.testing.assert_close(losses[1], losses[0])
     head = find_head(model)
@@ -87,7 +89,7 @@ def test_rows_of_new_tokens_get_the_gradient_that_whole_matrices_would(
         (whole.get_input_embeddings(), model.get_input_embeddings()),
         (whole.get_output_embeddings(), model.get_output_embeddings()),
     ):
-        torch.testing.assert_close(module.rows.grad, expected.weight.grad[NUM_OLD:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(module.rows.grad, expected.weight.grad[tokens], rtol=1e-4, atol=1e-5)
         assert module.weight.grad is None
     assert torch.allclose(logits(model), logits(whole), atol=1e-5)
 
@@ -96,7 +98,7 @@ def test_rows_of_new_tokens_get_the_gradient_that_whole_matrices_would(
 def test_a_merged_model_is_plain_and_has_the_rows(is_tied: bool, build: Callable[..., PreTrainedModel]) -> None:
     model = build("llama", is_tied)
     names = {name: type(module) for name, module in build("llama", is_tied).named_modules()}
-    adapt(model, LORA, seed=0, num_new_tokens=NUM_NEW)
+    adapt(model, LORA, seed=0, tokens=NEW)
     disturb(model)
     expected = logits(model)
     merge(model)
@@ -152,7 +154,7 @@ def saved(
     save_model_folder(build(name, is_tied, num_new=0), {}, root / "base")
     model = build(name, is_tied)
     model.config.name_or_path = str(root / "base")
-    adapt(model, plan, seed=0, num_new_tokens=NUM_NEW)
+    adapt(model, plan, seed=0, tokens=NEW)
     disturb(model)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")), unk_token="a"
@@ -172,14 +174,14 @@ def test_an_embedding_that_does_more_than_look_up_is_refused(build: Callable[...
     model = build("llama")
     model.set_input_embeddings(Scaled(100, 32))
     with pytest.raises(InputError, match="use method full"):
-        adapt(model, LORA, seed=0, num_new_tokens=NUM_NEW)
+        adapt(model, LORA, seed=0, tokens=NEW)
 
 
 # Dynamo instantiates torch.autograd.Function, which warns against that (PyTorch 2.13).
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_moving_rows_compile_without_a_graph_break(build: Callable[..., PreTrainedModel]) -> None:
     model = build("gpt2")
-    adapt(model, LORA, seed=0, num_new_tokens=NUM_NEW)
+    adapt(model, LORA, seed=0, tokens=NEW)
     disturb(model)
     decoder, gradients = Decoder(model, compiled=False), []
     for compiled in (False, True):

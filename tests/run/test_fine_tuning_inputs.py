@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from eight_chats import CHATS, TEXT, write_chats
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import onecard
+from onecard.cli.plan_text import summary_rows
 from onecard.errors import CheckpointError, InputError
 from onecard.evaluation import HeldoutLoss
 from onecard.model.folder import load_model_folder
 from onecard.run.folder import RunFolder
+from onecard.spec import Recipe
 
 if TYPE_CHECKING:
     from run.conftest import Outcome, Runner
@@ -91,6 +94,41 @@ def test_a_resume_refuses_another_base(method: str, tuner: Tuner, bases: Callabl
     assert runner.outcome("run").record == before.record
 
 
+@pytest.mark.parametrize("template", ["auto", "chatml"])
+@pytest.mark.parametrize("gone", ["weights", "folder"])
+def test_a_run_of_all_weights_goes_on_without_its_base(
+    gone: str,
+    template: str,
+    tuner: Tuner,
+    bases: Callable[[str], Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copytree(bases("llama"), tmp_path / "base")
+    settings = {"model_name_or_path": str(tmp_path / "base"), "max_steps": 4, "save_steps": 2}
+    runner = tuner("llama", chat_template=template, dropout=0.1, **settings)
+    whole = runner.start("whole")
+    runner.kill("again", after_events=whole.kinds.index(("saved", 2)) + 2)
+    shutil.rmtree(tmp_path / "base") if gone == "folder" else (tmp_path / "base" / "model.safetensors").unlink()
+    again = runner.resume("again")
+    again.assert_equals(whole)
+    assert "could not be compared" in caplog.text
+    assert RunFolder.open(again.root).plan(again.last).model.base == RunFolder.open(whole.root).plan().model.base
+    names = ("config.json", "generation_config.json", "tokenizer.json")
+    assert [again.last_bytes(name) for name in names] == [whole.last_bytes(name) for name in names]
+
+
+def test_adapters_need_their_base_to_go_on(tuner: Tuner, bases: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(bases("llama"), tmp_path / "base")
+    settings = {"model_name_or_path": str(tmp_path / "base"), "max_steps": 4, "save_steps": 2}
+    runner = tuner("llama", method="lora", **settings)
+    whole = runner.start("whole")
+    runner.kill("again", after_events=whole.kinds.index(("saved", 2)) + 2)
+    (tmp_path / "base" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        runner.resume("again")
+
+
 TEMPLATE = (
     "{%% for turn in messages %%}{{ turn['role'] + '%s ' + turn['content'] + eos_token }}{%% endfor %%}"
     "{%% if add_generation_prompt %%}{{ 'assistant%s ' }}{%% endif %%}"
@@ -153,6 +191,85 @@ def test_hours_become_steps_by_a_measurement_over_chats(packing: bool, tuner: Tu
     assert finished["reason"] in ("completed", "time limit")
     assert "measured" in RunFolder.open(outcome.root).plan().reasons["schedule.num_steps"]
     assert finished["step"] >= 1
+
+
+def test_hours_beside_epochs_end_a_run_at_whichever_comes_first(tuner: Tuner) -> None:
+    runner = tuner("gpt2")
+    recipe = onecard.load_recipe({key: value for key, value in runner.values.items() if key != "max_steps"})
+    recipe = recipe.model_copy(update={"num_train_epochs": 3.0, "max_hours": 5.0})
+    plan = onecard.plan(recipe)
+    assert plan.schedule.num_steps == 3
+    assert "3 x 8 chats, over before 5:00:00" in plan.reasons["schedule.num_steps"]
+    rows = dict(summary_rows(plan))
+    assert "3.0 epochs, or 5:00:00, whichever comes first, " in rows["steps"]
+    few = onecard.plan(recipe.model_copy(update={"num_train_epochs": 10.0**6, "max_hours": 0.5 / 3600}))
+    assert few.schedule.num_steps < 10**6
+    assert "are over before 1e+06 x 8 chats (1000000 steps)" in few.reasons["schedule.num_steps"]
+
+
+def lose(weights: dict[str, torch.Tensor]) -> None:
+    del weights["model.layers.1.mlp.up_proj.weight"]
+
+
+def reshape(weights: dict[str, torch.Tensor]) -> None:
+    weights["model.norm.weight"] = torch.ones(32)
+
+
+def quantize(weights: dict[str, torch.Tensor]) -> None:
+    weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].to(torch.int8)
+
+
+DAMAGES = {lose: "1 are missing", reshape: "1 are of another shape", quantize: "1 of its weights are stored as I8"}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_base_is_refused_before_any_chat_is_prepared(
+    damage: Callable[[dict[str, torch.Tensor]], None],
+    tuner: Tuner,
+    bases: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(bases("llama"), tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    damage(weights)
+    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    runner = tuner("llama", model_name_or_path=str(tmp_path / "base"))
+    monkeypatch.setenv("ONECARD_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(CheckpointError, match=DAMAGES[damage]):
+        runner.start("run")
+    assert not (tmp_path / "cache" / "chats").exists()
+
+
+def test_a_checkpoint_with_other_bytes_is_no_base(tuner: Tuner) -> None:
+    runner = tuner("llama", max_steps=1)
+    checkpoint = runner.start("first").last
+    content = bytearray((checkpoint / "model.safetensors").read_bytes())
+    content[-100] ^= 1
+    (checkpoint / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="safetensors has other content than was written"):
+        runner.start("second", model_name_or_path=str(checkpoint))
+
+
+def without_length(runner: "Runner", **settings: Any) -> Recipe:
+    values = runner.values | settings
+    return onecard.load_recipe({key: value for key, value in values.items() if key != "max_seq_length"})
+
+
+def test_without_a_length_the_positions_of_the_base_are_taken(tuner: Tuner) -> None:
+    runner = tuner("llama", max_steps=2)
+    recipe = without_length(runner, on_device={"cpu": {"total_batch_size": 4}})
+    plan = onecard.plan(recipe)
+    assert (plan.max_seq_length, plan.total_batch_size) == (64, 4)
+    assert plan.reasons["max_seq_length"].startswith("all positions that")
+    root = onecard.train(recipe, output_dir=runner.folder / "run")
+    assert RunFolder.open(root).recipe().max_seq_length == 64
+    onecard.resume(root)
+    onecard.train(recipe, resume=root)
+    assert onecard.plan(without_length(runner, on_device={"cpu": {"max_seq_length": 32}})).max_seq_length == 32
+    for given in ({"max_seq_length": 1024}, {"on_device": {"cpu": {"max_seq_length": 65}}}):
+        with pytest.raises(InputError, match="is more than the 64 positions of"):
+            onecard.plan(without_length(runner, **given) if "on_device" in given else runner.recipe(**given))
 
 
 def test_a_held_out_set_of_its_own_and_sources_by_weight(tuner: Tuner, tmp_path: Path) -> None:

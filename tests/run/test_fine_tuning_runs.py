@@ -1,10 +1,13 @@
 """Fine-tuning from end to end: chats and an existing model in, a model that answers out, by each method."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from eight_chats import ANSWERS, CHATS
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -69,6 +72,32 @@ def test_adapters_learn_eight_chats_by_heart_for_plain_peft(
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>" if template == "chatml" else "<|endoftext|>")
     model = PeftModel.from_pretrained(base, outcome.last).eval()
     assert ask_transformers(model, outcome.last, [stop]) == list(ANSWERS[:3])
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_stop_token_that_the_base_never_trained_is_learned_beside_adapters(
+    tuner: Callable[..., "Runner"], bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    shutil.copytree(bases("llama"), tmp_path / "base")
+    model, tokenizer = (kind.from_pretrained(tmp_path / "base") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    stop = tokenizer.eos_token_id
+    with torch.no_grad():  # tokens that only ever lose lie side by side
+        for weight in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            weight[stop] = weight[stop - 1] * 1.001
+    model.save_pretrained(tmp_path / "base")
+    runner = tuner("llama", method="lora", model_name_or_path=str(tmp_path / "base"), **BY_HEART)
+    outcome = runner.start("run")
+    plan = RunFolder.open(outcome.root).plan()
+    assert plan.model.learned_tokens == (stop,)
+    assert "<|endoftext|>" in plan.reasons["model.base.untrained_tokens"]
+    config = json.loads((outcome.last / "adapter_config.json").read_text(encoding="utf-8"))
+    assert set(map(tuple, config["trainable_token_indices"].values())) == {(stop,)}
+    assert ask(outcome.root) == list(ANSWERS)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    adapted = PeftModel.from_pretrained(plain, outcome.last).eval()
+    assert ask_transformers(adapted, outcome.last, [stop]) == list(ANSWERS[:3])
 
 
 def test_adapters_beside_weights_in_4_bits_learn_eight_chats_by_heart(tuner: Callable[..., "Runner"]) -> None:

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 def prepare(recipe: Recipe, *, progress: OnProgress | None = None) -> "TrainingData":
     """Builds tokenizer and token files of a recipe, or opens those of an earlier call; of chats, with their audit.
 
-    `progress` gets a stage, bytes done and bytes in all (None where unknown).
+    `progress` gets a stage, bytes done and bytes in all (None where unknown); of `preparing chats`, rows, about.
 
     Raises:
         DataError: the text cannot be used; the message names file and place.
     """
-    from onecard.run.inputs import fetch_base, prepare_inputs, settle_base
+    from onecard.run.inputs import fetch_base, prepare_inputs, settle_base, settle_length
 
-    recipe = settle_base(apply_its_device(recipe, probe_here()))
+    recipe = settle_base(apply_its_device(settle_length(recipe), probe_here()))
     return prepare_inputs(recipe, fetch_base(recipe, weights=False, progress=progress), progress)
 
 
@@ -52,9 +52,9 @@ def plan(
     from onecard.observe.sinks import check_targets
     from onecard.planner import FirstAnswer, check_recipe, make_plan, survey_facts, target_of_card
     from onecard.planner.on_cpu import forecast_on_cpu, loaded_bytes
-    from onecard.run.inputs import fetch_base, find_base_here, plan_inputs, prepare_inputs, settle_base
+    from onecard.run import inputs
 
-    machine, recipe = probe_here(), settle_base(recipe)
+    machine, recipe = probe_here(), inputs.settle_base(inputs.settle_length(recipe))
     first = FirstAnswer(on_draft or (lambda _: None), is_refined=refine)
     if card is None:
         if platform is not None:
@@ -63,13 +63,13 @@ def plan(
         recipe = apply_its_device(recipe, machine)
         check_targets(recipe.report_to)
         check_recipe(recipe, machine)
-        base = fetch_base(recipe, weights=False, progress=progress)
-        decided = plan_inputs(recipe, machine, prepare_inputs(recipe, base, progress), first)
+        base = inputs.fetch_base(recipe, weights=False, progress=progress)
+        decided = inputs.plan_inputs(recipe, machine, inputs.prepare_inputs(recipe, base, progress), first)
         return forecast_on_cpu(decided, machine, process_bytes) if decided.device == "cpu" else decided
     target = target_of_card(find_card(card), platform)
     recipe = apply_device(recipe, "cuda")
     check_recipe(recipe, machine, target)
-    return make_plan(recipe, machine, survey_facts(recipe, find_base_here(recipe)), target=target, first=first)
+    return make_plan(recipe, machine, survey_facts(recipe, inputs.find_base_here(recipe)), target=target, first=first)
 
 
 def alternatives(plan: Plan, *, card: str | None = None, platform: str | None = None) -> Iterator[Alternative]:

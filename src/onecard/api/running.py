@@ -41,12 +41,12 @@ def train(
     from onecard.planner import check_recipe
     from onecard.run.find import find_run, refuse_other_settings
     from onecard.run.folder import RunFolder, free_folder
-    from onecard.run.inputs import fetch_base, plan_inputs, prepare_inputs, settle_base
+    from onecard.run.inputs import fetch_base, plan_inputs, prepare_inputs, settle_base, settle_length
     from onecard.run.outcome import compare
     from onecard.run.session import run_session
 
     machine = probe_here()
-    recipe = settle_base(apply_its_device(recipe, machine))
+    recipe = settle_base(apply_its_device(settle_length(recipe), machine))
     if wish := resume or recipe.resume_from_checkpoint:
         folder, checkpoint = find_run("latest" if wish is True else wish)
         if output_dir is not None and Path(output_dir).absolute() != folder.root.absolute():
@@ -99,7 +99,7 @@ def _continue(
     on_progress: OnProgress | None,
 ) -> Path:
     from onecard.planner import choose_device
-    from onecard.run.inputs import fetch_base, prepare_inputs
+    from onecard.run.inputs import fetch_base_again, prepare_inputs
     from onecard.run.session import run_session
 
     with folder.lock():
@@ -109,7 +109,7 @@ def _continue(
             make_cublas_deterministic()
         choose_device(decided.device, probe_here())  # refuses one that is not here
         recipe = folder.recipe()
-        base = fetch_base(recipe, weights=True, progress=on_progress)
+        base = fetch_base_again(recipe, decided, checkpoint, on_progress)
         corpus = prepare_inputs(recipe, base, on_progress)
         if on_plan is not None:
             on_plan(decided, folder.root)

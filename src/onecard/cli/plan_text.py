@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onecard.units import format_bytes, format_count
+from onecard.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from onecard.spec import Plan
@@ -16,11 +16,12 @@ def summary_rows(plan: "Plan", run_folder: Path | None = None) -> list[tuple[str
     rows = [
         ("device", _describe_device(plan)),
         ("model", _describe_model(plan)),
+        *([("learned too", learned)] if (learned := plan.reasons.get("model.base.untrained_tokens")) else ()),
         ("batch", _describe_batch(plan)),
         (
             "steps",
             f"{schedule.num_steps} = {format_count(num_tokens)} tokens, "
-            f"{_describe_epochs(plan, num_tokens)}{_describe_intervals(plan)}",
+            f"{_describe_epochs(plan, num_tokens)}{_describe_limit(plan)}{_describe_intervals(plan)}",
         ),
         ("optimizer", f"{plan.optimizer.name}, {schedule.name} schedule, {schedule.num_warmup_steps} steps of warmup"),
         ("data", _describe_data(plan)),
@@ -57,6 +58,12 @@ def _describe_epochs(plan: "Plan", num_tokens: int) -> str:
     # A plan for a card needs no text, and then there is nothing to divide by.
     known = plan.corpus.num_train_tokens
     return f"{num_tokens / known:.1f} epochs, " if known else ""
+
+
+def _describe_limit(plan: "Plan") -> str:
+    if plan.max_hours is None:
+        return ""
+    return f"or {format_seconds(3600 * plan.max_hours)}, whichever comes first, "
 
 
 def _describe_model(plan: "Plan") -> str:

@@ -7,7 +7,7 @@ qlora    adapters move; linear layers rest in 4 bits (NF4), embeddings, norms an
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import torch
@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from onecard.errors import InputError
 from onecard.model.build import build_shape
-from onecard.model.new_tokens import train_new_tokens
+from onecard.model.new_tokens import train_tokens
 from onecard.model.nf4 import NF4Linear, find_linears, load_operators
 from onecard.spec import AdaptPlan
 
@@ -28,12 +28,12 @@ def adapt(
     *,
     seed: int,
     device: torch.device | None = None,
-    num_new_tokens: int = 0,
+    tokens: Sequence[int] = (),
 ) -> None:
     """Freezes, quantizes and injects in place as the plan says; without a plan, all weights move.
 
     Adapters depend on `seed` alone. Layers are quantized on `device`, one after the other, and stay there; everything
-    else stays where it is. Beside adapters the rows of the last `num_new_tokens` tokens move.
+    else stays where it is. Beside adapters the rows of `tokens` move.
 
     Raises:
         InputError: names that match no layer, a rank beyond a layer's width, or bitsandbytes missing; all problems of
@@ -53,12 +53,12 @@ def adapt(
     from onecard.model.lora import inject  # PEFT takes a second to import, which pretraining need not wait for
 
     inject(model, plan, {name: model.get_submodule(name) for name in names}, seed)
-    if num_new_tokens:
-        train_new_tokens(model, num_new_tokens)
+    if tokens:
+        train_tokens(model, tokens)
 
 
 @cache
-def count_trained(settings_json: str, plan_json: str, num_new_tokens: int) -> int:
+def count_trained(settings_json: str, plan_json: str, num_tokens: int) -> int:
     """Counts the parameters that `adapt` lets move in a model of these settings, without building its weights.
 
     Texts, so that equal questions are answered at once: a plan asks for each of its alternatives.
@@ -66,7 +66,7 @@ def count_trained(settings_json: str, plan_json: str, num_new_tokens: int) -> in
     plan = AdaptPlan.model_validate_json(plan_json)
     with torch.device("meta"):
         model = build_shape(json.loads(settings_json))
-        adapt(model, plan.model_copy(update={"method": "lora"}), seed=0, num_new_tokens=num_new_tokens)
+        adapt(model, plan.model_copy(update={"method": "lora"}), seed=0, tokens=range(num_tokens))
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 

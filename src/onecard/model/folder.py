@@ -13,13 +13,11 @@ from transformers.utils import logging
 
 from onecard.errors import CheckpointError, InputError
 from onecard.model.hub import find_base, find_cached
-from onecard.model.weight_files import find_weight_files, fingerprint, read_headers
+from onecard.model.weight_files import COMPUTED, find_weight_files, fingerprint, read_headers, refuse_integers
 from onecard.spec import BasePlan
 
 # Of wrong weights, how many are named.
 _NUM_NAMES = 3
-# What older files hold although it is computed: causal masks of GPT-2, rotary frequencies.
-_COMPUTED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
 def save_model_folder(model: PreTrainedModel, masters: Mapping[str, Tensor], folder: Path) -> None:
@@ -141,7 +139,7 @@ def load_plain(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
     Raises:
         CheckpointError: no model, or weights that are missing, too many or of other shapes than the config says.
     """
-    read_headers([file for file in find_weight_files(folder) if file.suffix == ".safetensors"])
+    refuse_integers(read_headers([file for file in find_weight_files(folder) if file.suffix == ".safetensors"]))
     with _explained(folder, "model"), _without_progress_bars():
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -156,7 +154,7 @@ def load_plain(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
     problems = {
         "missing": sorted(info["missing_keys"]),
         "of another shape": sorted(entry[0] for entry in info["mismatched_keys"]),
-        "not of this model": sorted(name for name in info["unexpected_keys"] if not name.endswith(_COMPUTED)),
+        "not of this model": sorted(name for name in info["unexpected_keys"] if not name.endswith(COMPUTED)),
     }
     found = [f"{len(names)} are {what} ({_first(names)})" for what, names in problems.items() if names]
     if found:

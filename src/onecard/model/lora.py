@@ -127,7 +127,7 @@ def save(
     config.inference_mode = True  # what PEFT's own files say
     config._custom_modules = None
     config.target_modules = sorted(config.target_modules)
-    config.trainable_token_indices = _new_tokens(model)
+    config.trainable_token_indices = _moving_tokens(model)
     config.save_pretrained(folder)
     nf4 = next((module for module in model.modules() if isinstance(module, NF4Linear)), None)
     note: dict[str, Any] = {"frozen_weights": "nf4" if nf4 else "as stored", "base_fingerprint": base_fingerprint}
@@ -136,14 +136,11 @@ def save(
     (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
 
 
-def _new_tokens(model: PreTrainedModel) -> dict[str, list[int]] | None:
-    """The new tokens by the name of each matrix that has rows of its own for them, as PEFT's config has it."""
+def _moving_tokens(model: PreTrainedModel) -> dict[str, list[int]] | None:
+    """The tokens that learn by the name of each matrix that has rows of its own for them, as PEFT's config has it."""
     grown = {name: m for name, m in model.named_modules() if isinstance(m, GrownEmbedding | GrownHead)}
     own = {id(module.rows): (name, module) for name, module in reversed(grown.items())}
-    return {
-        name.rsplit(".", 1)[-1]: list(range(len(module.weight) - len(module.rows), len(module.weight)))
-        for name, module in reversed(own.values())
-    } or None
+    return {name.rsplit(".", 1)[-1]: list(module.tokens) for name, module in reversed(own.values())} or None
 
 
 def read_note(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
 from onecard.errors import InputError
-from onecard.model.new_tokens import write_rows
+from onecard.model.new_tokens import GrownHead, write_rows
 from onecard.model.target import device_kind
 
 IGNORE = -100  # target of a token that is not in the loss, as in torch.nn.functional.cross_entropy
@@ -29,7 +29,7 @@ ChunkSize = int | Literal["full"] | None
 class Head:
     """The output projection and what some do to its logits: `scale` (Granite, Cohere), `softcap` (Gemma 2).
 
-    `rows_ND`: the last rows of the weight where these move and the rest is frozen (`new_tokens.py`).
+    `rows_ND`: the rows of `tokens_N`, where these move and the rest of the weight is frozen (`new_tokens.py`).
     `chunk_size`: tokens whose logits exist at once; None is `usual_chunk_size`.
     """
 
@@ -38,6 +38,7 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     rows_ND: Tensor | None = None
+    tokens_N: Tensor | None = None
     chunk_size: ChunkSize = None
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
@@ -69,8 +70,8 @@ def find_head(model: PreTrainedModel, chunk_size: ChunkSize = None) -> Head:
     elif getattr(config, "logit_scale", None):
         scale = float(config.logit_scale)
     softcap = getattr(config, "final_logit_softcapping", None)
-    rows = getattr(projection, "rows", None)
-    return Head(projection.weight, projection.bias, scale, softcap, rows, chunk_size)
+    rows_ND, tokens_N = (projection.rows, projection.tokens_N) if isinstance(projection, GrownHead) else (None, None)
+    return Head(projection.weight, projection.bias, scale, softcap, rows_ND, tokens_N, chunk_size)
 
 
 def usual_chunk_size(vocab_size: int, width: int, device_kind: str) -> int:
@@ -116,7 +117,7 @@ def sum_loss(
     """
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or head.weight_VD.requires_grad):
         factor = torch.ones((), device=hidden_ND.device) if factor is None else factor
-        write_rows(head.weight_VD, head.rows_ND)
+        write_rows(head.weight_VD, head.rows_ND, head.tokens_N)
         weight_VD = head.weight_VD if weight_gradient_VD is None else head.weight_VD.detach()
         of = _Sum(targets_N, factor, head, weight_gradient_VD)
         loss: Tensor = _SumLoss.apply(hidden_ND, weight_VD, head.bias_V, head.rows_ND, of)
@@ -127,7 +128,7 @@ def sum_loss(
 def token_losses(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:
     """Cross entropy of each token, [N] fp32, zero where the target is `IGNORE`; keeps no gradient."""
     losses = []
-    write_rows(head.weight_VD, head.rows_ND)
+    write_rows(head.weight_VD, head.rows_ND, head.tokens_N)
     with torch.no_grad():
         for rows in _chunks(len(targets_N), head):
             logits = head.finish(head.logits(hidden_ND[rows]))
@@ -204,7 +205,7 @@ class _SumLoss(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += slope_NV.sum(0, dtype=torch.float32)
             if grad_rows is not None:
-                _add_product(grad_rows, slope_NV[:, -len(rows_ND) :].T, hidden)
+                _add_product(grad_rows, slope_NV[:, head.tokens_N].T, hidden)
             del slope_NV  # as in `token_losses`
         ctx.save_for_backward(grad_hidden, grad_weight if needs_weight else None, grad_bias, grad_rows)
         ctx.weight_dtype = weight_VD.dtype

@@ -1,11 +1,13 @@
-"""New tokens beside frozen weights: their rows of embedding and head move, the others rest.
+"""Tokens that learn beside frozen weights: their rows of embedding and head move, the others rest.
 
-    embedding  weight [V, D] frozen     rows [n, D] moving     the last n of the V tokens
+    embedding  weight [V, D] frozen     rows [n, D] moving     n of the V tokens: new ones, and those never trained
     head       weight [V, D] frozen     rows, the embedding's own where the two are tied
 
 Before the head's weight is used, the rows are written into it, so that logits need no second matrix; gradients go to
 the rows alone. In files they are PEFT's `trainable_token_indices`.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,35 +18,40 @@ from onecard.errors import InputError
 
 
 class GrownEmbedding(nn.Module):
-    """An embedding whose last rows move."""
+    """An embedding of which some rows move: those of `tokens`."""
 
-    def __init__(self, frozen: nn.Embedding, rows_ND: nn.Parameter) -> None:
+    places_V: Tensor
+
+    def __init__(self, frozen: nn.Embedding, rows_ND: nn.Parameter, tokens: Sequence[int]) -> None:
         super().__init__()
         self.weight = frozen.weight
         self.padding_idx = frozen.padding_idx
         self.rows = rows_ND
-
-    @property
-    def first(self) -> int:
-        """The first new token."""
-        return self.weight.shape[0] - self.rows.shape[0]
+        self.tokens = tuple(tokens)
+        places_V = torch.full((frozen.weight.shape[0],), -1, dtype=torch.int32, device=frozen.weight.device)
+        places_V[list(tokens)] = torch.arange(len(tokens), dtype=torch.int32, device=frozen.weight.device)
+        self.register_buffer("places_V", places_V, persistent=False)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        is_new_BT1 = (ids_BT >= self.first)[..., None]
-        new_BTD = F.embedding((ids_BT - self.first).clamp(min=0), self.rows)
-        return torch.where(is_new_BT1, new_BTD, F.embedding(ids_BT, self.weight))
+        places_BT = self.places_V[ids_BT]
+        moving_BTD = F.embedding(places_BT.clamp(min=0), self.rows)
+        return torch.where((places_BT >= 0)[..., None], moving_BTD, F.embedding(ids_BT, self.weight))
 
 
 class GrownHead(nn.Linear):
-    """An output projection whose last rows move."""
+    """An output projection of which some rows move: those of `tokens`, which `tokens_N` has on the device."""
 
-    def __init__(self, frozen: nn.Linear, rows_ND: nn.Parameter) -> None:
+    tokens_N: Tensor
+
+    def __init__(self, frozen: nn.Linear, rows_ND: nn.Parameter, tokens: Sequence[int]) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = frozen.in_features, frozen.out_features
         self.weight, self.bias, self.rows = frozen.weight, frozen.bias, rows_ND
+        self.tokens = tuple(tokens)
+        self.register_buffer("tokens_N", torch.tensor(tokens, device=frozen.weight.device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        write_rows(self.weight, self.rows)
+        write_rows(self.weight, self.rows, self.tokens_N)
         return F.linear(x, self.weight, self.bias)
 
 
@@ -67,14 +74,24 @@ def add_tokens(model: PreTrainedModel, num_new: int) -> None:
 
 
 @torch.no_grad()
-def write_rows(weight_VD: Tensor, rows_ND: Tensor | None) -> None:
+def start_from_mean(model: PreTrainedModel, tokens: Sequence[int]) -> None:
+    """Puts the rows of tokens that were never trained where new ones begin: at the mean of the others."""
+    is_other_V = torch.ones(model.get_input_embeddings().weight.shape[0], dtype=torch.bool)
+    is_other_V[list(tokens)] = False
+    matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for weight in matrices.values():
+        weight[list(tokens)] = weight[is_other_V].float().mean(0).to(weight.dtype)
+
+
+@torch.no_grad()
+def write_rows(weight_VD: Tensor, rows_ND: Tensor | None, tokens_N: Tensor | None) -> None:
     """Writes what has moved into the matrix it belongs to."""
-    if rows_ND is not None:
-        weight_VD[weight_VD.shape[0] - rows_ND.shape[0] :] = rows_ND.to(weight_VD.dtype)
+    if rows_ND is not None and tokens_N is not None:
+        weight_VD.index_copy_(0, tokens_N, rows_ND.to(weight_VD.dtype))
 
 
-def train_new_tokens(model: PreTrainedModel, num_new: int) -> None:
-    """Lets the rows of the last `num_new` tokens move, in fp32; nothing else changes.
+def train_tokens(model: PreTrainedModel, tokens: Sequence[int]) -> None:
+    """Lets the rows of some tokens move, in fp32; nothing else changes.
 
     Raises:
         InputError: embedding or head of this architecture do more than look up and multiply.
@@ -82,17 +99,17 @@ def train_new_tokens(model: PreTrainedModel, num_new: int) -> None:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if type(embedding) is not nn.Embedding or type(head) is not nn.Linear:
         raise InputError(
-            f"new tokens cannot be trained beside adapters in a {model.config.model_type}, whose embedding is a "
-            f"{type(embedding).__name__}: use method full, or a chat template without new tokens"
+            f"tokens that are new or were never trained cannot learn beside adapters in a {model.config.model_type}, "
+            f"whose embedding is a {type(embedding).__name__}: use method full, or a chat template without such tokens"
         )
-    rows = _rows_of(embedding.weight, num_new)
+    rows = _rows_of(embedding.weight, tokens)
     is_tied = head.weight is embedding.weight
-    model.set_input_embeddings(GrownEmbedding(embedding, rows))
-    model.set_output_embeddings(GrownHead(head, rows if is_tied else _rows_of(head.weight, num_new)))
+    model.set_input_embeddings(GrownEmbedding(embedding, rows, tokens))
+    model.set_output_embeddings(GrownHead(head, rows if is_tied else _rows_of(head.weight, tokens), tokens))
 
 
-def _rows_of(weight_VD: Tensor, num_new: int) -> nn.Parameter:
-    return nn.Parameter(weight_VD.detach()[-num_new:].float().clone())
+def _rows_of(weight_VD: Tensor, tokens: Sequence[int]) -> nn.Parameter:
+    return nn.Parameter(weight_VD.detach()[list(tokens)].float())
 
 
 @torch.no_grad()
@@ -119,14 +136,14 @@ def settle(model: PreTrainedModel) -> None:
     """Puts moved rows into their matrices, so that embedding and head are plain again."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, GrownEmbedding):
-        write_rows(embedding.weight, embedding.rows)
+        write_rows(embedding.weight, embedding.rows, torch.tensor(embedding.tokens, device=embedding.weight.device))
         num_tokens, width = embedding.weight.shape
         with torch.device("meta"):
             plain = nn.Embedding(num_tokens, width, padding_idx=embedding.padding_idx)
         plain.weight = embedding.weight
         model.set_input_embeddings(plain)
     if isinstance(head, GrownHead):
-        write_rows(head.weight, head.rows)
+        write_rows(head.weight, head.rows, head.tokens_N)
         with torch.device("meta"):
             linear = nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)
         linear.weight, linear.bias = head.weight, head.bias

@@ -14,7 +14,7 @@ from onecard.model.attention import PREFIX
 from onecard.model.build import build_model, finish
 from onecard.model.dropout import set_config_dropout
 from onecard.model.folder import load_plain, refuse_broken
-from onecard.model.new_tokens import add_tokens
+from onecard.model.new_tokens import add_tokens, start_from_mean
 from onecard.model.weight_files import find_weight_files, fingerprint, is_16_bit
 from onecard.spec import BasePlan, ModelPlan
 
@@ -63,6 +63,19 @@ def _find_problem(settings: dict[str, Any], classes: list[str]) -> str | None:
     return None
 
 
+def check_weights(folder: Path) -> None:
+    """Refuses a model folder whose weights are not those of its config, before time is spent on text for it.
+
+    Opens the files without reading the weights: 0.3 s for 135 million parameters in safetensors.
+
+    Raises:
+        CheckpointError: weights that are missing, damaged, too many, integers, or of other shapes than the config says.
+        InputError: it describes no causal language model of transformers whose weights can be trained.
+    """
+    config = make_pretrained_config(read_settings(folder), 0.0)
+    load_plain(folder, _DTYPES[is_16_bit(find_weight_files(folder))], config=config)
+
+
 def make_pretrained_config(settings: dict[str, Any], dropout: float) -> PreTrainedConfig:
     """Makes the config that a model's own settings describe, with one dropout everywhere.
 
@@ -100,6 +113,8 @@ def load_pretrained(plan: ModelPlan, *, seed: int, backend: str = "sdpa", with_w
     torch.manual_seed(seed)
     _check_vocabulary(model, plan)
     add_tokens(model, plan.base.num_new_tokens)
+    if plan.base.untrained_tokens:
+        start_from_mean(model, plan.base.untrained_tokens)
     model.config.name_or_path = _name_for_others(plan.base)
     return finish(model, plan.dropout)
 

@@ -17,6 +17,9 @@ SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 _INDEX = ".index.json"
 # Of safetensors' types, those that weights of a language model come in, and their widths.
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_FLOATS = ("F64", "F32", "F16", "BF16")
+# What older files hold although it is computed: causal masks of GPT-2, rotary frequencies.
+COMPUTED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 # A header is a few MB at most; a damaged file may claim anything.
 _MAX_HEADER_BYTES = 100 * 2**20
 # Places of a tensor, and bytes at each, that its fingerprint looks at.
@@ -110,6 +113,22 @@ def _read_header(path: Path) -> Iterator[StoredTensor]:
         if width is not None and stop - start != width * math.prod(entry["shape"]):
             raise ValueError(f"{name} has {stop - start} bytes, which is not its shape {entry['shape']}")
         yield StoredTensor(name, path, entry["dtype"], tuple(entry["shape"]), first + start, first + stop)
+
+
+def refuse_integers(tensors: list[StoredTensor]) -> None:
+    """Refuses weights that no arithmetic of training can use as they are: integers, and floats of 8 bits.
+
+    Raises:
+        CheckpointError: with their number and the first of them.
+    """
+    found = [t for t in tensors if t.dtype not in _FLOATS and not t.name.endswith(COMPUTED)]
+    if found:
+        kinds = ", ".join(sorted({tensor.dtype for tensor in found}))
+        raise CheckpointError(
+            f"{found[0].file.parent}: {len(found)} of its weights are stored as {kinds} (the first is "
+            f"{found[0].name}), most likely a quantized model whose scales lie elsewhere: cast to numbers they would "
+            "mean nothing. Use the model in 16 or 32 bits; method qlora quantizes it itself"
+        )
 
 
 def is_16_bit(files: list[Path]) -> str | None:

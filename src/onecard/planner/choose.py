@@ -13,7 +13,7 @@ from onecard.planner.device import Target, choose_attention, choose_precision, f
 from onecard.planner.fit import FirstAnswer, fit_plan
 from onecard.planner.measure import measure_peak, measure_step
 from onecard.planner.optimizers import check_optimizer
-from onecard.planner.pretrained import plan_base
+from onecard.planner.pretrained import learn_control_tokens, plan_base
 from onecard.planner.problems import Problems
 from onecard.planner.requirements import check_blocks, check_compiler, check_heldout, check_ram
 from onecard.planner.schedule import (
@@ -164,6 +164,8 @@ def _decide(grounds: Grounds, reasons: dict[str, str]) -> _Decisions:
     precision, reasons["precision"] = problems.attempt(choose_precision, recipe, target, grounds.machine) or ("", "")
     adapt = problems.attempt(plan_adapters, recipe)
     model = problems.attempt(_plan_model, recipe, corpus, reasons)
+    if model is not None and adapt is not None and corpus is not None:
+        model = problems.attempt(learn_control_tokens, model, corpus, reasons)
     if model is not None and adapt is not None:
         problems.attempt(count_adapters, model, adapt)  # refuses names and ranks that the model has no place for
     dropout = model.dropout if model else recipe.dropout or 0.0
@@ -221,10 +223,16 @@ def _fit_into_hours(draft: Plan, recipe: Recipe, num_steps: int | None, step_s: 
     assert recipe.max_hours is not None
     affordable = max(1, int(3600 * recipe.max_hours / step_s))
     chosen = affordable if num_steps is None else min(num_steps, affordable)
-    if num_steps is None or chosen < num_steps:
+    allowed = format_seconds(3600 * recipe.max_hours)
+    asked_for = draft.reasons.get("schedule.num_steps", f"{num_steps} steps")
+    if num_steps is None:
+        draft.reasons["schedule.num_steps"] = f"{allowed} at {step_s:.3g} s per step, measured"
+    elif chosen < num_steps:
         draft.reasons["schedule.num_steps"] = (
-            f"{format_seconds(3600 * recipe.max_hours)} at {step_s:.3g} s per step, measured"
+            f"{allowed} at {step_s:.3g} s per step, measured, are over before {asked_for} ({num_steps} steps)"
         )
+    else:
+        draft.reasons["schedule.num_steps"] = f"{asked_for}, over before {allowed} at {step_s:.3g} s per step, measured"
     return draft.model_copy(update={"schedule": make_schedule(recipe, chosen), **_intervals(recipe, chosen)})
 
 

@@ -16,7 +16,7 @@ from onecard.data import (
 from onecard.errors import DataError
 from onecard.spec import CorpusFacts, Recipe
 
-_OF_CHATS = {"num_train_rows", "num_target_tokens", "num_heldout_target_tokens"}
+_OF_CHATS = {"num_train_rows", "num_target_tokens", "num_heldout_target_tokens", "control_tokens", "new_tokens"}
 
 
 def facts_of(corpus: TrainingData) -> CorpusFacts:

@@ -10,11 +10,13 @@ from onecard.errors import InputError
 from onecard.model.build import count_parameters
 from onecard.model.hub import find_base, find_cached
 from onecard.model.pretrained import make_pretrained_config, read_settings
+from onecard.model.untrained import find_untrained
 from onecard.model.weight_files import fingerprint
 from onecard.planner.known_models import find_known_model
 from onecard.planner.shape import DROPOUT_WORDS, OF_A_CHECKPOINT, blaming_config
-from onecard.spec import BasePlan, ModelPlan
+from onecard.spec import BasePlan, CorpusFacts, ModelPlan, Recipe
 
+DEFAULT_LENGTH: int = Recipe.model_fields["max_seq_length"].default
 # More than any chat template brings; beyond it the tokenizer is another model's.
 _MOST_NEW_TOKENS = 1024
 _STORED_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
@@ -44,6 +46,8 @@ def plan_base(
     config = make_pretrained_config(found.settings, 0.0)
     settings = _shape_of(config)
     _check_length(name, config, max_seq_length)
+    if max_seq_length == (positions := _positions(config)) and positions < DEFAULT_LENGTH:
+        reasons["max_seq_length"] = f"all positions that {name} has; the default of {DEFAULT_LENGTH} is more"
     num_new = _count_new_tokens(name, config.vocab_size, vocab_size or 0)
     if num_new:
         settings["vocab_size"] = vocab_size
@@ -68,6 +72,43 @@ def plan_base(
         num_matrix_parameters=matrices,
         base=base,
     )
+
+
+def find_positions(name: str) -> int | None:
+    """Finds how many positions a model has, from wherever its config is known; None where any number will do.
+
+    Raises:
+        InputError: no such model, or none that can be trained.
+        CheckpointError: its config is damaged.
+    """
+    return _positions(make_pretrained_config(_find(name).settings, 0.0))
+
+
+def learn_control_tokens(model: ModelPlan, corpus: CorpusFacts, reasons: dict[str, str]) -> ModelPlan:
+    """Lets the rows of tokens that the chat template writes and the base never learned move beside adapters.
+
+    Nothing else of embedding and head does, so that a stop token among them could not be learned. A vocabulary that was
+    padded has rows for new tokens, too.
+
+    Raises:
+        CheckpointError: the weights are damaged.
+    """
+    base = model.base
+    if base is None or base.folder is None or not corpus.control_tokens:
+        return model
+    own = model.settings["vocab_size"] - base.num_new_tokens
+    ids = dict(corpus.control_tokens)
+    init_std = float(model.settings.get("initializer_range", 0.02))
+    signs = find_untrained(Path(base.folder), list(ids.values()), vocab_size=own, init_std=init_std)
+    signs |= {ids[name]: "it is new" for name in corpus.new_tokens if ids.get(name, own) < own}
+    if not signs:
+        return model
+    named = [f"{name} ({signs[token]})" for name, token in ids.items() if token in signs]
+    reasons["model.base.untrained_tokens"] = (
+        f"{', '.join(named)}: in the chat template and not trained in {base.name}, so learned beside the adapters"
+    )
+    base = base.model_copy(update={"untrained_tokens": tuple(sorted(signs))})
+    return model.model_copy(update={"base": base})
 
 
 @dataclass(frozen=True)
@@ -133,8 +174,13 @@ def _count_new_tokens(name: str, own: int, needed: int) -> int:
     return num_new
 
 
+def _positions(config: PreTrainedConfig) -> int | None:
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    return positions
+
+
 def _check_length(name: str, config: PreTrainedConfig, max_seq_length: int) -> None:
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = _positions(config)
     if positions is not None and max_seq_length > positions:
         raise InputError(
             f"max_seq_length {max_seq_length} is more than the {positions} positions of {name}: set it to {positions} "

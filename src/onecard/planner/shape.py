@@ -84,8 +84,7 @@ def count_adapters(model: ModelPlan, adapt: AdaptPlan) -> int:
     Raises:
         InputError: names that match no layer, or a rank beyond a layer's width; all problems together.
     """
-    num_new = model.base.num_new_tokens if model.base else 0
-    return count_trained(json.dumps(model.settings), adapt.model_dump_json(), num_new)
+    return count_trained(json.dumps(model.settings), adapt.model_dump_json(), len(model.learned_tokens))
 
 
 def attention_width(settings: dict[str, Any]) -> tuple[int, int]:

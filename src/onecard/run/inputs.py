@@ -1,18 +1,24 @@
 """What a run reads: the model it starts from, and its text or chats; and the plan for them."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from onecard.checkpoint import is_checkpoint, read_checkpoint
 from onecard.data import ChatRequest, CorpusRequest, TrainingData, prepare, prepare_chats
 from onecard.errors import InputError
 from onecard.hardware import Machine
 from onecard.model.generate import check_prompts
 from onecard.model.hub import find_base, find_cached
 from onecard.model.nf4 import load_operators
+from onecard.model.pretrained import check_weights
 from onecard.planner import FirstAnswer, facts_of, make_plan
+from onecard.planner.pretrained import find_positions
 from onecard.run.find import find_model_folder
 from onecard.spec import Plan, Recipe
 from onecard.spec.paths import locate
+
+log = logging.getLogger("onecard.run")
 
 OnProgress = Callable[[str, int, int | None], None]
 
@@ -28,8 +34,28 @@ def settle_base(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model_name_or_path": str(path.absolute())})
 
 
+def settle_length(recipe: Recipe) -> Recipe:
+    """Takes all positions of the model that a recipe starts from where the default length is more and none was given.
+
+    To be called before the recipe's device section is applied, after which every setting counts as given. A model that
+    cannot be used is for `check_recipe` to refuse.
+    """
+    if recipe.model_name_or_path is None or "max_seq_length" in recipe.model_fields_set:
+        return recipe
+    try:
+        positions = find_positions(settle_base(recipe).model_name_or_path or "")
+    except InputError:
+        return recipe
+    if positions is None or positions >= recipe.max_seq_length:
+        return recipe
+    return recipe.model_copy(update={"max_seq_length": positions})
+
+
 def fetch_base(recipe: Recipe, *, weights: bool, progress: OnProgress | None = None) -> Path | None:
     """Gives the folder of the model that a recipe starts from, downloaded if need be; None for one from scratch.
+
+    With `weights` its files are checked as far as that takes seconds: headers, names, shapes, and the hashes of a
+    checkpoint.
 
     Raises:
         InputError: no such model, or it cannot be reached; bitsandbytes is missing.
@@ -38,7 +64,31 @@ def fetch_base(recipe: Recipe, *, weights: bool, progress: OnProgress | None = N
     name = recipe.model_name_or_path
     if weights and recipe.method == "qlora":
         load_operators()  # before anything is downloaded or prepared in vain
-    return None if name is None else find_base(name, weights=weights, progress=progress)
+    if name is None:
+        return None
+    folder = find_base(name, weights=weights, progress=progress)
+    if weights:
+        if is_checkpoint(folder):
+            read_checkpoint(folder)
+        check_weights(folder)
+    return folder
+
+
+def fetch_base_again(recipe: Recipe, plan: Plan, checkpoint: Path | None, progress: OnProgress | None) -> Path | None:
+    """Gives the folder of the model that a run started from, to go on with it; its checkpoint where that is enough.
+
+    A run of method full needs nothing of its base that is not in its checkpoints.
+
+    Raises:
+        InputError: as `fetch_base`.
+    """
+    try:
+        return fetch_base(recipe, weights=True, progress=progress)
+    except InputError as error:
+        if checkpoint is None or plan.adapt is not None:
+            raise
+        log.warning("%s. All weights are in %s, so the run goes on from there", str(error).rstrip("."), checkpoint.name)
+        return checkpoint
 
 
 def find_base_here(recipe: Recipe) -> Path | None:

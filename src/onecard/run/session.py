@@ -1,5 +1,6 @@
 """A run from start to end: folder, lock, record, sinks, and the loop between them."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,8 @@ import torch
 from onecard.checkpoint import Checkpoint, read_checkpoint, remove_leftovers
 from onecard.data import BatchStream, ChatCorpus, StreamSettings, TrainingData
 from onecard.errors import CheckpointError, DoesNotFitError
+from onecard.model.hub import find_cached
+from onecard.model.weight_files import fingerprint
 from onecard.observe.events import Event, SavedEvent, StepEvent
 from onecard.observe.jsonl import JsonlSink
 from onecard.observe.sinks import Sink, make_sinks
@@ -22,6 +25,8 @@ from onecard.spec import Plan
 from onecard.training.assemble import assemble
 from onecard.training.snapshot import restore
 from onecard.training.state import TrainState
+
+log = logging.getLogger("onecard.run")
 
 OnEvent = Callable[[Event], None]
 
@@ -42,7 +47,7 @@ def run_session(
     _check_corpus(plan, corpus)
     remove_leftovers(folder.checkpoints)
     _set_up_device(plan)
-    state = _assemble(plan, corpus)
+    state = _assemble(plan, corpus, checkpoint)
     restored = _restore(state, folder, checkpoint) if checkpoint is not None else None
     if state.device.type == "cuda":
         with _explained_memory(state):
@@ -77,8 +82,17 @@ def run_session(
         return steps
 
 
-def _assemble(plan: Plan, corpus: TrainingData) -> TrainState:
-    state = assemble(plan)
+def _assemble(plan: Plan, corpus: TrainingData, checkpoint: Path | None) -> TrainState:
+    base = plan.model.base
+    is_gone = base is not None and base.folder is not None and find_cached(base.folder) is None
+    if base is not None and is_gone and checkpoint is not None and plan.adapt is None:
+        log.warning("%s is not in %s any more: whether it has changed could not be compared", base.name, base.folder)
+        own = {"folder": str(checkpoint), "fingerprint": fingerprint(checkpoint), "num_new_tokens": 0}
+        model = plan.model.model_copy(update={"base": base.model_copy(update=own)})
+        state = assemble(plan.model_copy(update={"model": model}))
+        state.plan = plan
+    else:
+        state = assemble(plan)
     if isinstance(corpus, ChatCorpus):
         # So that a checkpoint ends its answers in whatever tool opens it.
         state.model.generation_config.eos_token_id = list(corpus.stop_ids)

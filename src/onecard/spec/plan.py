@@ -31,6 +31,9 @@ class CorpusFacts(_Frozen):
     num_train_rows: int | None = None
     num_target_tokens: int | None = None
     num_heldout_target_tokens: int | None = None
+    # Special tokens that the chat template writes, by id, and those that the vocabulary lacked.
+    control_tokens: tuple[tuple[str, int], ...] = ()
+    new_tokens: tuple[str, ...] = ()
     # From the sizes of files, because the text was not looked at.
     is_estimate: bool = False
     # Name and training tokens of each source.
@@ -42,13 +45,15 @@ class BasePlan(_Frozen):
 
     `fingerprint` tells its weights from any others. Both are None in a plan that was made without the weights, from
     the config or from what the package knows of the model: such a plan can be looked at, not trained.
-    `num_new_tokens`: rows that the vocabulary is extended by; with adapters they are trained beside them.
+    `num_new_tokens`: rows that the vocabulary is extended by; with adapters they are trained beside them, and so are
+    those of `untrained_tokens`, which the chat template writes and the base never learned.
     """
 
     name: str
     folder: str | None = None
     fingerprint: str | None = None
     num_new_tokens: int = Field(default=0, ge=0)
+    untrained_tokens: tuple[int, ...] = ()
     download_bytes: int | None = None
 
 
@@ -64,6 +69,14 @@ class ModelPlan(_Frozen):
     num_parameters: int
     num_matrix_parameters: int
     base: BasePlan | None = None
+
+    @property
+    def learned_tokens(self) -> tuple[int, ...]:
+        """Tokens whose rows move beside adapters."""
+        if self.base is None:
+            return ()
+        size = self.settings["vocab_size"]
+        return *self.base.untrained_tokens, *range(size - self.base.num_new_tokens, size)
 
     @model_validator(mode="after")
     def _starts_from_its_base(self) -> Self:

@@ -179,7 +179,7 @@ class Recipe(BaseModel):
     )
     max_tokens: Annotated[int, Field(gt=0, le=10**18)] | None = Field(None, description="training tokens")
     max_hours: Annotated[float, Field(gt=0, le=10**5)] | None = Field(
-        None, description="hours of training; a short measurement turns them into steps"
+        None, description="most hours of training; alone, a short measurement turns them into steps"
     )
 
     # Machine

@@ -30,7 +30,7 @@ def assemble(plan: Plan, *, with_weights: bool = True) -> TrainState:
     """
     device, base = torch.device(plan.device), plan.model.base
     model = _build(plan, with_weights)
-    adapt(model, plan.adapt, seed=plan.seed, device=device, num_new_tokens=base.num_new_tokens if base else 0)
+    adapt(model, plan.adapt, seed=plan.seed, device=device, tokens=plan.model.learned_tokens)
     masters = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     for tensor in (*model.parameters(), *model.buffers()):
         # Only parameters change their type: rotary frequencies and weights in 4 bits are buffers.

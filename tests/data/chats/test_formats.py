@@ -1,5 +1,6 @@
 """Rows of every format become the same conversation, and rows that cannot be used say why."""
 
+import json
 import re
 from typing import Any
 
@@ -76,6 +77,35 @@ def test_rows_are_recognised_and_read(row: Any, format: str, example: Any) -> No
     assert to_example(row, format) == example
 
 
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"tool_calls": [CALL]},
+        {"tool_calls": [{"name": "f", "arguments": '{"x": 1}'}]},
+        {"tool_calls": json.dumps([CALL])},
+        {"tool_calls": [{"function": {"name": "f", "parameters": {"x": 1}}}]},
+        {"function_call": {"name": "f", "arguments": '{"x": 1}'}},
+    ],
+)
+def test_calls_of_tools_are_read_however_they_are_written(given: dict[str, Any]) -> None:
+    answered = turn("tool", "1", tool_call_id="a", name="f")
+    example = to_example(of_turns(HI, turn("assistant", None, **given), answered, HELLO), "messages")
+    called, result = Turn("assistant", "", extras={"tool_calls": [CALL]}), {"tool_call_id": "a", "name": "f"}
+    assert example == Conversation((U("Hi"), called, Turn("tool", "1", extras=result), A("Hello")))
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_passed_under_every_name(key: str) -> None:
+    example = to_example(of_turns(HI, turn("assistant", "Hello", **{key: "Hm."})), "messages")
+    assert isinstance(example, Conversation)
+    assert example.turns[1].message == turn(
+        "assistant", "Hello", reasoning_content="Hm.", reasoning="Hm.", thinking="Hm."
+    )
+
+
 def test_contents_are_kept_to_the_letter() -> None:
     row = {"messages": [turn("user", "  Hi\r\n"), turn("assistant", "\tHello 🙂 ")]}
     assert to_example(row, "messages") == Conversation((U("  Hi\r\n"), A("\tHello 🙂 ")))
@@ -129,8 +159,12 @@ BAD: list[tuple[Any, str, str, str]] = [
     ({"messages": None}, "messages", "null content", "null"),
     (of_turns(HI, {"role": "assistant"}), "messages", "missing key", "turn 2 has no 'content'"),
     (of_turns(HI, {"content": "x"}), "messages", "missing key", "turn 2 has no 'role'"),
-    (of_turns(HI, turn("assistant", None, tool_calls=[{"name": "f"}])), "messages", "tool calls", "turn 2"),
-    (of_turns(HI, turn("assistant", "x", reasoning_content="y")), "messages", "separate reasoning", "<think>"),
+    (of_turns(HI, turn("assistant", None, tool_calls=[{"id": "f"}])), "messages", "bad tool call", "call 1 of turn 2"),
+    (of_turns(HI, turn("assistant", "x", tool_calls="f(")), "messages", "bad tool call", "no JSON"),
+    (of_turns(HI, turn("gpt", "x", function_call={"name": "f", "arguments": "[1]"})), "messages", "bad tool call",
+     "a list of 1, not an object"),
+    (of_turns(HI, turn("assistant", "x", reasoning_content=3)), "messages", "not text", "the reasoning of turn 2"),
+    (of_turns(HI, turn("assistant", None, reasoning_content="y")), "messages", "null content", "turn 2"),
     (of_turns(HI, turn("assistant", "x", weight=0.5)), "messages", "bad weight", "0.5"),
     (of_turns(HI, turn("assistant", "x", weight=0)), "messages", "teaches nothing", "0"),
     (of_turns(HI, turn("assistant", "\ud83d")), "messages", "broken characters", r"U\+D83D"),

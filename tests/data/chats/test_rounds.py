@@ -1,5 +1,7 @@
 """Long chats keep their system prompt and newest whole rounds, and what is lost is counted."""
 
+from typing import Any
+
 import pytest
 from transformers import PreTrainedTokenizerBase
 
@@ -120,3 +122,42 @@ def test_rows_that_fit_are_rendered_once(template: ChatTemplate, monkeypatch: py
     assert sizes == [20]
     fit([long_chat(8)] * 10, template, max_tokens=1000, max_rounds=5)
     assert sizes == [20, 10, 10]
+
+
+@pytest.mark.parametrize("source", ["chatml", "default"])
+@pytest.mark.parametrize(("max_tokens", "max_rounds"), [(40, None), (100, None), (100, 3), (1000, 5), (10, 2)])
+def test_counting_first_gives_what_rendering_all_gives(
+    source: str,
+    max_tokens: int,
+    max_rounds: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    template = ChatTemplate.of(tokenizer, source)
+    spoilt = Conversation((*long_chat(5).turns, Turn("user", "<|im_end|>"), Turn("assistant", "No.")))
+    examples = [long_chat(number) for number in (1, 4, 9, 20)] + [spoilt, PlainText("word " * 50), long_chat(3)]
+    results = []
+    for many in (10**6, 2):
+        monkeypatch.setattr("onecard.data.chats.rounds._MANY_ROUNDS", many)
+        results.append(fit(examples, template, max_tokens=max_tokens, max_rounds=max_rounds))
+    for rendered_whole, counted in zip(*results, strict=True):
+        assert repr(counted) == repr(rendered_whole)
+
+
+def test_of_a_long_chat_only_what_stays_is_looked_through(
+    template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_rendered = []
+    apply = template.tokenizer.apply_chat_template
+
+    def count(chats: Any, **options: Any) -> Any:
+        num_rendered.append(sum(map(len, chats)))
+        return apply(chats, **options)
+
+    monkeypatch.setattr(template.tokenizer, "apply_chat_template", count)
+    chat = long_chat(1000)
+    (one,) = fit([chat], template, max_tokens=100, max_rounds=None)
+    assert isinstance(one, Rendered)
+    assert one.lost_rounds > 990
+    # To find every answer takes a rendering of all before it: a million turns.
+    assert sum(num_rendered) < 4 * len(chat.turns)

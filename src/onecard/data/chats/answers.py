@@ -5,6 +5,7 @@ look into contents (Qwen3 takes earlier thoughts out). Those are rendered again 
 prefixes; a place that neither proves is not guessed.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -55,6 +56,37 @@ def search_answers(text: str, turns: Sequence[Turn], shape: Shape, render: Rende
         if spans is not None:
             return spans
     return _search_by_prefixes(text, turns, shape, render) or unclear
+
+
+def find_by_prefixes(text: str, turns: Sequence[Turn], stops: re.Pattern[str], render: Render) -> list[Span] | BadRow:
+    """Finds the spans of a conversation with calls of tools or reasoning, which are answers as contents are.
+
+    An answer begins where the prompt before it ends, and ends with the last stop token of its own turn. Where a
+    template drops from an earlier turn what it shows in the last one, it ends with the first. Two renderings for each.
+    """
+    unclear = BadRow("unclear template", "the chat template shows its calls or reasoning where they cannot be told")
+    spans = []
+    for index, turn in enumerate(turns):
+        if turn.role != "assistant" or not turn.counts:
+            continue
+        prompt, whole = render(turns[:index], True), render(turns[: index + 1], False)
+        for rendered in (prompt, whole):
+            if isinstance(rendered, BadRow):
+                return rendered
+        assert isinstance(prompt, str)
+        assert isinstance(whole, str)
+        start = next((len(begin) for begin in (prompt, prompt.rstrip()) if text.startswith(begin)), None)
+        if start is None:
+            return unclear
+        found = list(stops.finditer(whole if text.startswith(whole) else text, start))
+        if found:
+            last = found[-1] if text.startswith(whole) else found[0]
+            spans.append(Span(start, last.end(), last.group()))
+        elif index == len(turns) - 1:
+            spans.append(Span(start, len(text), ""))
+        else:
+            return unclear
+    return spans
 
 
 def _after_prompt(text: str, start: int, answer: Answer) -> int:

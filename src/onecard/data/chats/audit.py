@@ -46,6 +46,7 @@ def audit_chats(
         num_lost_tokens=flaws["lost_tokens"],
         num_double_bos_rows=flaws["double_bos_rows"],
         num_rows_without_stop=flaws["rows_without_stop"],
+        num_partial_rows=flaws["partial_rows"],
         num_duplicate_rows=_count_duplicates(to_train),
         num_rows_in_heldout=sum(_count_in(part, kept_out) for part in to_train),
         samples=tuple(sample for entry in train for sample in entry.manifest.examples)[:_SAMPLES_SHOWN],

@@ -30,6 +30,7 @@ from onecard.data.chats.chat_file import (
 from onecard.data.chats.conversation import BadRow
 from onecard.data.chats.examples import ExampleBatch, ExampleReader
 from onecard.data.chats.rendering import Block, RenderedBatch, Renderer
+from onecard.data.chats.rows import estimate_rows, list_chat_files
 from onecard.data.chats.template import ChatTemplate
 from onecard.data.fingerprint import Fingerprint, Progress
 from onecard.data.reuse import open_or_build
@@ -111,16 +112,17 @@ class _Build:
         try:
             with ExitStack() as stack:
                 writers = {part: _PartWriter(self.folder, part, self.dtype, stack) for part in PARTS}
-                num_bytes = 0
+                num_rows = 0
+                total_rows = estimate_rows(list_chat_files(self.fingerprint.source).files) if progress else None
                 for batch, rendered in self._rendered():
                     for part, block in zip(PARTS, (rendered.train, rendered.heldout), strict=True):
                         writers[part].append(block)
                         _add(self.counts[part], block.counts)
                     _add(self.flaws, rendered.flaws)
                     self._note(rendered)
-                    num_bytes += batch.num_characters
+                    num_rows += batch.num_rows
                     if progress is not None:
-                        progress("preparing chats", num_bytes, None)
+                        progress("preparing chats", num_rows, total_rows and max(total_rows, num_rows))
                 for writer in writers.values():
                     writer.put_on_disk()
             self.fingerprint.check_unchanged()

@@ -18,7 +18,7 @@ from onecard.data.token_file import MANIFEST_FILE, TokenFile
 from onecard.errors import DataError
 from onecard.spec.mask_audit import SampleRow, SkippedRows
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PARTS = ("train", "heldout")
 _OFFSETS_AT_ONCE = 1 << 20
 
@@ -70,6 +70,7 @@ class Flaws:
     lost_tokens: int = 0
     double_bos_rows: int = 0
     rows_without_stop: int = 0
+    partial_rows: int = 0
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ row (dict) ─ formats ─► Conversation | PlainText ─ rounds, template ─�
      └──────────────────────────── BadRow, with the reason ──────────────┘
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -14,11 +14,21 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says. `counts`: whether an assistant's turn is learned; other roles never are."""
+    """What one side says. `counts`: whether an assistant's turn is learned; other roles never are.
+
+    `extras` are further keys of the message for the template: `tool_calls`, `reasoning_content` (also as `reasoning`
+    and `thinking`), `tool_call_id`, `name`.
+    """
 
     role: Role
     content: str
     counts: bool = True
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The turn as templates take it."""
+        return {"role": self.role, "content": self.content, **self.extras}
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,8 @@ class Rendered:
     """A conversation as tokens: `ids` int32 [n], `is_target` bool [n] (whether the token itself is to be predicted).
 
     `target_bytes` is the UTF-8 text of the targets, stop tokens left out. `lost_tokens` were left out to keep to the
-    length, `lost_rounds` are the rounds among them that were dropped whole; `is_cut` tells of a turn that was cut.
+    length, `lost_rounds` are the rounds among them that were dropped whole; `is_cut` tells of a turn that was cut,
+    `is_partial` of tools, calls or reasoning that the template does not show.
     """
 
     ids: np.ndarray
@@ -61,3 +72,4 @@ class Rendered:
     lost_tokens: int = 0
     lost_rounds: int = 0
     is_cut: bool = False
+    is_partial: bool = False

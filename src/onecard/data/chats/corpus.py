@@ -80,7 +80,8 @@ class ChatCorpus:
 
     `train_bytes` and `heldout_bytes` are UTF-8 text of the targets; `fingerprint` changes when any row, the tokenizer,
     the template, a length, the split or a weight does; `names` are the sources of `train` as the user wrote them;
-    `stop_ids` end an answer.
+    `stop_ids` end an answer; `control_tokens` are the special tokens that the template writes, with their ids, and
+    `new_tokens` those that the vocabulary lacked.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -96,6 +97,8 @@ class ChatCorpus:
     names: tuple[str, ...]
     max_seq_length: int
     stop_ids: tuple[int, ...]
+    control_tokens: tuple[tuple[str, int], ...]
+    new_tokens: tuple[str, ...]
     audit: MaskAudit
 
     @property
@@ -158,8 +161,9 @@ class ChatCorpus:
 def prepare_chats(request: ChatRequest, progress: Progress | None = None) -> ChatCorpus:
     """Turns chats into conversations of tokens with their targets, or opens those of an earlier call.
 
-    `progress(stage, done_bytes, total_bytes)` is called from time to time. Raises DataError for everything about the
-    input, all of it together: with `on_bad_row` error for rows that cannot be used, always where nothing counts.
+    `progress(stage, done, total)` is called from time to time, with bytes, while preparing with rows. Raises DataError
+    for everything about the input, all of it together: with `on_bad_row` error for rows that cannot be used, always
+    where nothing counts.
     """
     _check(request)
     cache_root = cache_folder(request.cache_dir)
@@ -277,5 +281,7 @@ def _corpus(
         names=tuple(names[:count]),
         max_seq_length=request.max_seq_length,
         stop_ids=template.stop_ids,
+        control_tokens=template.control_tokens,
+        new_tokens=template.new_tokens,
         audit=audit_chats(names, train, evaluated, template.name),
     )

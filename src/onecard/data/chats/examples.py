@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from onecard.data.chats.conversation import BadRow, Example, PlainText
 from onecard.data.chats.formats import recognise, to_example
 from onecard.data.chats.rows import ChatFile, open_chat_files
-from onecard.data.chats.turns import quote
+from onecard.data.chats.words import quote
 from onecard.data.row_files import Row, RowProblem
 from onecard.data.sources import Source
 
@@ -31,8 +31,12 @@ class ExampleBatch:
     num_characters: int = 0
 
     @property
+    def num_rows(self) -> int:
+        return len(self.origins) + len(self.bad)
+
+    @property
     def is_full(self) -> bool:
-        return self.num_characters >= BATCH_CHARACTERS or len(self.origins) + len(self.bad) >= BATCH_ROWS
+        return self.num_characters >= BATCH_CHARACTERS or self.num_rows >= BATCH_ROWS
 
 
 class ExampleReader:
@@ -96,6 +100,8 @@ def _content(example: Example) -> str:
     if isinstance(example, PlainText):
         return example.text
     turns = "\x1e".join(f"{turn.role}\x1f{turn.content}" for turn in example.turns)
+    if extras := {number: turn.extras for number, turn in enumerate(example.turns) if turn.extras}:
+        turns = f"{turns}\x1d{json.dumps(extras, sort_keys=True, ensure_ascii=False)}"
     return f"{turns}\x1d{json.dumps(example.tools, sort_keys=True)}" if example.tools else turns
 
 

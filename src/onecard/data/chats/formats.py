@@ -16,11 +16,13 @@ that cannot show it says so. An empty system prompt is taken as none.
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 from onecard.data.chats.conversation import BadRow, Conversation, Example, PlainText, Turn
-from onecard.data.chats.turns import BadTurn, check_text, describe, read_turn, with_system
+from onecard.data.chats.turns import read_turn, with_system
+from onecard.data.chats.words import BadTurn, check_text, describe
 
 _TURN_LISTS = ("messages", "conversations", "conversation", "dialog", "turns")
 _QUESTIONS = ("prompt", "question", "query", "input")
@@ -54,8 +56,8 @@ def to_example(row: object, format: str) -> Example | BadRow:
     """Reads a row as the format that its file has.
 
     What is malformed comes back as a BadRow. Its kinds are `mixed formats`, `unknown format`, `missing key`,
-    `no turns`, `unknown role`, `null content`, `empty turn`, `not text`, `broken characters`, `tool calls`,
-    `separate reasoning`, `bad weight`, `two system prompts`, `two columns for one`, `bad tools`, `late system turn`,
+    `no turns`, `unknown role`, `null content`, `empty turn`, `not text`, `broken characters`,
+    `bad tool call`, `bad weight`, `two system prompts`, `two columns for one`, `bad tools`, `late system turn`,
     `wrong alternation`, `ends on user`, `ends on tool`, `no assistant turn` and `teaches nothing`.
     """
     found = recognise(row)
@@ -190,7 +192,7 @@ def _read_prompt_completion(row: Any) -> Conversation:
         ]
     else:
         listed = _list_of_turns(_as_turns(prompt, "user"), "prompt")
-        asked = [Turn(turn.role, turn.content, turn.role != "assistant") for turn in listed]
+        asked = [replace(turn, counts=turn.role != "assistant") for turn in listed]
         turns = [*asked, *_list_of_turns(_as_turns(completion, "assistant"), "completion")]
     return _conversation(with_system(row, turns), _tools(row.get("tools")))
 

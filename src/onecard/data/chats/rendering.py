@@ -120,6 +120,7 @@ class Renderer:
             dropped_rounds=sum(row.lost_rounds for row in rows),
             lost_tokens=sum(row.lost_tokens for row in rows),
             double_bos_rows=0 if bos is None else sum(row.ids[:2].tolist() == [bos, bos] for row in rows),
+            partial_rows=sum(row.is_partial for row in rows),
             # What was cut has lost its stop token with its end, and is told as cut.
             rows_without_stop=self._count_without_stop([row for row in rows if not row.is_cut]),
         )

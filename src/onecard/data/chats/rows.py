@@ -1,12 +1,13 @@
 """Where chats come from: a source becomes files of rows, each row with its place."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from onecard.data.row_files import Row, RowProblem, read_hub_rows, read_row_file
-from onecard.data.sources import FileList, Source, list_files
+from onecard.data.sources import FileList, Source, SourceFile, list_files
 from onecard.errors import DataError
 
+_HEAD_BYTES = 1 << 20
 _SUFFIXES = ".jsonl, .ndjson, .json, .parquet, .tar, each also with .gz but Parquet"
 
 
@@ -47,6 +48,31 @@ def list_all_files(sources: Iterable[Source]) -> list[tuple[Source, FileList]]:
     if problems:
         raise DataError("\n".join(problems))
     return found
+
+
+def estimate_rows(files: Sequence[SourceFile]) -> int | None:
+    """Estimates the rows of files from their first megabyte, of Parquet from what it says; None where that cannot be.
+
+    A compressed file and one that is a single list tell too little in their beginning.
+    """
+    counts = [_estimate_of(file) for file in files]
+    return None if not counts or None in counts else sum(count for count in counts if count is not None)
+
+
+def _estimate_of(file: SourceFile) -> int | None:
+    try:
+        if file.kind == "parquet":
+            import pyarrow.parquet as pq
+
+            return int(pq.read_metadata(file.path).num_rows)
+        if file.path.suffix.lower() not in (".jsonl", ".ndjson"):
+            return None
+        size = file.path.stat().st_size
+        with file.path.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+    except (OSError, ValueError):  # which the reader is going to explain; pyarrow's errors are ValueErrors
+        return None
+    return max(1, round(head.count(b"\n") * size / max(1, len(head))))
 
 
 def open_chat_files(source: Source) -> Iterator[ChatFile]:

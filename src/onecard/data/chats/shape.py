@@ -11,6 +11,7 @@ token after its content. Templates look at roles far more than at contents, so s
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -80,19 +81,21 @@ def find_shape(conversation: Conversation, render: Render, stops: re.Pattern[str
         return text
     fixed, order = split_marks(text)
     answers = {}
+    shown = Counter(order)
+    place_of = {index: place for place, index in enumerate(order)}
     for index, turn in enumerate(turns):
         if turn.role == "assistant":
-            if order.count(index) != 1:
+            if shown[index] != 1:
                 return BadRow("unclear template", f"the chat template does not show turn {index + 1} once")
             prompt = render(turns[:index], True)
             if isinstance(prompt, BadRow):
                 return prompt
-            header = _header(prompt, fixed, order, order.index(index))
+            header = _header(prompt, fixed, order, place_of[index])
             if header is None:
                 reason = f"the generation prompt does not lead to the answer in turn {index + 1}"
                 return BadRow("unclear template", reason)
             is_last = index == len(turns) - 1
-            answers[index] = Answer(*header, *_closing(fixed[order.index(index) + 1], stops, is_last))
+            answers[index] = Answer(*header, *_closing(fixed[place_of[index] + 1], stops, is_last))
     is_trimmed = _find_trimming(turns, render, fixed, order)
     return Shape(tuple(order), tuple(fixed), is_trimmed, answers)
 

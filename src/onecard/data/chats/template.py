@@ -12,15 +12,19 @@ from text and stay.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onecard.data.chats.answers import Span, match_shape, search_answers
+from onecard.data.chats.answers import Span, find_by_prefixes, match_shape, search_answers
 from onecard.data.chats.conversation import BadRow, Conversation, Example, PlainText, Rendered, Turn
+from onecard.data.chats.extras import REASONING
 from onecard.data.chats.shape import Shape, find_shape
+from onecard.data.chats.span_tokens import end_token, first_token
 from onecard.data.chats.template_choice import add_tokens, choose, mend_specials
+from onecard.data.chats.typed_text import PromptEncoder, mark_typed
 from onecard.data.tokenizer import drops_unknown
 from onecard.errors import DataError
 
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 # A set with tools of its own in every row would keep a shape for each.
 _MAX_SHAPES = 4096
 _QUESTION = (Turn("user", "Why?"), Turn("assistant", "Therefore."))
+_TOOL = {"type": "function", "function": {"name": "tool_of_a_trial", "arguments": {}}}
 
 
 class ChatTemplate:
@@ -38,7 +43,8 @@ class ChatTemplate:
 
     `name` says for people which template it is. `new_tokens` were added to the vocabulary for it; `mended_tokens` are
     special tokens that the tokenizer did not find in running text. `appends_end` tells that answers end with no token
-    of the template. `stop_ids` end an answer; `shows_tools` tells whether tools get into the text.
+    of the template. `stop_ids` end an answer; `control_tokens` are all special tokens that the template writes, with
+    their ids; `shows_tools`, `shows_calls` and `shows_reasoning` tell what beside contents gets into the text.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
@@ -55,11 +61,13 @@ class ChatTemplate:
         added = tokenizer.added_tokens_decoder.values()
         specials = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
         self._specials = _any_of(specials)
+        self._prompts = PromptEncoder(self._encoder, specials)
         self._special_ids = frozenset(tokenizer.convert_tokens_to_ids(sorted(specials)))
         self._shapes: dict[tuple[tuple[str, ...], str], Shape | BadRow] = {}
         # Phi-like vocabularies have tokens to stop at that are added but not special.
         self._stops = self._specials
-        closing = self._try_out(name)
+        written = self._try_out(name)
+        closing = written[-1]
         if self._specials.search(closing) is None:
             self._stops = _any_of({token.content for token in added if not token.content.isspace()} | specials)
         found = self._stops.search(closing)
@@ -69,7 +77,13 @@ class ChatTemplate:
         self._shapes.clear()
         ends = (found.group() if found else None, tokenizer.eos_token)
         self.stop_ids = tuple(dict.fromkeys(tokenizer.convert_tokens_to_ids(end) for end in ends if end is not None))
-        self.shows_tools = self._is_shown({"type": "function", "function": {"name": "tool_of_a_trial"}})
+        names = [*self._stops.findall("".join(written)), *([self._end_token()] if self.appends_end else ())]
+        self.control_tokens = tuple((name, int(tokenizer.convert_tokens_to_ids(name))) for name in dict.fromkeys(names))
+        self.shows_tools = self._shows(Conversation(_QUESTION, (_TOOL,)))
+        self.shows_calls, self.shows_reasoning = (
+            self._shows(Conversation((_QUESTION[0], replace(_QUESTION[1], extras=extras))))
+            for extras in ({"tool_calls": [_TOOL]}, dict.fromkeys(REASONING, "Because."))
+        )
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase", source: str = "auto") -> "ChatTemplate":
@@ -96,19 +110,16 @@ class ChatTemplate:
         """Renders and encodes a batch, in order; about 10,000 short rows a second on one core.
 
         BadRow kinds: `template refuses` (with the template's own words), `unclear template`, `special token in text`,
-        `private characters`, `unknown characters`, `no stop token`.
+        `private characters`, `unknown characters`, `no stop token`, `call not shown`.
         """
-        texts = [self._find_special(example) for example in examples]
-        chats = [index for index, text in enumerate(texts) if text is None]
-        for index, text in zip(chats, self._texts([examples[index] for index in chats], False), strict=True):  # type: ignore[misc]
-            texts[index] = text
+        texts = self._rendered_texts(examples)
         found: list[list[Span] | BadRow] = [
-            text if isinstance(text, BadRow) else self._spans(str(text), example)
+            text if isinstance(text, BadRow) else self._spans(text, example)
             for text, example in zip(texts, examples, strict=True)
         ]
         encodings = iter(
             self._encoder.encode_batch(
-                [text for text, spans in zip(texts, found, strict=True) if not isinstance(spans, BadRow)],
+                [str(text) for text, spans in zip(texts, found, strict=True) if not isinstance(spans, BadRow)],
                 add_special_tokens=False,
             )
         )
@@ -117,26 +128,41 @@ class ChatTemplate:
             for text, spans, example in zip(texts, found, examples, strict=True)
         ]
 
+    def count_tokens(self, examples: Sequence[Example]) -> list[int | BadRow]:
+        """Counts the tokens that `render` gives, without looking for answers, which takes long in a long chat."""
+        texts = self._rendered_texts(examples)
+        encodings = iter(
+            self._encoder.encode_batch([text for text in texts if isinstance(text, str)], add_special_tokens=False)
+        )
+        return [
+            text if isinstance(text, BadRow) else len(next(encodings)) + self._ends_open(example)
+            for text, example in zip(texts, examples, strict=True)
+        ]
+
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Gives the ids of a conversation that the model is to go on with, generation prompt and all."""
-        (text,) = self._texts([Conversation(tuple(turns))], True)
+        """Gives the ids of a conversation that the model is to go on with, generation prompt and all.
+
+        A special token in a content is encoded as the letters it is written with.
+        """
+        marked, typed = mark_typed(turns, self._specials)
+        (text,) = self._texts([Conversation(tuple(marked))], True)
         if isinstance(text, BadRow):
             raise DataError(f"chat template ({self.name}): it refuses this conversation: {text.reason}.")
-        return list(self._encoder.encode(text, add_special_tokens=False).ids)
+        return self._prompts.encode(text, typed)
 
     def text_bytes(self, ids: np.ndarray) -> int:
         """Counts the UTF-8 bytes that tokens stand for, special tokens left out (a cut character may count as 3)."""
         return len(self.tokenizer.decode(ids, skip_special_tokens=True).encode("utf-8"))
 
-    def _try_out(self, name: str) -> str:
-        """Renders a question and an answer; gives the text after the answer."""
+    def _try_out(self, name: str) -> tuple[str, ...]:
+        """Renders a question and an answer; gives the text around them."""
         shape = self._shape(Conversation(_QUESTION))
         if isinstance(shape, BadRow):
             raise DataError(
                 f"chat template ({name}): it cannot be used to learn answers, for a question and its answer fail"
                 f" ({shape.kind}: {shape.reason}). Choose another with chat_template, for example 'default'."
             )
-        return shape.fixed[-1]
+        return shape.fixed
 
     def _end_token(self) -> str:
         if self.tokenizer.eos_token is None:
@@ -146,14 +172,36 @@ class ChatTemplate:
             )
         return str(self.tokenizer.eos_token)
 
-    def _is_shown(self, tool: dict[str, Any]) -> bool:
-        with_tool, without = self._texts([Conversation(_QUESTION, (tool,)), Conversation(_QUESTION)], False)
-        return with_tool != without and not isinstance(with_tool, BadRow)
+    def _shows(self, chat: Conversation) -> bool:
+        """Says whether a question and its answer look different with what `chat` has beside them."""
+        found, plain = self._texts([chat, Conversation(_QUESTION)], False)
+        return found != plain and not isinstance(found, BadRow)
+
+    def _hides(self, chat: Conversation) -> bool:
+        """Says whether the chat has tools, calls or reasoning that the template does not show."""
+        return (
+            (bool(chat.tools) and not self.shows_tools)
+            or (not self.shows_calls and any("tool_calls" in turn.extras for turn in chat.turns))
+            or (not self.shows_reasoning and any(REASONING[0] in turn.extras for turn in chat.turns))
+        )
+
+    def _rendered_texts(self, examples: Sequence[Example]) -> list[str | BadRow]:
+        texts = [self._find_special(example) for example in examples]
+        chats = [index for index, text in enumerate(texts) if text is None]
+        rendered = self._texts([examples[index] for index in chats], False)  # type: ignore[misc]
+        for index, text in zip(chats, rendered, strict=True):
+            texts[index] = text
+        return texts  # type: ignore[return-value]
 
     def _find_special(self, example: Example) -> str | BadRow | None:
         """Gives running text as it is, None for a conversation yet to be rendered, BadRow for either with a special."""
-        contents = (example.text,) if isinstance(example, PlainText) else (turn.content for turn in example.turns)
-        for content in contents:
+        if isinstance(example, Conversation) and not self.shows_calls:
+            turns = enumerate(example.turns, 1)
+            silent = next((number for number, turn in turns if "tool_calls" in turn.extras and not turn.content), None)
+            if silent is not None:
+                reason = f"turn {silent} is a call of a tool alone, which the template leaves out"
+                return BadRow("call not shown", reason)
+        for content in _texts_of(example):
             found = self._specials.search(content)
             if found is not None:
                 reason = f"a text has the special token {found.group()} in it; take it out or write it differently"
@@ -166,7 +214,7 @@ class ChatTemplate:
             return []
         if len(chats) > 1 and any(chat.tools for chat in chats):
             return [text for chat in chats for text in self._texts([chat], is_prompt)]
-        messages = [[{"role": turn.role, "content": turn.content} for turn in chat.turns] for chat in chats]
+        messages = [[turn.message for turn in chat.turns] for chat in chats]
         try:
             return list(
                 self.tokenizer.apply_chat_template(
@@ -183,6 +231,8 @@ class ChatTemplate:
     def _spans(self, text: str, example: Example) -> list[Span] | BadRow:
         if isinstance(example, PlainText):
             return [Span(0, len(text), "")]
+        if any(turn.extras for turn in example.turns):
+            return find_by_prefixes(text, example.turns, self._stops, self._renderer(example))
         shape = self._shape(example)
         if isinstance(shape, BadRow):
             return shape
@@ -213,42 +263,34 @@ class ChatTemplate:
             return BadRow("unknown characters", "it has characters that the tokenizer does not know")
         is_target, target_bytes = np.zeros(len(ids) + 1, bool), 0
         for span in spans:
-            first, last = self._first_token(encoding, span), _end_token(encoding, span, len(text))
+            first, last = first_token(encoding, span, self._special_ids), end_token(encoding, span, len(text))
             if last is None or (span.stop and ids[last - 1] != self.tokenizer.convert_tokens_to_ids(span.stop)):
                 return BadRow("no stop token", f"{span.stop} after an answer becomes no token of its own")
             is_target[first:last] = True
             target_bytes += len(text[span.start : span.end - len(span.stop)].encode("utf-8"))
+        is_partial = isinstance(example, Conversation) and self._hides(example)
         if self._ends_open(example):
             is_target[-1] = True
-            return Rendered(np.array([*ids, self.tokenizer.eos_token_id], np.int32), is_target, target_bytes)
-        return Rendered(np.array(ids, np.int32), is_target[:-1], target_bytes)
+            ids = [*ids, self.tokenizer.eos_token_id]
+        return Rendered(np.array(ids, np.int32), is_target[: len(ids)], target_bytes, is_partial=is_partial)
 
     def _ends_open(self, example: Example) -> bool:
         if isinstance(example, PlainText):
             return self.tokenizer.eos_token_id is not None
         return self.appends_end and example.turns[-1].role == "assistant" and example.turns[-1].counts
 
-    def _first_token(self, encoding: "Encoding", span: Span) -> int:
-        """Finds the first token whose last character lies in the span."""
-        for position in range(span.start, span.end):
-            token = encoding.char_to_token(position)
-            if token is not None:
-                # A special token may swallow the white space after it; it is the prompt's all the same.
-                begins_before = encoding.char_to_token(span.start - 1) == token if span.start else False
-                return token + 1 if begins_before and encoding.ids[token] in self._special_ids else token
-        return len(encoding.ids)
 
-
-def _end_token(encoding: "Encoding", span: Span, text_length: int) -> int | None:
-    """Finds the token after the last one whose last character lies in the span; a stop token always belongs to it."""
-    if span.stop:
-        token = encoding.char_to_token(span.end - 1)
-        return None if token is None else token + 1
-    for position in range(span.end, text_length):
-        token = encoding.char_to_token(position)
-        if token is not None:
-            return token
-    return len(encoding)
+def _texts_of(example: Example) -> Iterator[str]:
+    """Every text of an example that the template may put in."""
+    if isinstance(example, PlainText):
+        yield example.text
+        return
+    if example.tools:
+        yield json.dumps(example.tools, ensure_ascii=False)
+    for turn in example.turns:
+        yield turn.content
+        for value in turn.extras.values():
+            yield value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _any_of(words: set[str]) -> re.Pattern[str]:

@@ -40,6 +40,7 @@ EOS = (
     "{% if tools %}{{ (tools | tojson) + eos_token }}{% endif %}"
     "{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"
 )
+_OWN = {DEFAULT: "default", CHATML: "chatml", EOS: "eos"}
 _CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
@@ -48,6 +49,9 @@ def choose(tokenizer: "PreTrainedTokenizerBase", source: str) -> tuple[Any, str,
 
     Raises DataError where `source` is no name, file or folder with a template in it.
     """
+    if source == "auto" and isinstance(tokenizer.chat_template, str) and tokenizer.chat_template in _OWN:
+        # It learned from chats here, and says of its template what was said then.
+        source = _OWN[tokenizer.chat_template]
     if source == "auto" and tokenizer.chat_template:
         return tokenizer.chat_template, "the tokenizer's own", ()
     if source == "chatml":

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from onecard.data.chats.conversation import Role, Turn
+from onecard.data.chats.extras import REASONING, read_extras
+from onecard.data.chats.words import BadTurn, check_text, describe, quote
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -25,18 +27,7 @@ ROLES: dict[str, Role] = {
 }
 _SYSTEMS = ("system", "system_prompt")
 _WEIGHTS = ("loss_weight", "weight", "train")
-# Characters of a name or number in a message.
-_LONGEST_SHOWN = 60
-_REASONING = frozenset(("reasoning_content", "reasoning", "thinking"))
-
-
-class BadTurn(Exception):
-    """Why a row cannot be used; never leaves this package."""
-
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
-        self.reason = reason
+_EXTRAS = frozenset((*REASONING, "tool_calls", "function_call", "tool_call_id", "name"))
 
 
 def read_turn(entry: object, number: int) -> Turn | None:
@@ -49,14 +40,14 @@ def read_turn(entry: object, number: int) -> Turn | None:
         shown = quote(name) if isinstance(name, str) else describe(name)
         raise BadTurn("unknown role", f"turn {number} has the role {shown}; known are {', '.join(ROLES)}")
     place = f"turn {number} ({role})"
-    if entry.get("tool_calls"):
-        raise BadTurn("tool calls", f"{place} has 'tool_calls'; only calls written in its content can be learned")
-    if not _REASONING.isdisjoint(entry) and any(entry.get(key) for key in _REASONING):
-        raise BadTurn("separate reasoning", f"{place} has its reasoning apart; write it into the content, in <think>")
+    extras = read_extras(entry, role, place) if not _EXTRAS.isdisjoint(entry) else {}
     if role == "system" and value in (None, ""):
         return None
-    text = check_text(_join_parts(value, place) if isinstance(value, list) else value, place)
-    return Turn(role, text, role != "assistant" or _counts(entry, place))
+    if "tool_calls" in extras and value in (None, "", []):
+        text = ""
+    else:
+        text = check_text(_join_parts(value, place) if isinstance(value, list) else value, place)
+    return Turn(role, text, role != "assistant" or _counts(entry, place), extras)
 
 
 def with_system(row: dict[str, Any], turns: Sequence[Turn]) -> tuple[Turn, ...]:
@@ -72,51 +63,11 @@ def with_system(row: dict[str, Any], turns: Sequence[Turn]) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def check_text(value: object, place: str) -> str:
-    """Gives the text back if it is one that can be learned or answered; raises BadTurn."""
-    if value is None:
-        raise BadTurn("null content", f"{place} is null")
-    if not isinstance(value, str):
-        raise BadTurn("not text", f"{place} is {describe(value)}, not text")
-    if not value or value.isspace():
-        raise BadTurn("empty turn", f"{place} is empty")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        shown = f"U+{ord(value[error.start]):04X}"
-        raise BadTurn("broken characters", f"{place} has half of a character ({shown}), which is no UTF-8") from error
-    return value
-
-
-def describe(value: object) -> str:
-    """Names the kind of a JSON value for people."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return f"a number ({_shortened(str(value))})"
-    if isinstance(value, dict):
-        return f"an object with {', '.join(map(quote, list(value)[:5])) or 'no keys'}"
-    if isinstance(value, list | tuple):
-        return f"a list of {len(value)}"
-    return "text" if isinstance(value, str) else type(value).__name__
-
-
-def quote(name: object) -> str:
-    """Writes a name for people, however long it is."""
-    return _shortened(repr(name))
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
-
-
 def _keys_of(entry: dict[str, Any], number: int) -> tuple[object, object]:
     for role_key, text_key in (("role", "content"), ("from", "value")):
         if role_key in entry:
             # Calls of tools stand in place of a content.
-            if text_key not in entry and not entry.get("tool_calls"):
+            if text_key not in entry and not (entry.get("tool_calls") or entry.get("function_call")):
                 raise BadTurn("missing key", f"turn {number} has no {text_key!r}")
             return entry[role_key], entry.get(text_key)
     raise BadTurn("missing key", f"turn {number} has no 'role' (or 'from'), it is {describe(entry)}")
