@@ -21,7 +21,7 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_plan_for_a_card_tells_memory_and_what_else_there_is(run) -> None:
-    done = run(*WORDS, "--card", "rtx-3060-12gb")
+    done = run(*WORDS, "--card", "rtx-3060-12gb", "--no-refine")
     assert done.code == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("device      RTX 3060 12GB (cuda:0), bf16")
@@ -35,7 +35,7 @@ def test_a_plan_for_a_card_tells_memory_and_what_else_there_is(run) -> None:
 
 def test_a_card_that_pytorch_does_not_support_is_planned_with_a_warning(run, monkeypatch) -> None:
     monkeypatch.setattr("torch.version.cuda", None)
-    done = run(*WORDS, "--card", "gtx-1080-ti")
+    done = run(*WORDS, "--card", "gtx-1080-ti", "--no-refine")
     assert done.code == 0, done.stderr
     place = next(number for number, line in enumerate(done.stdout.splitlines()) if line.startswith("memory"))
     assert "install the cu126 build, --index-url https://download" in done.stdout.splitlines()[place + 1]

@@ -37,9 +37,13 @@ def plan_of(tiny_plan: Callable[..., Plan], settings_of: Callable[..., dict[str,
     return make
 
 
-def make_trace(num_layers: int, *, is_compiled: bool) -> Trace:
-    """A step in which each layer has a weight, keeps something for its backward pass and updates the weight."""
+def make_trace(num_layers: int, *, is_compiled: bool, share: float = 0.0) -> Trace:
+    """A step in which each layer has a weight, keeps something for its backward pass and updates the weight.
+
+    The first layers, this share of all, keep little and compute it again.
+    """
     record = Record()
+    num_recomputed = round(share * num_layers)
 
     def add(num_bytes: int, phase: str, label: str | None = None) -> int:
         record.sizes.append(num_bytes)
@@ -54,7 +58,7 @@ def make_trace(num_layers: int, *, is_compiled: bool) -> Trace:
     for _ in range(num_layers):
         add(10 * MIB, "start", "weights")
     resident_end = len(record.order)
-    kept = [add(kept_bytes, "forward") for _ in range(num_layers)]
+    kept = [add(2 * MIB if number < num_recomputed else kept_bytes, "forward") for number in range(num_layers)]
     record.order.append(~add(70 * MIB, "loss"))
     for number in reversed(kept):
         record.order += [~add(5 * MIB, "backward"), ~number]
@@ -70,6 +74,8 @@ def make_trace(num_layers: int, *, is_compiled: bool) -> Trace:
         Work("randint", "forward", (2 * num_layers,), "int64", 1, 0, 16 * num_layers, 1),
         Work("bmm", "update", (num_layers, 8, 8, 8), "bfloat16", 3, 5 * num_layers, MIB * num_layers, 1),
     ]
+    if num_recomputed:
+        record.work.append(Work("again", "backward", (8, 8), "bfloat16", num_recomputed, 3 * num_recomputed, MIB, 1))
     return Trace(record, resident_end, step_end, 1)
 
 
@@ -80,7 +86,7 @@ def traced_depths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
 
     def trace(plan: Plan, _: tuple[int, int]) -> Trace:
         seen.append((depth._num_layers(plan.model.settings), plan.torch_compile))
-        return make_trace(seen[-1][0], is_compiled=plan.torch_compile)
+        return make_trace(seen[-1][0], is_compiled=plan.torch_compile, share=plan.gradient_checkpointing)
 
     monkeypatch.setattr(depth, "trace_cached", trace)
     return seen
@@ -95,13 +101,32 @@ def test_every_phase_and_all_work_are_those_of_the_whole_trace(
     whole = make_trace(20, is_compiled=True)
     deep, own = found.replay(MIB), TracedPlan(whole).replay(MIB)
     # What the allocator holds beyond tensors is no line.
-    same = {"reserved_bytes": deep.reserved_bytes, "parts_of_phases": {own.phase: own.parts}}
-    assert deep == replace(own, **same)
+    assert deep == replace(own, reserved_bytes=deep.reserved_bytes)
     assert deep.reserved_bytes >= deep.allocated_bytes
     assert found.replay(MIB, cap_bytes=deep.reserved_bytes).fits
     assert not found.replay(MIB, cap_bytes=deep.reserved_bytes - 1).fits
     expected = [work for work in whole.record.work if work.name != "randint"]
     assert found.trace.record.work == expected
+
+
+def test_a_share_of_recomputing_layers_lies_between_none_and_all(
+    plan_of: Callable[..., Plan], traced_depths: list[tuple[int, bool]]
+) -> None:
+    found = trace_any_depth(plan_of(gradient_checkpointing=0.25), AMPERE)
+    assert sorted(traced_depths) == [(3, True), (3, True), (4, True), (4, True), (20, False), (20, False)]
+    assert found.note == "interpolated from 3 and 4 of its 20 layers, none and all of them recomputing"
+    whole = make_trace(20, is_compiled=True, share=0.25)
+    deep, own = found.replay(MIB), TracedPlan(whole).replay(MIB)
+    assert deep.phase_bytes == own.phase_bytes
+    assert deep.phase == own.phase
+    assert {name: size for name, size in deep.parts.items() if size} == own.parts
+    assert not found.replay(MIB, cap_bytes=deep.reserved_bytes - 1).fits
+    for name in ("num_calls", "flops"):
+        totals = [
+            sum(getattr(work, name) for work in one.record.work if work.name != "randint")
+            for one in (found.trace, whole)
+        ]
+        assert totals[0] == totals[1]
 
 
 def test_the_fullest_phase_may_be_one_that_is_not_compiled(

@@ -69,7 +69,7 @@ def test_the_first_answer_comes_before_the_compiler_is_asked(
 def test_an_answer_may_stay_the_first(draft: Plan, target: Target, compiled: list[Plan]) -> None:
     plan = fit_plan(draft, Recipe(dataset="x"), target, FirstAnswer(lambda _: None, is_refined=False))
     assert not plan.forecast.is_refined
-    assert all(row.is_rough == (row.settings != {"torch_compile": False}) for row in list_alternatives(plan, target))
+    assert all(row.is_refined == (row.settings == {"torch_compile": False}) for row in list_alternatives(plan, target))
     assert not compiled
 
 

@@ -10,6 +10,7 @@ from onecard.spec.load import apply_device
 
 if TYPE_CHECKING:
     from onecard.data import TrainingData
+    from onecard.planner import OnWait
 
 
 def prepare(recipe: Recipe, *, progress: OnProgress | None = None) -> "TrainingData":
@@ -72,8 +73,21 @@ def plan(
     return make_plan(recipe, machine, survey_facts(recipe, inputs.find_base_here(recipe)), target=target, first=first)
 
 
-def alternatives(plan: Plan, *, card: str | None = None, platform: str | None = None) -> Iterator[Alternative]:
+def alternatives(
+    plan: Plan,
+    *,
+    card: str | None = None,
+    platform: str | None = None,
+    refine: bool = False,
+    on_wait: "OnWait | None" = None,
+) -> Iterator[Alternative]:
     """Forecasts a plan for a GPU with one thing changed at a time, a row as soon as it is known.
+
+    Rows that have to be compiled, and were not before, hold the figures of their eager step (`is_refined` false). With
+    `refine` each of them that may fit comes a second time after all others, with the same settings and the figures of
+    its compiled step: half a minute a row, what matters most first. `on_wait` is told before each of these which rows
+    are still to come, the next one first, and how many seconds all of them are expected to take. What was compiled is
+    remembered, so a call that is stopped loses no row.
 
     Raises:
         InputError: the plan is for a CPU.
@@ -84,4 +98,4 @@ def alternatives(plan: Plan, *, card: str | None = None, platform: str | None = 
     if plan.forecast is None or plan.device == "cpu":
         raise InputError("alternatives are forecast for GPUs: name a card, as in --card rtx-4060-laptop")
     target = target_of_card(find_card(card), platform) if card else find_target(plan.device, probe_here())
-    return list_alternatives(plan, target)
+    return list_alternatives(plan, target, (on_wait or (lambda *_: None)) if refine else None)

@@ -69,12 +69,16 @@ def bar_lines(plan: "Plan") -> list[str]:
     return lines
 
 
-def alternative_row(row: "Alternative", plan: "Plan") -> tuple[str, ...]:
+def alternative_row(row: "Alternative") -> tuple[str, ...]:
     """One row of the ladder: what is changed, memory, time of a step, whether it fits."""
-    changed = ", ".join(f"{name} {_word(value)}" for name, value in row.settings.items()) or "as planned"
     time = "" if row.step_s is None else f"{row.step_s:.3g} s a step"
-    mark = ", before compiling" if row.is_rough else ""
-    return changed, format_bytes(row.peak_bytes), time, ("fits" if row.fits else "does not fit") + mark
+    mark = ", interpolated" if row.is_interpolated else "" if row.is_refined else ", before compiling"
+    return changes_of(row), format_bytes(row.peak_bytes), time, ("fits" if row.fits else "does not fit") + mark
+
+
+def changes_of(row: "Alternative") -> str:
+    """What an alternative changes, in words."""
+    return ", ".join(f"{name} {_word(value)}" for name, value in row.settings.items()) or "as planned"
 
 
 def card_row(plan: "Plan", host: str) -> tuple[str, ...]:
@@ -107,6 +111,7 @@ def plan_document(plan: "Plan", alternatives: "Iterable[Alternative]" = ()) -> d
     return {
         "card": forecast.card if forecast else None,
         "is_refined": forecast.is_refined if forecast else None,
+        "is_interpolated": forecast.is_interpolated if forecast else None,
         **{key: memory.get(key) for key in _MEMORY_KEYS},
         **{key: time.get(key) for key in _TIME_KEYS},
         "settings": settings,

@@ -4,11 +4,12 @@ from onecard.planner.choose import Measurements, check_recipe, make_plan
 from onecard.planner.device import Target, choose_device, find_target, kind_of, target_of_card
 from onecard.planner.facts import facts_of, survey_facts
 from onecard.planner.fit import FirstAnswer
-from onecard.planner.ladder import list_alternatives
+from onecard.planner.ladder import OnWait, list_alternatives
 
 __all__ = [
     "FirstAnswer",
     "Measurements",
+    "OnWait",
     "Target",
     "check_recipe",
     "choose_device",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 from onecard.errors import InputError
 from onecard.planner.candidate import RESERVED_SHARE, Candidate, evaluate, is_answered
@@ -52,15 +53,90 @@ def fit_plan(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | N
 
 
 def _fit(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | None) -> Plan:
-    is_free = recipe.fit == "auto"
-    sizes = micro_batches(draft) if is_free or _is_open(recipe) else [draft.micro_batch_size]
-    recomputes = [False, True] if is_free or recipe.gradient_checkpointing == "auto" else [draft.gradient_checkpointing]
-    if len(sizes) == len(recomputes) == 1:
+    choices = _Choices.of(draft, recipe)
+    if choices.is_none:
         given = _refine(evaluate(draft, target, may_compile=is_answered(draft, target)), target, first)
         if not given.forecast.memory.fits:
             raise does_not_fit(given, target)
         return given.plan.model_copy(update={"forecast": given.forecast})
+    rough = _search(draft, choices, target)
+    if not rough.forecast.memory.fits and not _may_fit_compiled(rough):
+        raise does_not_fit(rough, target)
+    chosen = _settle(draft, rough, choices, target, first)
+    if not chosen.forecast.memory.fits:
+        raise does_not_fit(chosen, target)
+    return chosen.plan.model_copy(update={"forecast": chosen.forecast})
+
+
+def _may_fit_compiled(rough: Candidate) -> bool:
+    memory = rough.forecast.memory
+    return not rough.forecast.is_refined and memory.peak_low_bytes <= memory.limit_bytes
+
+
+def _settle(draft: Plan, rough: Candidate, choices: "_Choices", target: Target, first: FirstAnswer | None) -> Candidate:
+    """Refines what was chosen by its eager step; what needs too much when compiled gives way to what needs less."""
+    best = refined = _refine(rough, target, first)
+    tried, cap_bytes = [_settings(rough)], best.forecast.memory.limit_bytes
+    while rough.plan.torch_compile and refined.forecast.is_refined and not refined.is_safe:
+        # A search by eager steps once more, within a limit that is lower by as much as compiling has added.
+        peaks = [one.forecast.memory.peak_bytes for one in (rough, refined)]
+        cap_bytes = min(cap_bytes, best.forecast.memory.limit_bytes * peaks[0] // peaks[1])
+        rough = _search(draft, choices, target, cap_bytes)
+        if _settings(rough) in tried:
+            break
+        tried.append(_settings(rough))
+        refined = _refine(rough, target, None)
+        best = min(best, refined, key=lambda one: (not one.is_safe, one.forecast.memory.peak_bytes))
+    if _settings(best) != tried[0]:
+        return Candidate(_explain_retreat(best, tried[0]), best.forecast)
+    return best
+
+
+def _settings(candidate: Candidate) -> tuple[int, float]:
+    return candidate.plan.micro_batch_size, candidate.plan.gradient_checkpointing
+
+
+def _explain_retreat(chosen: Candidate, at_first: tuple[int, float]) -> Plan:
+    """Says of what was chosen instead that the first choice fits only before compiling."""
+    keys = ("micro_batch_size", "gradient_checkpointing")
+    changed = [
+        (key, before) for key, before, now in zip(keys, at_first, _settings(chosen), strict=True) if before != now
+    ]
+    reasons = {key: f"{str(before).lower()} fits before compiling, but not compiled" for key, before in changed}
+    return chosen.plan.model_copy(update={"reasons": chosen.plan.reasons | reasons})
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """What may be chosen: micro-batches, smallest first, and shares of layers that recompute."""
+
+    sizes: list[int]
+    recomputes: list[float]
+
+    @classmethod
+    def of(cls, draft: Plan, recipe: Recipe) -> Self:
+        is_free = recipe.fit == "auto"
+        has_checkpointing = is_free or recipe.gradient_checkpointing == "auto"
+        return cls(
+            micro_batches(draft) if is_free or _is_open(recipe) else [draft.micro_batch_size],
+            [False, True] if has_checkpointing else [draft.gradient_checkpointing],
+        )
+
+    @property
+    def is_none(self) -> bool:
+        return len(self.sizes) == len(self.recomputes) == 1
+
+
+def _search(draft: Plan, choices: _Choices, target: Target, cap_bytes: int | None = None) -> Candidate:
+    """The fastest that fits by its eager step, with reasons; where nothing does, what needs least.
+
+    With `cap_bytes` only what would fit in so much is looked for; the forecast is for the whole limit.
+    """
+    sizes, recomputes = choices.sizes, choices.recomputes
     found: list[Candidate] = []
+    limits = {"memory_limit_bytes": draft.memory_limit_bytes}
+    if cap_bytes is not None:
+        draft = draft.model_copy(update={"memory_limit_bytes": cap_bytes})
     for recompute in recomputes:
         variant = draft.model_copy(update={"gradient_checkpointing": recompute})
         if (not found or _may_be_faster(variant, sizes[-1], found[0], target)) and (
@@ -73,17 +149,16 @@ def _fit(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | None)
         return _fit(draft.model_copy(update={"loss_chunk_size": chunk, "reasons": reasons}), recipe, target, first)
     if not found:
         smallest = {"micro_batch_size": sizes[0], "eval_batch_size": sizes[0], "gradient_checkpointing": recomputes[-1]}
-        tightest = evaluate(draft.model_copy(update=smallest), target)
-        if not tightest.forecast.memory.fits:
-            raise does_not_fit(tightest, target)
-        found = [tightest]
+        found = [evaluate(draft.model_copy(update=smallest), target)]
     chosen = min(found, key=lambda candidate: (candidate.step_s or 0.0, candidate.plan.gradient_checkpointing))
     if len(recomputes) > 1 and (less := _recompute_less(chosen, target)):
         chosen = less
+    if cap_bytes is not None:
+        whole = evaluate(chosen.plan.model_copy(update=limits), target)
+        found = [whole if other is chosen else other for other in found]
+        chosen = whole
     reasons = _reasons(chosen, found, len(sizes) > 1, len(recomputes) > 1)
-    decided = chosen.plan.model_copy(update={"reasons": draft.reasons | reasons})
-    chosen = _refine(Candidate(decided, chosen.forecast), target, first)
-    return decided.model_copy(update={"forecast": chosen.forecast})
+    return Candidate(chosen.plan.model_copy(update={"reasons": draft.reasons | reasons}), chosen.forecast)
 
 
 def _refine(rough: Candidate, target: Target, first: FirstAnswer | None) -> Candidate:
@@ -99,7 +174,8 @@ def _refine(rough: Candidate, target: Target, first: FirstAnswer | None) -> Cand
 
 def _recompute_less(chosen: Candidate, target: Target) -> Candidate | None:
     """Finds the smallest share of layers that has to recompute where all of them would; None where none is faster."""
-    # A deep compiled plan is known from shallow ones only where its layers are alike.
+    # Of a deep compiled plan a share takes two more eager traces before the first answer and four of shallow models
+    # instead of two after it, together some 25 s: beyond what a plan may take. The ladder has one.
     if not chosen.plan.gradient_checkpointing or shallow_plans(chosen.plan) is not None:
         return None
     best: Candidate | None = None
@@ -166,9 +242,12 @@ def _expect_share(looked_at: list[Candidate], size: int) -> float:
 
 def _reasons(chosen: Candidate, found: list[Candidate], has_sizes: bool, has_checkpointing: bool) -> dict[str, str]:
     memory, reasons = chosen.forecast.memory, dict[str, str]()
-    if has_sizes:
+    mark = "" if chosen.forecast.is_refined else ", before compiling"
+    if has_sizes and not memory.fits:
+        reasons["micro_batch_size"] = "the smallest, for nothing else may fit"
+    elif has_sizes:
         reasons["micro_batch_size"] = (
-            f"the fastest that fits: {format_bytes(memory.peak_bytes)} of {format_bytes(memory.limit_bytes)}"
+            f"the fastest that fits: {format_bytes(memory.peak_bytes)} of {format_bytes(memory.limit_bytes)}{mark}"
         )
     if has_checkpointing:
         others = [other for other in found if other is not chosen]

@@ -1,12 +1,19 @@
-"""The same training with other settings: what else there is, and what would fit where a plan does not."""
+"""The same training with other settings: what else there is, and what would fit where a plan does not.
 
-from collections.abc import Iterator
+Compiled rows come by their eager steps first, all of them in seconds each; the compiler takes its time with every row,
+so it is asked in the order of what a person would want to know.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 from onecard.errors import DoesNotFitError, InputError
 from onecard.planner.candidate import Candidate, evaluate, is_answered
-from onecard.planner.device import Target
+from onecard.planner.depth import expect_trace_s
+from onecard.planner.device import Target, find_compiler_problem
 from onecard.planner.optimizers import other_optimizers
 from onecard.planner.shape import usual_loss_chunk
 from onecard.planner.trace_cache import CannotTrace
@@ -19,15 +26,79 @@ _NUM_REMEDIES = 2
 _HIDDEN = ("eval_batch_size", "total_batch_size")
 
 
-def list_alternatives(plan: Plan, target: Target) -> Iterator[Alternative]:
-    """Forecasts the same training with one thing changed at a time; the first row is the plan itself."""
-    yield _row(Candidate(plan, plan.forecast) if plan.forecast else evaluate(plan, target), {}, is_chosen=True)
-    for changes in _changes(plan):
+# Told before each row that is compiled: the rows still to come, the next one first, and seconds for all of them.
+OnWait = Callable[[Sequence[Alternative], float], None]
+
+
+def list_alternatives(plan: Plan, target: Target, on_wait: OnWait | None = None) -> Iterator[Alternative]:
+    """Forecasts the same training with one thing changed at a time; the first row is the plan itself.
+
+    Compiled rows that were not known before are forecast by their eager step (`is_refined` false). With `on_wait` they
+    come a second time, with the same settings, by their compiled one: those whose fitting is open first, then the
+    fastest. Not those that cannot fit however little the compiler keeps.
+    """
+    rungs: list[_Rung] = []
+    for rung in _climb(plan, target):
+        rungs.append(rung)
+        yield rung.row
+    if on_wait is not None:
+        yield from _refine(rungs, target, on_wait)
+
+
+@dataclass(frozen=True)
+class _Rung:
+    """A row and what it was made of."""
+
+    changes: dict[str, Any]
+    candidate: Candidate
+    is_chosen: bool = False
+
+    @property
+    def row(self) -> Alternative:
+        return _row(self.candidate, self.changes, is_chosen=self.is_chosen)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether compiling may tell something: not of what does not fit even with all that it may save."""
+        memory = self.candidate.forecast.memory
+        return not self.candidate.forecast.is_refined and memory.peak_low_bytes <= memory.limit_bytes
+
+    @property
+    def urgency(self) -> tuple[bool, float]:
+        memory = self.candidate.forecast.memory
+        return memory.peak_high_bytes <= memory.limit_bytes, self.candidate.step_s or 0.0
+
+
+def _climb(plan: Plan, target: Target) -> Iterator[_Rung]:
+    yield _Rung({}, Candidate(plan, plan.forecast) if plan.forecast else evaluate(plan, target), is_chosen=True)
+    for changes in _changes(plan, target):
         changed = plan.model_copy(update=changes)
-        yield _row(evaluate(changed, target, may_compile=is_answered(changed, target)), changes)
+        yield _Rung(changes, evaluate(changed, target, may_compile=is_answered(changed, target)))
     for changes in _other_methods(plan):
         if (candidate := _try_method(plan, changes, target)) is not None:
-            yield _row(candidate, changes)
+            yield _Rung(changes, candidate)
+
+
+def _refine(rungs: list[_Rung], target: Target, on_wait: OnWait) -> Iterator[Alternative]:
+    waiting = sorted((rung for rung in rungs if rung.is_open), key=lambda rung: rung.urgency)
+    assert target.capability is not None
+    taken_s, expected_s = 0.0, 0.0
+    while waiting:
+        each_s = [expect_trace_s(rung.candidate.plan, target.capability) for rung in waiting]
+        # This machine may be faster or slower, or busy.
+        pace = taken_s / expected_s if expected_s else 1.0
+        on_wait([rung.row for rung in waiting], pace * sum(each_s))
+        started = time.monotonic()
+        rung = waiting.pop(0)
+        try:
+            candidate = evaluate(rung.candidate.plan, target, may_compile=True)
+        except (InputError, CannotTrace):
+            continue
+        if each_s[0]:
+            taken_s, expected_s = taken_s + time.monotonic() - started, expected_s + each_s[0]
+        # Where the compiler fails, what was told stands.
+        if candidate.forecast.is_refined:
+            yield _row(candidate, rung.changes, is_chosen=rung.is_chosen)
 
 
 def micro_batches(plan: Plan) -> list[int]:
@@ -57,8 +128,9 @@ def does_not_fit(given: Candidate, target: Target) -> DoesNotFitError:
     lines = [f"{what}. What would:"]
     for row in remedies:
         words = " ".join(_flag(key, value) for key, value in row.settings.items())
-        time = f", {row.step_s:.3g} s a step" if row.step_s else ""
-        lines.append(f"  {words}: {format_bytes(row.peak_bytes)}{time}")
+        step = f", {row.step_s:.3g} s a step" if row.step_s else ""
+        mark = "" if row.is_refined else ", before compiling"
+        lines.append(f"  {words}: {format_bytes(row.peak_bytes)}{step}{mark}")
     return DoesNotFitError("\n".join(lines), told)
 
 
@@ -76,11 +148,12 @@ def _row(candidate: Candidate, changes: dict[str, Any], *, is_chosen: bool = Fal
         step_s=candidate.step_s,
         fits=memory.fits,
         is_chosen=is_chosen,
-        is_rough=not candidate.forecast.is_refined,
+        is_refined=candidate.forecast.is_refined,
+        is_interpolated=candidate.forecast.is_interpolated,
     )
 
 
-def _changes(plan: Plan) -> Iterator[dict[str, Any]]:
+def _changes(plan: Plan, target: Target) -> Iterator[dict[str, Any]]:
     micro, length = plan.micro_batch_size, plan.max_seq_length
     for size in (2 * micro, micro // 2, 1):
         if 1 <= size <= plan.rows_per_step and size != micro:
@@ -89,7 +162,8 @@ def _changes(plan: Plan) -> Iterator[dict[str, Any]]:
         if share != plan.gradient_checkpointing:
             yield {"gradient_checkpointing": share}
     yield from _other_losses(plan)
-    yield {"torch_compile": not plan.torch_compile}
+    if plan.torch_compile or find_compiler_problem(target) is None:
+        yield {"torch_compile": not plan.torch_compile}
     for name in other_optimizers(plan):
         yield {"optimizer": plan.optimizer.model_copy(update={"name": name})}
     if length >= 128:
@@ -129,10 +203,12 @@ def _try_method(plan: Plan, changes: dict[str, Any], target: Target) -> Candidat
 
 
 def _settings_that_fit(plan: Plan, target: Target, is_state_too_large: bool) -> Iterator[Alternative]:
-    """Checkpointing, then smaller micro-batches, then both, until two fit; where none does, state in 8 bits as well."""
+    """No compiler, checkpointing, smaller micro-batches, both, until two fit; where none does, state in 8 bits, too."""
     sizes = [size for size in reversed(micro_batches(plan)) if size < plan.micro_batch_size]
     recomputes_all = plan.gradient_checkpointing == 1
     tried = [changes for changes in _other_losses(plan) if plan.loss_chunk_size == "full"]
+    if plan.torch_compile:
+        tried.append({"torch_compile": False})
     if not recomputes_all:
         tried.append({"gradient_checkpointing": True})
     for kept in [{}] if recomputes_all else [{}, {"gradient_checkpointing": True}]:

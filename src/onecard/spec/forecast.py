@@ -53,21 +53,24 @@ class TimeForecast(_Frozen):
 class Forecast(_Frozen):
     """Memory and time on one card; `time` is None for a card whose rates are not known.
 
-    `is_refined` is false where the plan is compiled and its eager step stands in.
+    `is_refined` is false where the plan is compiled and its eager step stands in; `is_interpolated` is true where two
+    shallow models stand in for a deep compiled one.
     """
 
     card: str
     memory: MemoryForecast
     time: TimeForecast | None
     is_refined: bool = True
+    is_interpolated: bool = False
 
 
 class Alternative(_Frozen):
-    """The same training with other settings. `is_rough`: traced without the compiler."""
+    """The same training with other settings; `is_refined` and `is_interpolated` are those of its forecast."""
 
     settings: dict[str, Any]
     peak_bytes: int
     step_s: float | None
     fits: bool
     is_chosen: bool = False
-    is_rough: bool = False
+    is_refined: bool = True
+    is_interpolated: bool = False
