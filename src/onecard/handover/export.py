@@ -1,6 +1,7 @@
 """A trained model as a folder that other tools open: written beside its place, read back, compared, then renamed."""
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -242,7 +243,10 @@ def _write_adapter(request: ExportRequest, trained: _Trained, partial: Path) -> 
     base = load_base(request.source)
     rows = trained.model.get_input_embeddings().weight.shape[0]
     add_tokens(base, rows - base.get_input_embeddings().weight.shape[0])
-    found = PeftModel.from_pretrained(base, partial)
+    with warnings.catch_warnings():
+        # PEFT asks transformers for a property by its old name (0.21 and 5.23).
+        warnings.simplefilter("ignore", FutureWarning)
+        found = PeftModel.from_pretrained(base, partial)
     return trained.judge(found, request.dtype, is_rearranged=True)
 
 
