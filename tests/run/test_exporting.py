@@ -55,6 +55,8 @@ def test_the_card_is_filled_in_from_the_record(tuner: Callable[..., Runner], tmp
     assert f"measured in training: {loss:.4f}" in text
     assert "| perplexity | " in text
     assert "learning_rate: 0.02" in text
+    assert str(tmp_path) not in text
+    assert "| Base model | gpt2 |" in text
     assert yaml.safe_load(text.split("---\n")[1])["tags"] == ["onecard", "full"]
 
 

@@ -195,11 +195,13 @@ def _notes(request: ExportRequest, provenance: Provenance) -> Iterator[str]:
     base = lora.find_base(request.source)
     if request.format == "adapter":
         if is_rounded:
-            yield f"trained beside {base} rounded to 4 bits (NF4): beside whole weights it answers a little otherwise"
+            yield f"trained beside {provenance.base or base} rounded to 4 bits (NF4): beside whole weights it answers a little otherwise"
         if base is not None and Path(base).is_absolute():
             yield f"it names its base by a folder of this machine, {base}: others have to put their own there"
         return
-    yield f"merged into {base}" + (", rounded to 4 bits (NF4) and back as in training" if is_rounded else "")
+    yield f"merged into {provenance.base or base}" + (
+        ", rounded to 4 bits (NF4) and back as in training" if is_rounded else ""
+    )
 
 
 def _write_folder(request: ExportRequest, trained: _Trained, partial: Path) -> Fidelity:
