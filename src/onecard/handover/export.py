@@ -193,15 +193,14 @@ def _notes(request: ExportRequest, provenance: Provenance) -> Iterator[str]:
 
     is_rounded = lora.read_note(request.source).get("frozen_weights") == "nf4"
     base = lora.find_base(request.source)
+    name = provenance.base or base
     if request.format == "adapter":
         if is_rounded:
-            yield f"trained beside {provenance.base or base} rounded to 4 bits (NF4): beside whole weights it answers a little otherwise"
+            yield f"trained beside {name} rounded to 4 bits (NF4): beside whole weights it answers a little otherwise"
         if base is not None and Path(base).is_absolute():
-            yield f"it names its base by a folder of this machine, {base}: others have to put their own there"
+            yield "it names its base by a folder of the machine it was trained on: others have to put their own there"
         return
-    yield f"merged into {provenance.base or base}" + (
-        ", rounded to 4 bits (NF4) and back as in training" if is_rounded else ""
-    )
+    yield f"merged into {name}" + (", rounded to 4 bits (NF4) and back as in training" if is_rounded else "")
 
 
 def _write_folder(request: ExportRequest, trained: _Trained, partial: Path) -> Fidelity:
