@@ -3,20 +3,23 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
-from conftest import Runner
 from safetensors.torch import load_file, save_file
 
 import onecard
 from onecard.errors import CheckpointError, InputError
 
+if TYPE_CHECKING:
+    from conftest import Runner
+
 SLOW_LEARNERS = {"learning_rate": 0.02, "max_steps": 4, "eval_fraction": 0.25, "eval_steps": 2, "save_steps": 2}
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_a_merged_adapter_answers_as_the_adapter(method: str, tuner: Callable[..., Runner], tmp_path: Path) -> None:
+def test_a_merged_adapter_answers_as_the_adapter(method: str, tuner: Callable[..., "Runner"], tmp_path: Path) -> None:
     run = tuner("llama", method=method, **SLOW_LEARNERS).start("run")
     for to in ("merged", "adapter"):
         result = onecard.export(run.root, to, dtype="f32")
@@ -33,14 +36,14 @@ def test_a_merged_adapter_answers_as_the_adapter(method: str, tuner: Callable[..
     assert len((run.root / "exports.jsonl").read_text(encoding="utf-8").splitlines()) == 2
 
 
-def test_new_tokens_go_along(tuner: Callable[..., Runner]) -> None:
+def test_new_tokens_go_along(tuner: Callable[..., "Runner"]) -> None:
     pytest.importorskip("gguf", reason="gguf is not installed")
     run = tuner("llama", method="lora", chat_template="chatml", **SLOW_LEARNERS).start("run")
     for to in ("merged", "adapter", "gguf"):
         assert onecard.export(run.root, to, dtype="f32").fidelity.share < 1e-5
 
 
-def test_the_card_is_filled_in_from_the_record(tuner: Callable[..., Runner], tmp_path: Path) -> None:
+def test_the_card_is_filled_in_from_the_record(tuner: Callable[..., "Runner"], tmp_path: Path) -> None:
     runner = tuner("gpt2", **SLOW_LEARNERS)
     run = runner.start("run")
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n", encoding="utf-8")
@@ -60,7 +63,7 @@ def test_the_card_is_filled_in_from_the_record(tuner: Callable[..., Runner], tmp
     assert yaml.safe_load(text.split("---\n")[1])["tags"] == ["onecard", "full"]
 
 
-def test_what_is_missing_is_named(tuner: Callable[..., Runner], bases: Callable[[str], Path], tmp_path: Path) -> None:
+def test_what_is_missing_is_named(tuner: Callable[..., "Runner"], bases: Callable[[str], Path], tmp_path: Path) -> None:
     run = tuner("llama", method="lora", **SLOW_LEARNERS).start("run")
     base = bases("llama") / "model.safetensors"
     weights = load_file(base)
