@@ -1,8 +1,20 @@
 """What the commands call, and other people's code too."""
 
+from onecard.api.exporting import export
 from onecard.api.planning import alternatives, plan, prepare
 from onecard.api.running import resume, train
 from onecard.api.using import evaluate, generate, is_chat_model
 from onecard.spec.load import load_recipe
 
-__all__ = ["alternatives", "evaluate", "generate", "is_chat_model", "load_recipe", "plan", "prepare", "resume", "train"]
+__all__ = [
+    "alternatives",
+    "evaluate",
+    "export",
+    "generate",
+    "is_chat_model",
+    "load_recipe",
+    "plan",
+    "prepare",
+    "resume",
+    "train",
+]

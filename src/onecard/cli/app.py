@@ -6,6 +6,7 @@ import typer
 
 from onecard.cli.cards import cards
 from onecard.cli.evaluate import evaluate
+from onecard.cli.export import export
 from onecard.cli.generate import generate
 from onecard.cli.plan import plan
 from onecard.cli.prepare import prepare
@@ -24,7 +25,7 @@ app = typer.Typer(
 # Recipe keys are flags that typer does not know: these verbs sort them out themselves.
 for _takes_recipe_keys in (train, plan, prepare):
     app.command(context_settings={"ignore_unknown_options": True})(_takes_recipe_keys)
-for _takes_run in (resume, evaluate, generate, recipes, cards):
+for _takes_run in (resume, evaluate, generate, export, recipes, cards):
     app.command()(_takes_run)
 
 

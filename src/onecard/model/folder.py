@@ -20,9 +20,13 @@ from onecard.spec import BasePlan
 _NUM_NAMES = 3
 
 
-def save_model_folder(model: PreTrainedModel, masters: Mapping[str, Tensor], folder: Path) -> None:
-    """Saves a model with `masters` (fp32, by parameter name) in place of its 16-bit parameters."""
+def save_model_folder(
+    model: PreTrainedModel, masters: Mapping[str, Tensor], folder: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Saves a model with `masters` (fp32, by parameter name) in place of its 16-bit parameters, or all in `dtype`."""
     weights = {name: masters.get(name, tensor) for name, tensor in model.state_dict().items()}
+    if dtype is not None:
+        weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     own_names = dict(model.named_parameters())
     for name in model.all_tied_weights_keys:
         # A tied weight is saved once, under the name of the parameter it shares.
@@ -31,7 +35,7 @@ def save_model_folder(model: PreTrainedModel, masters: Mapping[str, Tensor], fol
     with _without_progress_bars():
         model.save_pretrained(folder, state_dict={name: tensor.detach() for name, tensor in weights.items()})
     config = copy.deepcopy(model.config)
-    config.dtype = torch.float32
+    config.dtype = dtype or torch.float32
     config.use_cache = True
     config.save_pretrained(folder)
 
@@ -72,17 +76,48 @@ def load_model_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel
     Raises:
         CheckpointError: the folder holds no model that transformers can read, or one whose weights are not numbers.
     """
-    is_adapter = (folder / "adapter_config.json").is_file()
-    model = _load_adapted(folder, dtype) if is_adapter else load_plain(folder, dtype)
+    model = _load_adapted(folder, dtype) if is_adapter(folder) else load_plain(folder, dtype)
     refuse_broken(model, folder, "use an earlier checkpoint")
+    return model.eval(), load_tokenizer(folder)
+
+
+def load_as_trained(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a model as it was trained, in fp32, with its tokenizer: an adapter stands beside its layers, not in them.
+
+    Raises:
+        CheckpointError: as `load_model_folder`.
+    """
+    if not is_adapter(folder):
+        return load_model_folder(folder, torch.float32)
+    model = _attach(folder)
+    refuse_broken(model, folder, "use an earlier checkpoint")
+    return model.eval(), load_tokenizer(folder)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, which needs a model beside it."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a model folder.
+
+    Raises:
+        CheckpointError: there is none that transformers can read.
+    """
     with _explained(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
             raise ValueError("there are no tokens in it, its tokenizer.json is missing")
-    return model.eval(), tokenizer
+    return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def _load_adapted(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_base(folder: Path) -> PreTrainedModel:
+    """Loads the model that the adapter in a folder belongs to, in fp32, rounded to 4 bits where that was trained so.
+
+    Raises:
+        CheckpointError: it is not named, not there, or has changed since.
+    """
     from onecard.model import lora
 
     with _explained(folder, "adapter"):
@@ -92,18 +127,35 @@ def _load_adapted(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             f"{folder} holds an adapter that does not say which model it belongs to: write the model's folder or name "
             "into base_model_name_or_path of its adapter_config.json"
         )
-    found = _find_same_base(folder, base)
-    model = load_plain(found, torch.float32)
+    model = load_plain(_find_same_base(folder, base), torch.float32)
     with _explained(folder, "adapter"):
-        unplaced = lora.apply(model, folder)
-    if unplaced:
-        raise CheckpointError(
-            f"{folder}: its adapter is not one of {base}: {len(unplaced)} parts differ, the first is {unplaced[0]}. "
-            "Use the model it was trained on"
-        )
+        lora.round_base(model, folder)
+    return model
+
+
+def _load_adapted(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    from onecard.model import lora
+
+    model = _attach(folder)
+    with _explained(folder, "adapter"):
+        lora.merge(model)
     for parameter in model.parameters():  # and no buffer: rotary frequencies would lose their precision
         parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
+    return model
+
+
+def _attach(folder: Path) -> PreTrainedModel:
+    from onecard.model import lora
+
+    model = load_base(folder)
+    with _explained(folder, "adapter"):
+        unplaced = lora.attach(model, folder)
+    if unplaced:
+        raise CheckpointError(
+            f"{folder}: its adapter is not one of {lora.find_base(folder)}: {len(unplaced)} parts differ, the first is "
+            f"{unplaced[0]}. Use the model it was trained on"
+        )
     return model
 
 

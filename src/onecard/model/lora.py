@@ -166,13 +166,18 @@ def find_base(folder: Path) -> str | None:
     return base
 
 
-def apply(model: PreTrainedModel, folder: Path) -> list[str]:
-    """Merges the adapter of a folder, whoever wrote it, into its plain model; returns the names that found no place."""
-    note, config = read_note(folder), LoraConfig.from_pretrained(folder)
+def round_base(model: PreTrainedModel, folder: Path) -> None:
+    """Rounds the linear layers of a plain model as those were that the adapter in a folder was trained beside."""
+    note = read_note(folder)
     if note.get("frozen_weights") == "nf4":
         for name, module in find_linears(model).items():
             rounded = NF4Linear.from_linear(module, double_quant=note["double_quant"])
             model.set_submodule(name, rounded.to_linear(module.weight.dtype))
+
+
+def attach(model: PreTrainedModel, folder: Path) -> list[str]:
+    """Puts the adapter of a folder beside the layers of its model; returns the names that found no place."""
+    config = LoraConfig.from_pretrained(folder)
     tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
     if config.trainable_token_indices:
         of_rows = [name for name in tensors if name.endswith(_ROWS_IN_FILE)]
@@ -182,9 +187,7 @@ def apply(model: PreTrainedModel, folder: Path) -> list[str]:
     inject_adapter_in_model(config, model, _NAME)
     model.peft_config = {_NAME: config}
     outcome = set_peft_model_state_dict(model, tensors, _NAME)
-    unplaced = [*outcome.unexpected_keys, *(name for name in outcome.missing_keys if ".lora_" in name)]
-    merge(model)
-    return unplaced
+    return [*outcome.unexpected_keys, *(name for name in outcome.missing_keys if ".lora_" in name)]
 
 
 def _name_in_file(name: str) -> str:

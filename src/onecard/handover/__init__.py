@@ -1,0 +1,1 @@
+"""A finished model for other tools: files they load, a place to talk to it."""
