@@ -60,6 +60,10 @@ def _fit(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | None)
             raise does_not_fit(given, target)
         return given.plan.model_copy(update={"forecast": given.forecast})
     rough = _search(draft, choices, target)
+    if not rough.is_safe and recipe.fit == "auto" and draft.loss_chunk_size == "full":
+        reasons = draft.reasons | {"loss_chunk_size": "all logits at once do not fit"}
+        chunk = usual_loss_chunk(draft.model, target.kind)
+        return _fit(draft.model_copy(update={"loss_chunk_size": chunk, "reasons": reasons}), recipe, target, first)
     if not rough.forecast.memory.fits and not _may_fit_compiled(rough):
         raise does_not_fit(rough, target)
     chosen = _settle(draft, rough, choices, target, first)
@@ -143,10 +147,6 @@ def _search(draft: Plan, choices: _Choices, target: Target, cap_bytes: int | Non
             best := _largest_that_fits(variant, sizes, target)
         ):
             found.append(best)
-    if not found and is_free and draft.loss_chunk_size == "full":
-        reasons = draft.reasons | {"loss_chunk_size": "all logits at once do not fit"}
-        chunk = usual_loss_chunk(draft.model, target.kind)
-        return _fit(draft.model_copy(update={"loss_chunk_size": chunk, "reasons": reasons}), recipe, target, first)
     if not found:
         smallest = {"micro_batch_size": sizes[0], "eval_batch_size": sizes[0], "gradient_checkpointing": recomputes[-1]}
         found = [evaluate(draft.model_copy(update=smallest), target)]
