@@ -30,6 +30,8 @@ class IFEvalTask:
         self._checker = Checker()
         self._prompts = list(prompts[:limit])
         self._checker.try_out(self._prompts)
+        self.num_items = len(self._prompts)
+        self.fingerprint = str(ifeval_protocol(self._prompts, self._checker)["data"])
         self._max_new_tokens = max_new_tokens
         self._batch_size = batch_size
         self._limit = limit

@@ -121,6 +121,22 @@ class SchedulePlan(_Frozen):
     min_lr_ratio: float
 
 
+class EvalTasksPlan(_Frozen):
+    """What checkpoints are scored by besides their loss: so many items of each task at every save, then all of them.
+
+    `metric` says what the best checkpoint is best by: `loss`, or one of `names`. `num_items` and `data` (a hash) are of
+    the whole tasks, in their order; None where they were not looked at.
+    """
+
+    names: tuple[str, ...]
+    metric: str
+    limit: int
+    max_new_tokens: int
+    batch_size: int
+    num_items: tuple[int, ...] | None = None
+    data: tuple[str, ...] | None = None
+
+
 class Plan(_Frozen):
     """A run without open questions. `reasons` says, per field (`schedule.num_steps`), why it is so.
 
@@ -170,6 +186,7 @@ class Plan(_Frozen):
     peak_flops: float
     reasons: dict[str, str]
 
+    eval_tasks: EvalTasksPlan | None = None
     num_threads: int | None = None
     memory_limit_bytes: int | None = None
     forecast: Forecast | None = None
