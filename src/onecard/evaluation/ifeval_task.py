@@ -21,13 +21,14 @@ class IFEvalTask:
     def __init__(
         self,
         prompts: Sequence[dict[str, Any]],
+        checker: Checker,
         *,
         max_new_tokens: int,
         batch_size: int,
         limit: int | None = None,
         report: Report | None = None,
     ) -> None:
-        self._checker = Checker()
+        self._checker = checker
         self._prompts = list(prompts[:limit])
         self._checker.try_out(self._prompts)
         self.num_items = len(self._prompts)

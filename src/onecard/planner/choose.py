@@ -8,7 +8,7 @@ import torch
 
 from onecard.hardware import Machine
 from onecard.planner.device import Target, choose_attention, choose_precision, find_compiler_problem, find_target
-from onecard.planner.eval_tasks import plan_tasks
+from onecard.planner.eval_tasks import plan_tasks, with_cache
 from onecard.planner.fit import FirstAnswer, fit_plan
 from onecard.planner.measure import measure_peak, measure_step
 from onecard.planner.optimizers import check_optimizer
@@ -119,7 +119,7 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
         flops_per_token=flops_per_token,
         peak_flops=peak_flops,
         reasons=reasons,
-        eval_tasks=plan_tasks(recipe, target.kind, reasons),
+        eval_tasks=with_cache(plan_tasks(recipe, target.kind, reasons), model.settings, decided.precision),
         num_threads=torch.get_num_threads() if target.kind == "cpu" else None,
         memory_limit_bytes=_memory_limit(recipe, target),
         **_intervals(recipe, num_steps or _STEPS_OF_A_DRAFT),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onecard.errors import InputError
-from onecard.evaluation.ifeval import STANDARD_TOKENS, read_prompts
+from onecard.evaluation.ifeval import STANDARD_TOKENS, Checker, read_prompts
 from onecard.evaluation.ifeval_task import IFEvalTask
 from onecard.evaluation.responses import BATCH_SIZES, Report
 from onecard.evaluation.task import Task
@@ -40,8 +40,17 @@ def make_task(name: str, settings: TaskSettings, report: Report | None = None) -
         InputError: its scorer or its data are not on this machine, or cannot be used.
     """
     assert name == "ifeval", name
+    try:
+        checker = Checker()
+    except InputError as error:
+        try:
+            read_prompts(settings.ifeval_data)
+        except InputError as other:
+            raise InputError(f"{error}\n{other}") from error
+        raise
     return IFEvalTask(
         read_prompts(settings.ifeval_data),
+        checker,
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
         limit=settings.limit,

@@ -125,7 +125,8 @@ class EvalTasksPlan(_Frozen):
     """What checkpoints are scored by besides their loss: so many items of each task at every save, then all of them.
 
     `metric` says what the best checkpoint is best by: `loss`, or one of `names`. `num_items` and `data` (a hash) are of
-    the whole tasks, in their order; None where they were not looked at.
+    the whole tasks, in their order; None where they were not looked at. `cache_bytes` are the keys and values of a
+    batch of responses of full length, without their prompts; what does not fit a GPU is halved.
     """
 
     names: tuple[str, ...]
@@ -135,6 +136,7 @@ class EvalTasksPlan(_Frozen):
     batch_size: int
     num_items: tuple[int, ...] | None = None
     data: tuple[str, ...] | None = None
+    cache_bytes: int | None = None
 
 
 class Plan(_Frozen):

@@ -228,7 +228,7 @@ class Recipe(BaseModel):
         (), description="what checkpoints are scored by while training, besides their loss: ifeval, or none"
     )
     eval_limit: Positive = Field(
-        128, description="prompts (items) of a task at every save; finalists are scored on all of them at the end"
+        64, description="prompts (items) of a task at every save; finalists are scored on all of them at the end"
     )
     eval_max_new_tokens: Size = Field(1280, description="tokens of a response to a task, at most")
     ifeval_data: str | None = Field(None, description="IFEval's input_data.jsonl; without it google/IFEval of the Hub")
