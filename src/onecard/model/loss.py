@@ -114,6 +114,19 @@ def token_losses(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:
     return torch.cat(losses)
 
 
+@torch.no_grad()
+def score_tokens(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each token, [N] fp32, and whether it is the likeliest, [N]; logits of a chunk at a time."""
+    write_rows(head.weight_VD, head.rows_ND)
+    scores, verdicts = [], []
+    for rows in _chunks(len(targets_N), head.weight_VD):
+        logits = head.finish(head.logits(hidden_ND[rows]))
+        scores.append(-F.cross_entropy(logits, targets_N[rows], reduction="none"))
+        verdicts.append(logits.argmax(1) == targets_N[rows])
+        del logits
+    return torch.cat(scores), torch.cat(verdicts)
+
+
 def _chunks(num_tokens: int, weight_VD: Tensor) -> list[slice]:
     kind = device_kind(weight_VD.device)
     # Each chunk adds to the whole gradient of the head: on a CPU that takes longer than the product of a few rows, 2.0

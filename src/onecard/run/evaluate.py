@@ -24,12 +24,10 @@ from onecard.run.find import find_model_folder, find_run
 from onecard.run.folder import RunFolder
 from onecard.run.inputs import OnProgress, fetch_base, prepare_inputs
 from onecard.run.scores import keep_responses, protocol_of, record_scores
-from onecard.run.tasks import TASKS, OnItem, TaskSettings, find_unknown, make_task
+from onecard.run.tasks import OnItem, TaskSettings, make_task
 from onecard.spec import CheckpointScores, Comparison, Evaluation
 from onecard.spec.paths import expand, locate
 from onecard.training.assemble import DTYPES
-
-KNOWN_TASKS = ("loss", *TASKS)
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,8 @@ class EvaluationRequest:
     max_new_tokens: int = STANDARD_TOKENS
     batch_size: int | None = None
     device: str = "cpu"
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
 
     def check(self) -> None:
         """Refuses values without a meaning.
@@ -50,9 +50,9 @@ class EvaluationRequest:
         Raises:
             InputError: every such value, together.
         """
-        problems = find_unknown(self.tasks, KNOWN_TASKS)
+        problems = []
         if not self.tasks:
-            problems.append(f"no task is given: use {', '.join(KNOWN_TASKS)}")
+            problems.append("no task is given: use loss, ifeval, or one of lm-evaluation-harness")
         for name in ("limit", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -63,7 +63,9 @@ class EvaluationRequest:
     def settings(self) -> TaskSettings:
         """The part that concerns tasks which generate."""
         batch_size = self.batch_size or BATCH_SIZES[kind_of(self.device)]
-        return TaskSettings(self.limit, self.max_new_tokens, batch_size, self.ifeval_data)
+        return TaskSettings(
+            self.limit, self.max_new_tokens, batch_size, self.ifeval_data, self.num_fewshot, self.apply_chat_template
+        )
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Tasks by their names, with all they need at hand before anything is measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from onecard.errors import InputError
+from onecard.evaluation.harness import HarnessSettings, HarnessTask
 from onecard.evaluation.ifeval import STANDARD_TOKENS, Checker, read_prompts
 from onecard.evaluation.ifeval_task import IFEvalTask
 from onecard.evaluation.responses import BATCH_SIZES, Report
@@ -14,32 +15,33 @@ from onecard.planner import find_target, plan_tasks
 from onecard.spec import EvalTasksPlan, Plan, Recipe
 from onecard.spec.paths import expand
 
-TASKS = ("ifeval",)
 OnItem = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """How tasks that generate are measured; `limit` takes the first items, None all of them."""
+    """How tasks other than the loss are measured; `limit` takes the first items, None all of them.
+
+    The last two are for tasks of lm-evaluation-harness, `max_new_tokens` and `ifeval_data` for ifeval.
+    """
 
     limit: int | None = None
     max_new_tokens: int = STANDARD_TOKENS
     batch_size: int = BATCH_SIZES["cpu"]
     ifeval_data: Path | None = None
-
-
-def find_unknown(names: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Lists what speaks against names of tasks, a sentence each."""
-    return [f"task {name!r} does not exist: use {', '.join(known)}" for name in names if name not in known]
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
 
 
 def make_task(name: str, settings: TaskSettings, report: Report | None = None) -> Task:
-    """Makes a task that generates; `report` hears how many responses are written.
+    """Makes ifeval, or a task of lm-evaluation-harness by its name or file; `report` hears how far it is.
 
     Raises:
         InputError: its scorer or its data are not on this machine, or cannot be used.
     """
-    assert name == "ifeval", name
+    if name != "ifeval":
+        chat, shots = settings.apply_chat_template, settings.num_fewshot
+        return HarnessTask(name, HarnessSettings(settings.batch_size, settings.limit, shots, chat), report)
     try:
         checker = Checker()
     except InputError as error:
@@ -111,10 +113,12 @@ def open_run_tasks(recipe: Recipe, wanted: EvalTasksPlan | None) -> RunTasks | N
         settings = TaskSettings(limit, wanted.max_new_tokens, wanted.batch_size, data)
         return make_task(name, settings, lambda done, total: found.report(done, total))
 
-    if problems := find_unknown(wanted.names, TASKS):
-        raise InputError("\n".join(f"eval_tasks: {problem}" for problem in problems))
     try:
-        found.tasks = tuple(RunTask(name, make(name, wanted.limit), make(name, None)) for name in wanted.names)
+        for name in wanted.names:
+            part = make(name, wanted.limit)
+            found.tasks = (*found.tasks, RunTask(part.name, part, make(name, None)))
+            if name == wanted.metric:  # which may be a file
+                found.metric = part.name
     except InputError as error:
         raise InputError(
             f"{error}\nThis is for eval_tasks, by which the run would score its checkpoints; without: --eval_tasks none"
