@@ -71,7 +71,7 @@ def evaluate(
     `tasks` are loss (over the text or chats that the run held out), ifeval, and those of lm-evaluation-harness by name
     or YAML file. `settings` are those of `EvaluationRequest`: `checkpoints` (all, best, last, or steps with commas),
     `limit` (held-out blocks, prompts, items), `ifeval_data`, `max_new_tokens`, `batch_size`, `device`, `num_fewshot`,
-    `apply_chat_template`. Scores of a run are appended to its scores.jsonl.
+    `apply_chat_template`, `text` (a file for the loss). Scores of a run are appended to its scores.jsonl.
 
     Raises:
         InputError: everything that is known to be wrong, before anything is measured.
@@ -80,8 +80,7 @@ def evaluate(
     from onecard.run.evaluate import EvaluationRequest, score_responses
     from onecard.run.evaluate import evaluate as measure
 
-    if "ifeval_data" in settings:
-        settings["ifeval_data"] = expand(settings["ifeval_data"])
+    settings |= {key: expand(settings[key]) for key in ("ifeval_data", "text") if settings.get(key) is not None}
     if responses is not None:
         return score_responses(expand(responses), settings.get("ifeval_data"))
     if model is None:

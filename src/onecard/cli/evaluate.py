@@ -34,6 +34,9 @@ BatchOption = Annotated[
     int | None, typer.Option("--batch-size", help="Rows at once: changes the speed, not what is measured.")
 ]
 
+TextOption = Annotated[
+    Path | None, typer.Option(help="Measure the loss on this text instead of what a run held out; for any model.")
+]
 FewshotOption = Annotated[
     int | None, typer.Option("--num-fewshot", help="Examples before each item of a task of the harness.")
 ]
@@ -51,6 +54,7 @@ def evaluate(
     ifeval_data: DataOption = None,
     max_new_tokens: TokensOption = None,
     batch_size: BatchOption = None,
+    text: TextOption = None,
     num_fewshot: FewshotOption = None,
     apply_chat_template: TemplateOption = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -69,6 +73,7 @@ def evaluate(
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
         "ifeval_data": ifeval_data,
+        "text": text,
         "num_fewshot": num_fewshot,
         "apply_chat_template": apply_chat_template or None,
     }

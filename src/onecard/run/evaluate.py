@@ -16,6 +16,7 @@ from onecard.evaluation.loss_task import LossTask
 from onecard.evaluation.ranking import rank
 from onecard.evaluation.responses import BATCH_SIZES
 from onecard.evaluation.task import Result, Subject, Task
+from onecard.evaluation.text_task import TextLossTask
 from onecard.model.folder import load_model_folder
 from onecard.model.in_place import load_in_place
 from onecard.planner import kind_of
@@ -28,6 +29,9 @@ from onecard.run.tasks import OnItem, TaskSettings, make_task
 from onecard.spec import CheckpointScores, Comparison, Evaluation
 from onecard.spec.paths import expand, locate
 from onecard.training.assemble import DTYPES
+
+# Blocks of a text in a batch where nobody says: of up to 2,048 tokens.
+_BLOCKS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class EvaluationRequest:
     device: str = "cpu"
     num_fewshot: int | None = None
     apply_chat_template: bool = False
+    text: Path | None = None
 
     def check(self) -> None:
         """Refuses values without a meaning.
@@ -57,6 +62,8 @@ class EvaluationRequest:
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name} is {value}: give 1 or more")
+        if self.text is not None and "loss" not in self.tasks:
+            problems.append("text is what the loss is measured on, but loss is not among the tasks: leave one out")
         if problems:
             raise InputError("\n".join(problems))
 
@@ -184,11 +191,13 @@ class _Loader:
         return Subject(*self._loaded, protocol_of(folder, self._dtype, self._device))
 
 
-def _loss_task(run: RunFolder | None, request: EvaluationRequest, progress: OnProgress | None) -> LossTask:
+def _loss_task(run: RunFolder | None, request: EvaluationRequest, progress: OnProgress | None) -> Task:
+    if request.text is not None:
+        return TextLossTask(request.text, batch_size=request.batch_size or _BLOCKS_AT_ONCE, limit=request.limit)
     if run is None:
         raise InputError(
             "the held-out loss is measured on the text that a run held out, but this is a model: give the run folder, "
-            "or another task, as in --tasks ifeval"
+            "a text of your own with --text FILE, or another task, as in --tasks ifeval"
         )
     plan, recipe = run.plan(), run.recipe()
     corpus = prepare_inputs(recipe, fetch_base(recipe, weights=False, progress=progress), progress)
