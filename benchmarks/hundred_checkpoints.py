@@ -32,7 +32,7 @@ SETTINGS = {
     "device": "cpu",
     "report_to": "none",
 }
-NUM_BLOCKS = 200
+NUM_BLOCKS = 32
 
 
 def main(folder: Path) -> None:
