@@ -32,7 +32,6 @@ LONG_MODULES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
 MAX_MODULE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 300, 50, 6
 MANY_PARAMETERS = {
-    "api/using.py:evaluate",  # what to score, and how, by name
     "api/using.py:generate",  # the knobs of sampling, by name
     "cli/evaluate.py:evaluate",  # one per flag
     "cli/generate.py:generate",  # one per flag

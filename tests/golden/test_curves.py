@@ -37,6 +37,7 @@ TINY = {
     "torch_compile": False,
     "dataset_num_proc": 1,
     "sample_prompts": [],
+    "eval_tasks": "none",
 }
 NOT_OF_FINE_TUNING = {"tokenizer", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"}
 GATED = {"num_key_value_heads": 2, "intermediate_size": 48}

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from onecard.observe import EvaluatedEvent, FindingEvent, FinishedEvent, Sample, SampledEvent, SavedEvent, StepEvent
+from onecard.observe.events import ChosenEvent, ScoredEvent
 
 
 @pytest.fixture
@@ -54,6 +55,40 @@ def sampled() -> SampledEvent:
 @pytest.fixture
 def saved() -> SavedEvent:
     return SavedEvent(step=20, elapsed_s=11.0, checkpoint="step-20", reason="best", num_bytes=3 << 20, seconds=0.1)
+
+
+@pytest.fixture
+def scored() -> ScoredEvent:
+    return ScoredEvent(
+        step=20,
+        elapsed_s=11.0,
+        checkpoint="step-20",
+        task="ifeval",
+        metric="strict",
+        scores={"strict": 0.25, "loose": 0.375},
+        standard_error=0.0625,
+        n=64,
+        is_whole=False,
+        is_best=True,
+        seconds=75.0,
+    )
+
+
+@pytest.fixture
+def chosen() -> ChosenEvent:
+    return ChosenEvent(
+        step=40,
+        elapsed_s=60.0,
+        task="ifeval",
+        metric="strict",
+        checkpoint="step-20",
+        value=0.25,
+        standard_error=0.0186,
+        n=541,
+        num_scored=2,
+        finalists=("step-20", "step-40"),
+        undecided=("step-40",),
+    )
 
 
 @pytest.fixture

@@ -74,6 +74,13 @@ def test_every_other_event_has_its_lines(plan, evaluated, sampled, saved, findin
     ]
 
 
+def test_scores_have_their_lines(plan, scored, chosen) -> None:
+    assert plain_lines(plan, [scored, chosen]) == [
+        "step 20  step-20  ifeval, 64 items: strict 0.2500 +/- 0.0625  (1:15)  best so far",
+        "step 40  best by ifeval: step-20 of 2 (strict 0.2500 +/- 0.0186, 541 items); not to be told from it: step-40",
+    ]
+
+
 def test_a_run_that_stopped_early_says_where(plan, finished) -> None:
     stopped = dataclasses.replace(finished, step=17, num_steps=40, reason="interrupted", best_loss=None)
     assert plain_lines(plan, [stopped]) == ["interrupted: step 17 of 40, 40.0K tokens in 1:05, 2.00K tokens/s"]

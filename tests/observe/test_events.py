@@ -8,7 +8,7 @@ from onecard.errors import CheckpointError
 from onecard.observe import CLOCK_FIELDS, Event, parse_event, to_json_line
 
 
-@pytest.fixture(params=["step", "evaluated", "sampled", "saved", "finding", "finished"])
+@pytest.fixture(params=["step", "evaluated", "sampled", "saved", "scored", "chosen", "finding", "finished"])
 def event(request: pytest.FixtureRequest) -> Event:
     if request.param == "step":
         return request.getfixturevalue("step_event")(7, share_of_peak=0.4, memory_bytes=123)

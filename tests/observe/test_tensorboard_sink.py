@@ -18,11 +18,12 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(point.step, point.value) for point in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
 
-def test_tensorboard_reads_what_was_written(tmp_path: Path, step_event, evaluated) -> None:
+def test_tensorboard_reads_what_was_written(tmp_path: Path, step_event, evaluated, scored) -> None:
     (sink,) = make_sinks(["tensorboard"], tmp_path)
     for step in (1, 2, 3):
         sink.receive(step_event(step, loss=4.0 - step))
     sink.receive(evaluated)
+    sink.receive(scored)
     sink.close()
     curves = scalars(tmp_path / "tensorboard")
     assert curves["train/loss"] == [(1, 3.0), (2, 2.0), (3, 1.0)]
@@ -30,6 +31,7 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path, step_event, evaluate
     assert curves["speed/tokens_per_s"] == [(1, 2000.0), (2, 2000.0), (3, 2000.0)]
     assert curves["eval/loss"] == [(20, 1.75)]
     assert curves["eval/bits_per_byte"] == [(20, 1.25)]
+    assert (curves["ifeval/strict"], curves["ifeval/loose"]) == ([(20, 0.25)], [(20, 0.375)])
     assert "speed/share_of_peak" not in curves  # unknown for this device
 
 

@@ -84,8 +84,8 @@ def test_tasks_see_each_checkpoint_once_in_order(outcome: "Outcome", monkeypatch
 
 def test_what_cannot_be_measured_is_said_before(outcome: "Outcome", runner: "Runner") -> None:
     root = outcome.root
-    with pytest.raises(InputError, match=r"(?s)task 'mmlu' does not exist: use loss, ifeval.*limit is 0"):
-        onecard.evaluate(root, ["mmlu"], limit=0)
+    with pytest.raises(InputError, match=r"(?s)no task is given.*limit is 0"):
+        onecard.evaluate(root, [], limit=0)
     with pytest.raises(InputError, match="no run folder"):
         onecard.evaluate(root / "nowhere")
     with pytest.raises(CheckpointError, match=r"no checkpoint '7': use best, last, or one of 3, 6, 9, 12"):
@@ -101,7 +101,7 @@ def test_what_cannot_be_measured_is_said_before(outcome: "Outcome", runner: "Run
 
     model = runner.folder / "model"
     shutil.copytree(root / "checkpoints" / "step-000006", model)
-    with pytest.raises(InputError, match=r"this is a model: give the run folder"):
+    with pytest.raises(InputError, match=r"this is a model: give the run folder.*--text FILE"):
         onecard.evaluate(model)
     shutil.rmtree(root / "checkpoints")
     with pytest.raises(CheckpointError, match="no complete checkpoint yet"):
@@ -149,3 +149,41 @@ def test_ifeval_over_checkpoints(runner: "Runner", tmp_path: Path) -> None:
     values = [[score.value for score in row.scores] for row in again.checkpoints]
     assert values == [[score.value for score in found.checkpoints[1].scores if "acc" in score.name]]
     assert again.notes == ("1 of 5 prompts have no response and are left out",)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_runs_on_chats_are_measured_on_their_held_out_answers(method: str, tuner: Any) -> None:
+    chats = {"eval_fraction": 0.25, "eval_steps": 3, "save_steps": 3, "learning_rate": 1e-2}
+    outcome = tuner("llama", method=method, **chats).start("run")
+    events = outcome.events("evaluated")
+    found = onecard.evaluate(outcome.root)
+    assert [row.step for row in found.checkpoints] == [event["step"] for event in events] == [3, 6]
+    # An adapter is measured merged; for QLoRA into weights that are not in 4 bits.
+    tolerance = {"full": 1e-6, "lora": 1e-4, "qlora": 5e-2}[method]
+    assert losses(found.checkpoints) == pytest.approx([event["loss"] for event in events], rel=tolerance)
+    assert [row.find("loss").n for row in found.checkpoints] == [event["num_target_tokens"] for event in events]
+    assert losses(found.checkpoints)[0] != losses(found.checkpoints)[1]
+
+
+def test_a_task_of_the_harness_over_checkpoints(outcome: "Outcome", tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="needs the extra eval")
+    rows = [{"text": f"the {n}", "choices": ["ab", "lazy", "fox"], "label": n % 3} for n in range(5)]
+    data, task = tmp_path / "rows.jsonl", tmp_path / "own.yaml"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = {
+        "task": "own",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": data.as_posix()},
+        "test_split": "train",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{text}}",
+        "doc_to_target": "{{label}}",
+        "doc_to_choice": "{{choices}}",
+        "metric_list": [{"metric": "acc"}],
+    }
+    task.write_text(json.dumps(settings), encoding="utf-8")
+    found = onecard.evaluate(outcome.root, [str(task)], checkpoints="3,12", limit=4, batch_size=3)
+    assert found.best.keys() == {"own/acc"}
+    assert [row.find("own/acc").n for row in found.checkpoints] == [4, 4]
+    assert len(found.comparisons) == 1
+    assert (outcome.root / "responses" / "own-step-000012.jsonl").exists()

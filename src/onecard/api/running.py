@@ -39,35 +39,43 @@ def train(
     """
     from onecard.observe.sinks import check_targets
     from onecard.planner import check_recipe
-    from onecard.run.find import find_run, refuse_other_settings
     from onecard.run.folder import RunFolder, free_folder
     from onecard.run.inputs import fetch_base, plan_inputs, prepare_inputs, settle_base, settle_length
     from onecard.run.outcome import compare
     from onecard.run.session import run_session
+    from onecard.run.tasks import prepare_run_tasks, with_facts
 
     machine = probe_here()
     recipe = settle_base(apply_its_device(settle_length(recipe), machine))
     if wish := resume or recipe.resume_from_checkpoint:
-        folder, checkpoint = find_run("latest" if wish is True else wish)
-        if output_dir is not None and Path(output_dir).absolute() != folder.root.absolute():
-            raise InputError(f"output_dir {output_dir} is not the run that is resumed, {folder.root}: leave it out")
-        refuse_other_settings(recipe, folder)
+        folder, checkpoint = _find_same_run(recipe, "latest" if wish is True else wish, output_dir)
         return _continue(folder, checkpoint, on_event, on_plan, on_progress)
     if given := output_dir or recipe.output_dir:
         RunFolder.refuse_taken(expand(given))
     check_targets(recipe.report_to)
     check_recipe(recipe, machine)
+    tasks = prepare_run_tasks(recipe, machine)
     base = fetch_base(recipe, weights=True, progress=on_progress)
     corpus = prepare_inputs(recipe, base, on_progress)
-    decided = plan_inputs(recipe, machine, corpus)
+    decided = with_facts(plan_inputs(recipe, machine, corpus), tasks)
     root = expand(given) if given else free_folder(Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = RunFolder.create(root, recipe, decided, corpus.audit)
     with folder.lock(), folder.discarded_unless_begun():
         if on_plan is not None:
             on_plan(decided, root)
-        steps = run_session(folder, corpus, None, on_event)
+        steps = run_session(folder, corpus, None, on_event, tasks)
         compare(folder, machine, steps)
     return root
+
+
+def _find_same_run(recipe: Recipe, run: str | Path, output_dir: str | Path | None) -> "tuple[RunFolder, Path | None]":
+    from onecard.run.find import find_run, refuse_other_settings
+
+    folder, checkpoint = find_run(run)
+    if output_dir is not None and Path(output_dir).absolute() != folder.root.absolute():
+        raise InputError(f"output_dir {output_dir} is not the run that is resumed, {folder.root}: leave it out")
+    refuse_other_settings(recipe, folder)
+    return folder, checkpoint
 
 
 def resume(
@@ -101,6 +109,7 @@ def _continue(
     from onecard.planner import choose_device
     from onecard.run.inputs import fetch_base_again, prepare_inputs
     from onecard.run.session import run_session
+    from onecard.run.tasks import open_run_tasks
 
     with folder.lock():
         checkpoint = checkpoint or folder.find_resumable()
@@ -109,9 +118,10 @@ def _continue(
             make_cublas_deterministic()
         choose_device(decided.device, probe_here())  # refuses one that is not here
         recipe = folder.recipe()
+        tasks = open_run_tasks(recipe, decided.eval_tasks)
         base = fetch_base_again(recipe, decided, checkpoint, on_progress)
         corpus = prepare_inputs(recipe, base, on_progress)
         if on_plan is not None:
             on_plan(decided, folder.root)
-        run_session(folder, corpus, checkpoint, on_event)
+        run_session(folder, corpus, checkpoint, on_event, tasks)
     return folder.root

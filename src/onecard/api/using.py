@@ -62,17 +62,16 @@ def evaluate(
     tasks: Sequence[str] = ("loss",),
     *,
     responses: str | Path | None = None,
-    ifeval_data: str | Path | None = None,
-    device: str = "auto",
     on_progress: OnProgress | None = None,
     on_item: Callable[[str, int, int], None] | None = None,
     **settings: Any,
 ) -> Evaluation:
     """Scores the checkpoints of a run, or a model, and says which is best; or scores a file of `responses` to IFEval.
 
-    `tasks` are loss (over the text or chats that the run held out) and ifeval. `settings` are `checkpoints` (all, best,
-    last, or steps with commas), `limit` (held-out blocks, prompts), `max_new_tokens` and `batch_size`. Scores of a run
-    are appended to its scores.jsonl.
+    `tasks` are loss (over the text or chats that the run held out), ifeval, and those of lm-evaluation-harness by name
+    or YAML file. `settings` are those of `EvaluationRequest`: `checkpoints` (all, best, last, or steps with commas),
+    `limit` (held-out blocks, prompts, items), `ifeval_data`, `max_new_tokens`, `batch_size`, `device`, `num_fewshot`,
+    `apply_chat_template`, `text` (a file for the loss). Scores of a run are appended to its scores.jsonl.
 
     Raises:
         InputError: everything that is known to be wrong, before anything is measured.
@@ -81,11 +80,10 @@ def evaluate(
     from onecard.run.evaluate import EvaluationRequest, score_responses
     from onecard.run.evaluate import evaluate as measure
 
-    data = expand(ifeval_data) if ifeval_data is not None else None
+    settings |= {key: expand(settings[key]) for key in ("ifeval_data", "text") if settings.get(key) is not None}
     if responses is not None:
-        return score_responses(expand(responses), data)
+        return score_responses(expand(responses), settings.get("ifeval_data"))
     if model is None:
         raise InputError("give a run, a model, or a file of responses")
-    chosen, _ = choose_device(device, probe_here())
-    request = EvaluationRequest(tasks=tuple(tasks), ifeval_data=data, device=chosen, **settings)
-    return measure(model, request, on_progress, on_item)
+    device, _ = choose_device(settings.pop("device", "auto"), probe_here())
+    return measure(model, EvaluationRequest(tasks=tuple(tasks), device=device, **settings), on_progress, on_item)

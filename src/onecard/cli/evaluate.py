@@ -16,7 +16,9 @@ _REPORT_INTERVAL_S = 10.0
 RunArgument = Annotated[
     str | None, typer.Argument(metavar="[RUN]", help="A run folder, a checkpoint or a model folder.")
 ]
-TasksOption = Annotated[str, typer.Option(help="loss, ifeval, or both with a comma.")]
+TasksOption = Annotated[
+    str, typer.Option(help="loss, ifeval, tasks of lm-evaluation-harness by name or YAML file; with commas.")
+]
 CheckpointsOption = Annotated[str, typer.Option(help="all, best, last, or steps with commas, as in 100,200.")]
 LimitOption = Annotated[int | None, typer.Option(help="So many held-out blocks, spread evenly, or the first prompts.")]
 ResponsesOption = Annotated[
@@ -32,6 +34,16 @@ BatchOption = Annotated[
     int | None, typer.Option("--batch-size", help="Rows at once: changes the speed, not what is measured.")
 ]
 
+TextOption = Annotated[
+    Path | None, typer.Option(help="Measure the loss on this text instead of what a run held out; for any model.")
+]
+FewshotOption = Annotated[
+    int | None, typer.Option("--num-fewshot", help="Examples before each item of a task of the harness.")
+]
+TemplateOption = Annotated[
+    bool, typer.Option("--apply-chat-template", help="Ask tasks of the harness as turns of a chat.")
+]
+
 
 def evaluate(
     run: RunArgument = None,
@@ -42,6 +54,9 @@ def evaluate(
     ifeval_data: DataOption = None,
     max_new_tokens: TokensOption = None,
     batch_size: BatchOption = None,
+    text: TextOption = None,
+    num_fewshot: FewshotOption = None,
+    apply_chat_template: TemplateOption = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -53,13 +68,20 @@ def evaluate(
     from onecard import api
     from onecard.cli.preparation import PreparationProgress
 
-    settings = {"limit": limit, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    settings = {
+        "limit": limit,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "ifeval_data": ifeval_data,
+        "text": text,
+        "num_fewshot": num_fewshot,
+        "apply_chat_template": apply_chat_template or None,
+    }
     with PreparationProgress(sys.stderr) as progress:
         evaluation = api.evaluate(
             run,
             [name.strip() for name in tasks.split(",") if name.strip()],
             responses=responses,
-            ifeval_data=ifeval_data,
             device=device,
             on_progress=progress,
             on_item=_Reports(),

@@ -8,7 +8,6 @@ from onecard.spec import Comparison, Evaluation, Score
 # What a difference that is no chance is agreed to be.
 _SIGNIFICANT = 0.05
 _LOSSES = ("loss", "perplexity", "bits_per_byte")
-_ITEMS = {"loss": "held-out blocks"}
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -31,9 +30,20 @@ def _rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
 
 def _cell(score: Score) -> str:
     error = score.standard_error
-    if score.name in _LOSSES:
+    if not _is_share(score.name):
         return f"{score.value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
     return f"{100 * score.value:.1f}%" + (f" ± {100 * error:.1f}" if error is not None else "")
+
+
+def _is_share(score: str) -> bool:
+    """Whether a score is a share of items; one of the harness bears the name of its task before its own."""
+    return not score.rpartition("/")[2].endswith(_LOSSES)
+
+
+def _items_of(score: str) -> str:
+    if score == "loss":
+        return "held-out blocks"
+    return "items" if "/" in score else "prompts"
 
 
 def _sentences(evaluation: Evaluation, score: str) -> list[str]:
@@ -57,12 +67,12 @@ def _against_last(entry: Comparison) -> str:
     looks = f" after {entry.num_comparisons} looks ({_p(entry.p_value)} for one)" if entry.num_comparisons > 1 else ""
     return (
         f"{entry.score}: {entry.best} {beats} the last, {entry.other}, by {_gain(entry)}, "
-        f"{_p(entry.corrected_p_value)}{looks}, {entry.test} over {entry.n:,} {_ITEMS.get(entry.score, 'prompts')}."
+        f"{_p(entry.corrected_p_value)}{looks}, {entry.test} over {entry.n:,} {_items_of(entry.score)}."
     )
 
 
 def _gain(entry: Comparison) -> str:
-    if entry.score in _LOSSES:
+    if not _is_share(entry.score):
         return f"{entry.gain:.4f} ± {entry.standard_error:.4f}"
     return f"{100 * entry.gain:.1f} ± {100 * entry.standard_error:.1f} points"
 

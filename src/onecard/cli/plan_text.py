@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from onecard.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
-    from onecard.spec import Plan
+    from onecard.spec import EvalTasksPlan, Plan
 
 
 def summary_rows(plan: "Plan", run_folder: Path | None = None) -> list[tuple[str, str]]:
@@ -26,6 +26,8 @@ def summary_rows(plan: "Plan", run_folder: Path | None = None) -> list[tuple[str
         ("optimizer", f"{plan.optimizer.name}, {schedule.name} schedule, {schedule.num_warmup_steps} steps of warmup"),
         ("data", _describe_data(plan)),
     ]
+    if plan.eval_tasks is not None:
+        rows.append(("scored by", _describe_tasks(plan, plan.eval_tasks)))
     if run_folder is not None:
         rows.append(("run folder", str(run_folder)))
     return rows
@@ -99,6 +101,17 @@ def _describe_intervals(plan: "Plan") -> str:
 
     intervals = {"evaluation": plan.eval_steps, "samples": plan.sample_steps, "checkpoint": plan.save_steps}
     return ", ".join(f"{name} {when(steps)}" for name, steps in intervals.items())
+
+
+def _describe_tasks(plan: "Plan", tasks: "EvalTasksPlan") -> str:
+    num_saves = -(-plan.schedule.num_steps // plan.save_steps)
+    parts = [
+        f"{', '.join(tasks.names)}: {num_saves} x {tasks.limit} items, then all of those that lead",
+        f"responses of up to {tasks.max_new_tokens} tokens",
+    ]
+    if tasks.cache_bytes:
+        parts.append(f"up to {format_bytes(tasks.cache_bytes)} at once beside the model")
+    return f"{', '.join(parts)}; its time comes on top"
 
 
 def _value_text(plan: "Plan", name: str) -> str:

@@ -5,6 +5,7 @@ are the same each time.
 """
 
 import json
+import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -214,10 +215,16 @@ def _check_splitter() -> None:
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """Fixes what an instruction without arguments draws, and leaves the random state as it was."""
-    state = random.getstate()
+    """Fixes what an instruction without arguments draws, and leaves the random state as it was.
+
+    Nor is a line printed for each response without a language.
+    """
+    log = logging.getLogger("lm_eval.tasks.ifeval")
+    state, level = random.getstate(), log.level
     random.seed(0)
+    log.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         random.setstate(state)
+        log.setLevel(level)

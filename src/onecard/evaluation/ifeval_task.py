@@ -21,15 +21,18 @@ class IFEvalTask:
     def __init__(
         self,
         prompts: Sequence[dict[str, Any]],
+        checker: Checker,
         *,
         max_new_tokens: int,
         batch_size: int,
         limit: int | None = None,
         report: Report | None = None,
     ) -> None:
-        self._checker = Checker()
+        self._checker = checker
         self._prompts = list(prompts[:limit])
         self._checker.try_out(self._prompts)
+        self.num_items = len(self._prompts)
+        self.fingerprint = str(ifeval_protocol(self._prompts, self._checker)["data"])
         self._max_new_tokens = max_new_tokens
         self._batch_size = batch_size
         self._limit = limit

@@ -24,6 +24,8 @@ class LossTask:
         self._batch_size = batch_size
         self._backend = backend
         self._limit = limit
+        self.num_items = plan.corpus.num_heldout_tokens
+        self.fingerprint = corpus.fingerprint[:16]
 
     def measure(self, subject: Subject) -> Result:
         """Measures one model."""
@@ -37,7 +39,7 @@ class LossTask:
         )
         protocol = subject.protocol | {
             "task": "held-out loss",
-            "data": self._corpus.fingerprint[:16],
+            "data": self.fingerprint,
             "max_seq_length": self._plan.max_seq_length,
             "attention": self._backend,
             "limit": self._limit,

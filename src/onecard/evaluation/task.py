@@ -35,6 +35,9 @@ class Task(Protocol):
     name: str
     ranks_by: str
     is_lower_better: bool
+    # How many items there are, and a hash of them and of what is done with them; both of those that are measured.
+    num_items: int
+    fingerprint: str
 
     def measure(self, subject: Subject) -> Result:
         """Measures one model."""

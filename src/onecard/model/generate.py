@@ -1,13 +1,19 @@
 """Text from prompts: transformers' own generation with a cache, for many prompts at once."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from onecard.errors import InputError
 from onecard.model.attention import attention_of
@@ -15,6 +21,10 @@ from onecard.model.build import DOCUMENT_START
 
 # Logits divided by less than this leave the range of fp32.
 _LEAST_TEMPERATURE = 1e-4
+
+
+# Whether what has been generated is complete.
+IsOver = Callable[[Sequence[int]], bool]
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,11 @@ def encode_prompts(
     return [[*opening, *tokenizer.encode(prompt, add_special_tokens=False)] or [stop] for prompt in prompts], [stop]
 
 
+def opening_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Gives the ids that stand before a text: of a model from scratch its separator, else what the tokenizer adds."""
+    return _opening(model, tokenizer)
+
+
 def decode_after(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequence[int]) -> str:
     """Decodes what follows other ids: a Llama tokenizer drops the space before the first word it decodes."""
     head, whole = (tokenizer.decode(part, skip_special_tokens=True) for part in (before, [*before, *ids]))
@@ -96,11 +111,16 @@ def decode_after(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids:
 
 @torch.no_grad()
 def complete_ids(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], sampling: Sampling
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Sequence[int],
+    sampling: Sampling,
+    is_over: IsOver | None = None,
 ) -> list[list[int]]:
     """Continues each prompt of ids, as `complete` does; gives the new ids alone.
 
-    A row that ended by itself has one of `stop_ids` as its last id.
+    A row that ended by itself has one of `stop_ids` as its last id. `is_over(new_ids)` ends a row for other reasons,
+    such as a text to stop at, with the first of `stop_ids` after them.
 
     Raises:
         InputError: sampling values without a meaning, a prompt without ids, or no stop id.
@@ -113,7 +133,7 @@ def complete_ids(
     # transformers' own attention honours the padding mask.
     with torch.random.fork_rng(devices=devices), attention_of(model, "sdpa"), _plainly(model):
         torch.manual_seed(sampling.seed)
-        return _complete_ids(model, [list(ids) for ids in prompts], list(stop_ids), sampling)
+        return _complete_ids(model, [list(ids) for ids in prompts], list(stop_ids), sampling, is_over)
 
 
 @contextmanager
@@ -179,7 +199,11 @@ def _opening(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
 
 
 def _complete_ids(
-    model: PreTrainedModel, encoded: list[list[int]], stops: list[int], sampling: Sampling
+    model: PreTrainedModel,
+    encoded: list[list[int]],
+    stops: list[int],
+    sampling: Sampling,
+    is_over: IsOver | None,
 ) -> list[list[int]]:
     context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
     texts, done = [list(ids) for ids in encoded], [False] * len(encoded)
@@ -190,15 +214,35 @@ def _complete_ids(
         if max(map(len, windows)) >= context - 1:
             windows = [window[-(context // 2) :] for window in windows]
         num_new = min(remaining, context - max(map(len, windows)))
-        for index, new in zip(active, _run(model, windows, stops, num_new, sampling), strict=True):
+        before = [texts[index][len(encoded[index]) :] for index in active]
+        ends = _RowEnds(before, max(map(len, windows)), is_over) if is_over is not None else None
+        for index, new in zip(active, _run(model, windows, stops, num_new, sampling, ends), strict=True):
             texts[index].extend(new)
             done[index] = bool(new) and new[-1] in stops
         remaining -= num_new
     return [text[len(ids) :] for text, ids in zip(texts, encoded, strict=True)]
 
 
+class _RowEnds(StoppingCriteria):
+    """Ends rows whose new ids say so; `before` are those of earlier windows."""
+
+    def __init__(self, before: list[list[int]], num_prompt: int, is_over: IsOver) -> None:
+        self._before = before
+        self._num_prompt = num_prompt
+        self._is_over = is_over
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        rows = zip(self._before, input_ids[:, self._num_prompt :].tolist(), strict=True)
+        return torch.tensor([self._is_over([*before, *new]) for before, new in rows], device=input_ids.device)
+
+
 def _run(
-    model: PreTrainedModel, windows: list[list[int]], stops: list[int], num_new: int, sampling: Sampling
+    model: PreTrainedModel,
+    windows: list[list[int]],
+    stops: list[int],
+    num_new: int,
+    sampling: Sampling,
+    ends: _RowEnds | None = None,
 ) -> list[list[int]]:
     """Generates up to `num_new` tokens after each window; a stopped row ends with the token that stopped it."""
     longest = max(map(len, windows))
@@ -212,6 +256,7 @@ def _run(
         eos_token_id=stops,
         pad_token_id=stops[0],
         use_cache=True,
+        stopping_criteria=StoppingCriteriaList([ends] if ends is not None else []),
         remove_invalid_values=True,  # a model that is about to diverge must not end its run by a sample
         **sampling.keywords(),
     )

@@ -137,6 +137,19 @@ def token_losses(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:
     return torch.cat(losses)
 
 
+@torch.no_grad()
+def score_tokens(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each token, [N] fp32, and whether it is the likeliest, [N]; logits of a chunk at a time."""
+    write_rows(head.weight_VD, head.rows_ND, head.tokens_N)
+    scores, verdicts = [], []
+    for rows in _chunks(len(targets_N), head):
+        logits = head.finish(head.logits(hidden_ND[rows]))
+        scores.append(-F.cross_entropy(logits, targets_N[rows], reduction="none"))
+        verdicts.append(logits.argmax(1) == targets_N[rows])
+        del logits
+    return torch.cat(scores), torch.cat(verdicts)
+
+
 def _chunks(num_tokens: int, head: Head) -> list[slice]:
     if head.chunk_size == "full":
         return [slice(0, num_tokens)]

@@ -7,12 +7,14 @@ from unicodedata import category
 
 from onecard.observe import prose
 from onecard.observe.events import (
+    ChosenEvent,
     EvaluatedEvent,
     Event,
     FindingEvent,
     FinishedEvent,
     SampledEvent,
     SavedEvent,
+    ScoredEvent,
     StepEvent,
 )
 from onecard.observe.pace import Pace
@@ -52,6 +54,10 @@ class ConsoleSink:
                 self._print(f"step {event.step}  {prose.describe_evaluated(event)}", "green" if event.is_best else "")
             case SampledEvent():
                 self._print_samples(event)
+            case ScoredEvent():
+                self._print(f"step {event.step}  {prose.describe_scored(event)}", "green" if event.is_best else "")
+            case ChosenEvent():
+                self._print(f"step {event.step}  {prose.describe_chosen(event)}", "bold green")
             case SavedEvent():
                 self._print(f"step {event.step}  {prose.describe_saved(event)}", "dim")
             case FindingEvent():

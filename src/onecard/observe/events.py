@@ -54,6 +54,50 @@ class EvaluatedEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredEvent:
+    """Scores of a checkpoint by a task: over a fixed part of its `n` items, or over all (`is_whole`).
+
+    `standard_error` and `n` belong to `metric`, the score that ranks; `is_best` is against those before over the same
+    items. `seconds` count in no `elapsed_s`.
+    """
+
+    event: ClassVar[str] = "scored"
+    step: int
+    elapsed_s: float
+    checkpoint: str
+    task: str
+    metric: str
+    scores: dict[str, float]
+    standard_error: float
+    n: int
+    is_whole: bool
+    is_best: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenEvent:
+    """The best checkpoint by a task, over all of its `n` items.
+
+    Of `num_scored` checkpoints these `finalists` were measured on them; `undecided` are those of them that the items
+    do not tell from the best.
+    """
+
+    event: ClassVar[str] = "chosen"
+    step: int
+    elapsed_s: float
+    task: str
+    metric: str
+    checkpoint: str
+    value: float
+    standard_error: float
+    n: int
+    num_scored: int
+    finalists: tuple[str, ...]
+    undecided: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """A prompt and what the model wrote after it."""
 
@@ -116,13 +160,21 @@ class FinishedEvent:
     seconds: float
 
 
-Event = StepEvent | EvaluatedEvent | SampledEvent | SavedEvent | FindingEvent | FinishedEvent
+Event = (
+    StepEvent | EvaluatedEvent | SampledEvent | SavedEvent | ScoredEvent | ChosenEvent | FindingEvent | FinishedEvent
+)
 
 _EVENT_TYPES: dict[str, type[Event]] = {kind.event: kind for kind in get_args(Event)}
 _FIELD_NAMES = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in get_args(Event)}
 _REQUIRED_FLOATS = {
     kind: tuple(field.name for field in dataclasses.fields(kind) if field.type is float) for kind in get_args(Event)
 }
+
+
+def named_scores(event: ScoredEvent) -> dict[str, float]:
+    """Gives scores by the names of their curves; those over all items of a task have curves of their own."""
+    group = f"{event.task} (whole)" if event.is_whole else event.task
+    return {f"{group}/{name}": value for name, value in event.scores.items()}
 
 
 def to_json_line(event: Event) -> str:
@@ -152,6 +204,8 @@ def parse_event(line: str) -> Event:
                 record[name] = math.nan
         if kind is SampledEvent:
             record["samples"] = tuple(Sample(**sample) for sample in record["samples"])
+        if kind is ChosenEvent:
+            record |= {name: tuple(record[name]) for name in ("finalists", "undecided")}
         return kind(**record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

@@ -1,6 +1,6 @@
 """Events as lines for people: ASCII only, so that any console can print them."""
 
-from onecard.observe.events import EvaluatedEvent, FindingEvent, FinishedEvent, SavedEvent
+from onecard.observe.events import ChosenEvent, EvaluatedEvent, FindingEvent, FinishedEvent, SavedEvent, ScoredEvent
 from onecard.observe.pace import Pace
 from onecard.units import format_bytes, format_count, format_seconds
 
@@ -28,6 +28,21 @@ def describe_evaluated(event: EvaluatedEvent) -> str:
     if event.is_best:
         parts.append("best so far")
     return "  ".join(parts)
+
+
+def describe_scored(event: ScoredEvent) -> str:
+    what = f"{event.task}, all {event.n} items:" if event.is_whole else f"{event.task}, {event.n} items:"
+    score = f"{event.metric} {event.scores[event.metric]:.4f} +/- {event.standard_error:.4f}"
+    best = "  best so far" if event.is_best else ""
+    return f"{event.checkpoint}  {what} {score}  ({format_seconds(event.seconds)}){best}"
+
+
+def describe_chosen(event: ChosenEvent) -> str:
+    text = (
+        f"best by {event.task}: {event.checkpoint} of {event.num_scored} ({event.metric} {event.value:.4f} +/- "
+        f"{event.standard_error:.4f}, {event.n} items)"
+    )
+    return f"{text}; not to be told from it: {', '.join(event.undecided)}" if event.undecided else text
 
 
 def describe_saved(event: SavedEvent) -> str:

@@ -13,7 +13,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from onecard.observe.events import EvaluatedEvent, Event, Sample, SampledEvent, StepEvent
+from onecard.observe.events import EvaluatedEvent, Event, Sample, SampledEvent, ScoredEvent, StepEvent, named_scores
 
 _numbers = itertools.count()
 
@@ -54,6 +54,8 @@ class TensorBoardSink:
                 )
             case EvaluatedEvent():
                 self._add_scalars(event.step, {"eval/loss": event.loss, "eval/bits_per_byte": event.bits_per_byte})
+            case ScoredEvent():
+                self._add_scalars(event.step, dict(named_scores(event)))
             case SampledEvent():
                 self._add(event.step, text_pb("samples", [_as_markdown(sample) for sample in event.samples]))
 

@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from onecard.errors import InputError
-from onecard.observe.events import EvaluatedEvent, Event, FinishedEvent, SampledEvent, StepEvent
+from onecard.observe.events import (
+    EvaluatedEvent,
+    Event,
+    FinishedEvent,
+    SampledEvent,
+    ScoredEvent,
+    StepEvent,
+    named_scores,
+)
 
 _ID_FILE = "wandb_id.txt"
 
@@ -56,6 +64,8 @@ class WandbSink:
                 )
             case EvaluatedEvent():
                 self._log(event.step, {"eval/loss": event.loss, "eval/bits_per_byte": event.bits_per_byte})
+            case ScoredEvent():
+                self._log(event.step, dict(named_scores(event)))
             case SampledEvent():
                 rows = [[sample.prompt, sample.completion] for sample in event.samples]
                 self._log(event.step, {"samples": self._wandb.Table(columns=["prompt", "completion"], data=rows)})

@@ -1,7 +1,9 @@
 """Recipe + machine -> Plan: every decision as a number, with its reason."""
 
-from onecard.planner.choose import Measurements, check_recipe, make_plan
+from onecard.planner.choose import Measurements, make_plan
+from onecard.planner.decisions import check_recipe
 from onecard.planner.device import Target, choose_device, find_target, kind_of, target_of_card
+from onecard.planner.eval_tasks import plan_tasks
 from onecard.planner.facts import facts_of, survey_facts
 from onecard.planner.fit import FirstAnswer
 from onecard.planner.ladder import OnWait, list_alternatives
@@ -18,6 +20,7 @@ __all__ = [
     "kind_of",
     "list_alternatives",
     "make_plan",
+    "plan_tasks",
     "survey_facts",
     "target_of_card",
 ]

@@ -1,11 +1,8 @@
 """Scores for the checkpoints of a run, or for one model: which is best, and is that more than chance?"""
 
 import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -14,28 +11,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from onecard.checkpoint import list_checkpoints, read_checkpoint, step_of_folder
 from onecard.errors import CheckpointError, InputError
 from onecard.evaluation.ifeval import STANDARD_TOKENS, Checker, match_responses, read_prompts, score_verdicts
-from onecard.evaluation.ifeval_task import IFEvalTask, ifeval_protocol
+from onecard.evaluation.ifeval_task import ifeval_protocol
 from onecard.evaluation.loss_task import LossTask
 from onecard.evaluation.ranking import rank
+from onecard.evaluation.responses import BATCH_SIZES
 from onecard.evaluation.task import Result, Subject, Task
+from onecard.evaluation.text_task import TextLossTask
 from onecard.model.folder import load_model_folder
 from onecard.model.in_place import load_in_place
-from onecard.model.weight_files import fingerprint
 from onecard.planner import kind_of
 from onecard.run.answers import dtype_of
 from onecard.run.find import find_model_folder, find_run
 from onecard.run.folder import RunFolder
 from onecard.run.inputs import OnProgress, fetch_base, prepare_inputs
+from onecard.run.scores import keep_responses, protocol_of, record_scores
+from onecard.run.tasks import OnItem, TaskSettings, make_task
 from onecard.spec import CheckpointScores, Comparison, Evaluation
 from onecard.spec.paths import expand, locate
-from onecard.spec.score import Protocol
 from onecard.training.assemble import DTYPES
 
-TASKS = ("loss", "ifeval")
-OnItem = Callable[[str, int, int], None]
-_SCORES = "scores.jsonl"
-# Rows in a batch of responses where nobody says: more hardly speed up a CPU; a GPU halves what does not fit.
-_BATCH_SIZES = {"cpu": 16, "cuda": 64}
+# Blocks of a text in a batch where nobody says: of up to 2,048 tokens.
+_BLOCKS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,9 @@ class EvaluationRequest:
     max_new_tokens: int = STANDARD_TOKENS
     batch_size: int | None = None
     device: str = "cpu"
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    text: Path | None = None
 
     def check(self) -> None:
         """Refuses values without a meaning.
@@ -56,15 +55,24 @@ class EvaluationRequest:
         Raises:
             InputError: every such value, together.
         """
-        problems = [f"task {name!r} does not exist: use {', '.join(TASKS)}" for name in self.tasks if name not in TASKS]
+        problems = []
         if not self.tasks:
-            problems.append(f"no task is given: use {', '.join(TASKS)}")
+            problems.append("no task is given: use loss, ifeval, or one of lm-evaluation-harness")
         for name in ("limit", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name} is {value}: give 1 or more")
+        if self.text is not None and "loss" not in self.tasks:
+            problems.append("text is what the loss is measured on, but loss is not among the tasks: leave one out")
         if problems:
             raise InputError("\n".join(problems))
+
+    def settings(self) -> TaskSettings:
+        """The part that concerns tasks which generate."""
+        batch_size = self.batch_size or BATCH_SIZES[kind_of(self.device)]
+        return TaskSettings(
+            self.limit, self.max_new_tokens, batch_size, self.ifeval_data, self.num_fewshot, self.apply_chat_template
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,9 @@ def evaluate(
     run, places = find_places(model, request.checkpoints)
     tell = on_item or (lambda what, done, total: None)
     tasks = [
-        _ifeval_task(request, tell) if name == "ifeval" else _loss_task(run, request, progress)
+        _loss_task(run, request, progress)
+        if name == "loss"
+        else make_task(name, request.settings(), lambda done, total: tell("responses", done, total))
         for name in dict.fromkeys(request.tasks)
     ]
     measured: dict[str, list[Result]] = {task.name: [] for task in tasks}
@@ -100,11 +110,13 @@ def evaluate(
         results = [task.measure(subject) for task in tasks]
         for task, result in zip(tasks, results, strict=True):
             measured[task.name].append(result)
-            _keep_responses(run, place, task, result)
+            if run is not None:
+                keep_responses(run.root, f"{task.name}-{place.name}", result)
         row = CheckpointScores(
             name=place.name, step=place.step, scores=tuple(score for result in results for score in result.scores)
         )
-        _record(run, row)
+        if run is not None:
+            record_scores(run.root, row)
         rows.append(row)
     return _summarize(rows, tasks, measured)
 
@@ -176,34 +188,16 @@ class _Loader:
             self._loaded = None  # two models would not fit
             model, tokenizer = load_model_folder(folder, self._dtype)
             self._loaded = model.to(self._device), tokenizer
-        return Subject(*self._loaded, self._protocol(folder))
-
-    def _protocol(self, folder: Path) -> Protocol:
-        return {
-            "weights": _fingerprint(folder),
-            "dtype": str(self._dtype).removeprefix("torch."),
-            "device": torch.cuda.get_device_name(self._device) if self._device.startswith("cuda") else "cpu",
-            "onecard": _version("onecard"),
-            "torch": _version("torch"),
-            "transformers": _version("transformers"),
-        }
+        return Subject(*self._loaded, protocol_of(folder, self._dtype, self._device))
 
 
-def _ifeval_task(request: EvaluationRequest, tell: OnItem) -> IFEvalTask:
-    return IFEvalTask(
-        read_prompts(request.ifeval_data),
-        max_new_tokens=request.max_new_tokens,
-        batch_size=request.batch_size or _BATCH_SIZES[kind_of(request.device)],
-        limit=request.limit,
-        report=lambda done, total: tell("responses", done, total),
-    )
-
-
-def _loss_task(run: RunFolder | None, request: EvaluationRequest, progress: OnProgress | None) -> LossTask:
+def _loss_task(run: RunFolder | None, request: EvaluationRequest, progress: OnProgress | None) -> Task:
+    if request.text is not None:
+        return TextLossTask(request.text, batch_size=request.batch_size or _BLOCKS_AT_ONCE, limit=request.limit)
     if run is None:
         raise InputError(
             "the held-out loss is measured on the text that a run held out, but this is a model: give the run folder, "
-            "or another task, as in --tasks ifeval"
+            "a text of your own with --text FILE, or another task, as in --tasks ifeval"
         )
     plan, recipe = run.plan(), run.recipe()
     corpus = prepare_inputs(recipe, fetch_base(recipe, weights=False, progress=progress), progress)
@@ -228,41 +222,6 @@ def _dtype_of(run: RunFolder | None, device: str) -> torch.dtype:
     if plan is not None and kind_of(plan.device) == kind_of(device):
         return DTYPES[plan.precision]
     return dtype_of(device)
-
-
-def _fingerprint(folder: Path) -> str:
-    adapter = folder / "adapter_model.safetensors"
-    if (folder / "adapter_config.json").is_file() and adapter.is_file():
-        return hashlib.sha256(adapter.read_bytes()).hexdigest()[:16]
-    return fingerprint(folder)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from the source tree
-        return "source"
-
-
-def _record(run: RunFolder | None, row: CheckpointScores) -> None:
-    if run is None:
-        return
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    with (run.root / _SCORES).open("a", encoding="utf-8", newline="\n") as file:
-        for score in row.scores:
-            line = {"time": now, "checkpoint": row.name, "step": row.step} | score.model_dump(mode="json")
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def _keep_responses(run: RunFolder | None, place: _Place, task: Task, result: Result) -> None:
-    """Keeps what a model wrote, so that it can be read, and scored again with --responses."""
-    if run is None or not result.rows:
-        return
-    folder = run.root / "responses"
-    folder.mkdir(exist_ok=True)
-    with (folder / f"{task.name}-{place.name}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-        for entry in result.rows:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def _summarize(

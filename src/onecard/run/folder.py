@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from onecard.checkpoint import list_checkpoints, read_checkpoint, remove_leftovers, step_of_folder
 from onecard.errors import CheckpointError, InputError, RunBusyError
 from onecard.planner.outcomes import Outcome
+from onecard.run.marks import read_marked_step
 from onecard.spec import MaskAudit, Plan, Recipe
 from onecard.spec.dump import recipe_to_yaml
 from onecard.spec.load import load_recipe
@@ -184,10 +185,13 @@ class RunFolder:
         return matches[0]
 
     def best_step(self) -> int | None:
-        """Step of the best held-out loss, as the newest checkpoint knows it."""
+        """Step that is best by the task which decides, else by the held-out loss as the newest checkpoint knows it."""
         found = list_checkpoints(self.checkpoints)
         if not found:
             return None
+        marked = read_marked_step(self.root)
+        if any(step_of_folder(folder) == marked for folder in found):
+            return marked
         try:
             progress = json.loads((found[-1] / "progress.json").read_text(encoding="utf-8"))
             best: int | None = progress["best_step"]
@@ -244,12 +248,12 @@ class RunFolder:
             if step_of_folder(folder) > step_of_folder(checkpoint):
                 folder.rename(_unused_name(folder.with_name(_SUPERSEDED + folder.name)))
 
-    def remove_surplus(self, limit: int | None, best_step: int | None) -> None:
-        """Removes the oldest checkpoints beyond `limit`, never the best or the newest, and what has been overtaken."""
+    def remove_surplus(self, limit: int | None, kept_steps: Collection[int | None]) -> None:
+        """Removes the oldest beyond `limit`, and what has been overtaken; never those of `kept_steps` or the newest."""
         if limit is None:
             return
         found = list_checkpoints(self.checkpoints)
-        removable = [folder for folder in found[:-1] if step_of_folder(folder) != best_step]
+        removable = [folder for folder in found[:-1] if step_of_folder(folder) not in kept_steps]
         for folder in [*removable[: max(0, len(found) - limit)], *self._overtaken(step_of_folder(found[-1]))]:
             shutil.rmtree(folder, ignore_errors=True)
 

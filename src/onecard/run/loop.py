@@ -18,8 +18,9 @@ from onecard.data import BatchStream
 from onecard.errors import DivergedError
 from onecard.model.decoder import CompilerError
 from onecard.observe.events import Event, FindingEvent, FinishedEvent, FinishReason, StepEvent
+from onecard.run.clock import Clock
 from onecard.run.control import Control
-from onecard.run.milestones import Clock, Milestones
+from onecard.run.milestones import Milestones
 from onecard.spec import Plan
 from onecard.training.schedule import rate_at
 from onecard.training.state import TrainState
@@ -51,7 +52,7 @@ class Loop:
         self._milestones = milestones
         self._control = control
         self._elapsed = clock
-        self._begun = self._last_read = time.perf_counter()
+        self._begun_s, self._last_read = clock(), time.perf_counter()
         self._tokens_before = state.progress.tokens_seen
         self._pending: _Pending | None = None
 
@@ -66,7 +67,8 @@ class Loop:
             yield from self._at_intervals(is_last=self._state.progress.step == self._plan.schedule.num_steps)
         yield from self._drain()
         yield from self._milestones.finish(reason)
-        yield self._finished(reason, time.perf_counter() - self._begun)
+        reason = yield from self._milestones.choose(reason)
+        yield self._finished(reason)
 
     @property
     def _plan(self) -> Plan:
@@ -160,7 +162,7 @@ class Loop:
             stops_run=True,
         )
         yield finding
-        yield self._finished("diverged", time.perf_counter() - self._begun)
+        yield self._finished("diverged")
         raise DivergedError(f"{finding.symptom}: {finding.evidence}. {finding.remedy}")
 
     def _at_intervals(self, *, is_last: bool) -> Iterator[Event]:
@@ -182,8 +184,8 @@ class Loop:
             return "time limit"
         return "interrupted" if self._control.stop else None
 
-    def _finished(self, reason: FinishReason, seconds: float) -> FinishedEvent:
-        progress = self._state.progress
+    def _finished(self, reason: FinishReason) -> FinishedEvent:
+        progress, seconds = self._state.progress, self._elapsed() - self._begun_s
         return FinishedEvent(
             step=progress.step,
             elapsed_s=self._elapsed(),

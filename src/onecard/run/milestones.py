@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from onecard.checkpoint import folder_of_step, write_checkpoint
@@ -10,15 +10,16 @@ from onecard.data import TrainingData
 from onecard.evaluation import measure_heldout_loss
 from onecard.model.generate import Sampling, complete
 from onecard.observe.events import EvaluatedEvent, Event, FinishReason, Sample, SampledEvent, SavedEvent, SaveReason
+from onecard.observe.jsonl import JsonlSink
 from onecard.run.answers import answer
+from onecard.run.clock import Clock
 from onecard.run.folder import RunFolder
+from onecard.run.judge import Judge
 from onecard.spec import Plan
 from onecard.training.snapshot import snapshot
 from onecard.training.state import TrainState
 
 _SAMPLE_TEMPERATURE = 0.7
-
-Clock = Callable[[], float]  # seconds of training since the run began, across resumes
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,23 @@ class Due:
 
 
 class Milestones:
-    """Evaluates, samples and saves a state. `record_bytes` tells the size of the record so far, for checkpoints."""
+    """Evaluates, samples, saves and judges a state. `record` is written so far; checkpoints say how far that is."""
 
     def __init__(
-        self, state: TrainState, corpus: TrainingData, folder: RunFolder, clock: Clock, record_bytes: Callable[[], int]
+        self,
+        state: TrainState,
+        corpus: TrainingData,
+        folder: RunFolder,
+        clock: Clock,
+        record: JsonlSink,
+        judge: Judge | None,
     ) -> None:
         self._state = state
         self._corpus = corpus
+        self._judge = judge
         self._folder = folder
         self._elapsed = clock
-        self._record_bytes = record_bytes
+        self._record = record
 
     @property
     def _plan(self) -> Plan:
@@ -70,6 +78,16 @@ class Milestones:
             yield self._sample()
         if due.saves or is_best:
             yield self._save("final" if due.is_last else "interval" if due.saves else "best")
+        if due.saves and self._judge is not None:
+            yield from self._judge.score()
+
+    def catch_up(self, saved: SavedEvent | None) -> Iterator[Event]:
+        """Tells again of the checkpoint that a run goes on from, and scores it if that was due."""
+        if saved is None:
+            return
+        yield saved
+        if saved.reason != "best" and self._judge is not None:
+            yield from self._judge.score()
 
     def finish(self, reason: FinishReason) -> Iterator[Event]:
         """Does what is left to do for a run that ends between two intervals."""
@@ -80,6 +98,14 @@ class Milestones:
             yield from self.reach(self.due(step, is_last=True))
         else:
             yield self._save("interrupted" if reason == "interrupted" else "final")
+            if reason != "interrupted" and self._judge is not None:
+                yield from self._judge.score()
+
+    def choose(self, reason: FinishReason) -> Generator[Event, None, FinishReason]:
+        """Chooses the best checkpoint of a run that has come to its end; gives `reason`, or `interrupted` meanwhile."""
+        if reason == "interrupted" or self._judge is None:
+            return reason
+        return (yield from self._judge.choose()) or reason
 
     def _evaluate(self) -> EvaluatedEvent:
         started, plan, progress = time.perf_counter(), self._plan, self._state.progress
@@ -124,9 +150,10 @@ class Milestones:
         started, progress = time.perf_counter(), self._state.progress
         progress.elapsed_s = self._elapsed()
         target = folder_of_step(self._folder.checkpoints, progress.step)
-        record = {"events_bytes": self._record_bytes(), "reason": reason}
+        record = {"events_bytes": self._record.num_bytes, "reason": reason}
         num_bytes = write_checkpoint(target, snapshot(self._state, self._corpus.tokenizer, record))
-        self._folder.remove_surplus(self._plan.save_total_limit, progress.best_step)
+        leading = self._judge.kept_steps() if self._judge is not None else set()
+        self._folder.remove_surplus(self._plan.save_total_limit, {progress.best_step, *leading})
         return SavedEvent(
             step=progress.step,
             elapsed_s=self._elapsed(),

@@ -1,9 +1,9 @@
 """A run from start to end: folder, lock, record, sinks, and the loop between them."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,11 +16,14 @@ from onecard.model.weight_files import fingerprint
 from onecard.observe.events import Event, SavedEvent, StepEvent
 from onecard.observe.jsonl import JsonlSink
 from onecard.observe.sinks import Sink, make_sinks
+from onecard.run.clock import Clock
 from onecard.run.control import Control, stopping_on_signals
 from onecard.run.folder import RunFolder
+from onecard.run.judge import Judge
 from onecard.run.loop import Loop
-from onecard.run.milestones import Clock, Milestones
+from onecard.run.milestones import Milestones
 from onecard.run.probe import probe_worst_case
+from onecard.run.tasks import RunTasks
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
 from onecard.training.snapshot import restore
@@ -32,12 +35,16 @@ OnEvent = Callable[[Event], None]
 
 
 def run_session(
-    folder: RunFolder, corpus: TrainingData, checkpoint: Path | None, on_event: OnEvent | None
+    folder: RunFolder,
+    corpus: TrainingData,
+    checkpoint: Path | None,
+    on_event: OnEvent | None,
+    tasks: RunTasks | None = None,
 ) -> list[StepEvent]:
     """Trains in a locked run folder, from its plan's first step or from a checkpoint, until the plan is done.
 
-    Every event reaches the record `events.jsonl`, the sinks of the recipe and `on_event`, in this order. Returns the
-    steps that were made.
+    `tasks` score its checkpoints. Every event reaches the record `events.jsonl`, the sinks of the recipe and
+    `on_event`, in this order. Returns the steps that were made.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or the text has changed since.
@@ -62,23 +69,18 @@ def run_session(
         stack.enter_context(stopping_on_signals(control))
         stream = stack.enter_context(_open_stream(plan, corpus, state.progress.position))
 
+        clock = Clock(state.progress.elapsed_s)
+        judge = Judge(state, corpus.tokenizer, folder, tasks, clock, control) if tasks is not None else None
+        milestones = Milestones(state, corpus, folder, clock, record, judge)
         steps: list[StepEvent] = []
-
-        def tell(event: Event) -> None:
-            if isinstance(event, StepEvent):
-                steps.append(event)
-            for sink in (record, *sinks):
-                sink.receive(event)
-            if on_event is not None:
-                on_event(event)
-
-        if restored is not None and (saved := _saved_event(state, restored)) is not None:
-            tell(saved)
-        clock = _start_clock(state.progress.elapsed_s)
-        milestones = Milestones(state, corpus, folder, clock, lambda: record.num_bytes)
         with _explained_memory(state):
-            for event in Loop(state, milestones, control, clock).run(stream):
-                tell(event)
+            before = milestones.catch_up(_saved_event(state, restored))
+            for event in chain(before, Loop(state, milestones, control, clock).run(stream)):
+                if isinstance(event, StepEvent):
+                    steps.append(event)
+                for hear in (record.receive, *(sink.receive for sink in sinks), on_event):
+                    if hear is not None:
+                        hear(event)
         return steps
 
 
@@ -113,11 +115,6 @@ def _open_sinks(stack: ExitStack, folder: RunFolder, plan: Plan, resumed_at: int
     return sinks
 
 
-def _start_clock(elapsed_s: float) -> Clock:
-    started = time.perf_counter() - elapsed_s
-    return lambda: time.perf_counter() - started
-
-
 def _restore(state: TrainState, folder: RunFolder, path: Path) -> Checkpoint:
     checkpoint = read_checkpoint(path)
     restore(state, checkpoint)
@@ -135,8 +132,10 @@ def _recorded_bytes(checkpoint: Checkpoint) -> int:
     )
 
 
-def _saved_event(state: TrainState, checkpoint: Checkpoint) -> SavedEvent | None:
+def _saved_event(state: TrainState, checkpoint: Checkpoint | None) -> SavedEvent | None:
     """The event of the checkpoint itself, which the record was cut before; none where only an interruption wrote it."""
+    if checkpoint is None:
+        return None
     reason = checkpoint.document("record")["reason"]
     if reason == "interrupted":
         return None

@@ -5,7 +5,16 @@ from onecard.spec.finding import Finding
 from onecard.spec.forecast import Alternative, Forecast, MemoryForecast, TimeForecast
 from onecard.spec.load import apply_device, load_recipe
 from onecard.spec.mask_audit import MaskAudit
-from onecard.spec.plan import AdaptPlan, BasePlan, CorpusFacts, ModelPlan, OptimizerPlan, Plan, SchedulePlan
+from onecard.spec.plan import (
+    AdaptPlan,
+    BasePlan,
+    CorpusFacts,
+    EvalTasksPlan,
+    ModelPlan,
+    OptimizerPlan,
+    Plan,
+    SchedulePlan,
+)
 from onecard.spec.recipe import DatasetSource, Recipe
 from onecard.spec.score import CheckpointScores, Comparison, Evaluation, Score
 from onecard.spec.source import RecipeInfo, describe_recipe, recipe_names
@@ -19,6 +28,7 @@ __all__ = [
     "Comparison",
     "CorpusFacts",
     "DatasetSource",
+    "EvalTasksPlan",
     "Evaluation",
     "Finding",
     "Forecast",

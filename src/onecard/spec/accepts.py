@@ -223,13 +223,14 @@ _PHRASES: dict[Any, str] = {
     dict: "a mapping",
     DatasetSource: "a source",
 }
-_COLLECTED = ("dataset", "eval_dataset", "report_to")
+_COLLECTED = ("dataset", "eval_dataset", "report_to", "eval_tasks")
 _SOURCES = "a path, a name, a mapping with path, or a list of these"
 _PHRASE_OF_KEY = {
     "dataset": _SOURCES,
     "eval_dataset": _SOURCES,
     MODEL_CONFIG: "a path or a mapping with model_type",
     "report_to": "tensorboard, wandb, none or a list",
+    "eval_tasks": "ifeval, none or a list",
     "device": "auto, cpu, cuda or cuda:N",
 }
 

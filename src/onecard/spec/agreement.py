@@ -87,6 +87,8 @@ DEPENDENCES = (
         lambda v: v["dataloader_num_workers"] != 0,
         "dataloader_num_workers above 0",
     ),
+    Dependence(("eval_limit", "eval_max_new_tokens"), ("eval_tasks",), lambda v: bool(v["eval_tasks"]), "eval_tasks"),
+    Dependence(("ifeval_data",), ("eval_tasks",), lambda v: "ifeval" in v["eval_tasks"], "eval_tasks ifeval"),
     Dependence(("sample_max_new_tokens",), ("sample_prompts",), lambda v: bool(v["sample_prompts"]), "sample_prompts"),
 )
 
@@ -210,4 +212,12 @@ def _base(recipe: "Recipe") -> str | None:
     return None
 
 
-_CHECKS = (_base, _name, _duration, _warmup, _total_batch, _heads, _device, _scheduler)
+def _metric(recipe: "Recipe") -> str | None:
+    metric = recipe.metric_for_best_model
+    if metric in ("auto", "loss", "eval_loss", *recipe.eval_tasks):
+        return None
+    known = ", ".join(("auto", "loss", *recipe.eval_tasks))
+    return f"metric_for_best_model {metric!r} is not measured: use {known}, or add it to eval_tasks"
+
+
+_CHECKS = (_metric, _base, _name, _duration, _warmup, _total_batch, _heads, _device, _scheduler)

@@ -71,6 +71,10 @@ def _with_paths(key: str, value: Any, change: Callable[[str], str]) -> Any:
             for source in value
         )
     is_path = key in ("tokenizer", "chat_template") and value not in _WORDS
+    if key == "ifeval_data" and value is not None:
+        return change(value)
+    if key == "eval_tasks":
+        return tuple(change(name) if name.endswith((".yaml", ".yml")) else name for name in value)
     is_model = key in (MODEL_CONFIG, "model_name_or_path") and isinstance(value, str)
     return change(value) if is_path or is_model else value
 

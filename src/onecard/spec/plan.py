@@ -134,6 +134,24 @@ class SchedulePlan(_Frozen):
     min_lr_ratio: float
 
 
+class EvalTasksPlan(_Frozen):
+    """What checkpoints are scored by besides their loss: so many items of each task at every save, then all of them.
+
+    `metric` says what the best checkpoint is best by: `loss`, or one of `names`. `num_items` and `data` (a hash) are of
+    the whole tasks, in their order; None where they were not looked at. `cache_bytes` are the keys and values of a
+    batch of responses of full length, without their prompts; what does not fit a GPU is halved.
+    """
+
+    names: tuple[str, ...]
+    metric: str
+    limit: int
+    max_new_tokens: int
+    batch_size: int
+    num_items: tuple[int, ...] | None = None
+    data: tuple[str, ...] | None = None
+    cache_bytes: int | None = None
+
+
 class Plan(_Frozen):
     """A run without open questions. `reasons` says, per field (`schedule.num_steps`), why it is so.
 
@@ -185,6 +203,7 @@ class Plan(_Frozen):
     peak_flops: float
     reasons: dict[str, str]
 
+    eval_tasks: EvalTasksPlan | None = None
     num_threads: int | None = None
     memory_limit_bytes: int | None = None
     forecast: Forecast | None = None

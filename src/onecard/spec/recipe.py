@@ -63,6 +63,15 @@ def _as_modules(value: Any) -> Any:
     return "all-linear" if names == ("all-linear",) else names
 
 
+def _as_tasks(value: Any) -> Any:
+    """Accepts one name, several in one text, a list, or none."""
+    names = (value,) if isinstance(value, str) else tuple(_as_list(value))
+    # A flag arrives as one text, which may hold several names.
+    parts = [part for name in names for part in (name.split(",") if isinstance(name, str) else [name])]
+    found = tuple(part.strip() if isinstance(part, str) else part for part in parts if part)
+    return () if found == ("none",) else found
+
+
 def _as_report_targets(value: Any) -> Any:
     targets = tuple(_as_list(value))
     return () if targets == ("none",) else targets
@@ -217,6 +226,17 @@ class Recipe(BaseModel):
     )
     early_stopping_patience: Positive | None = Field(
         None, description="evaluations without improvement before stopping"
+    )
+    eval_tasks: Annotated[tuple[str, ...], BeforeValidator(_as_tasks)] = Field(
+        (), description="what checkpoints are scored by while training, besides their loss: ifeval, or none"
+    )
+    eval_limit: Positive = Field(
+        64, description="prompts (items) of a task at every save; finalists are scored on all of them at the end"
+    )
+    eval_max_new_tokens: Size = Field(1280, description="tokens of a response to a task, at most")
+    ifeval_data: str | None = Field(None, description="IFEval's input_data.jsonl; without it google/IFEval of the Hub")
+    metric_for_best_model: str = Field(
+        "auto", description="what `best` means: loss, or one of eval_tasks; auto: the first of them, else loss"
     )
     sample_steps: Interval | Auto = Field("auto", description="steps between samples; 0 = at the end only")
     sample_prompts: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field((), description="prompts to complete")

@@ -146,7 +146,6 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling("use_wandb", "report_to", parse_bool, deferred=True),
     Spelling("use_tensorboard", "report_to", parse_bool, deferred=True),
     Spelling("load_best_model_at_end", "save_total_limit", _only(True, False)),
-    Spelling("metric_for_best_model", "save_total_limit", _only("eval_loss", "loss")),
     Spelling("greater_is_better", "save_total_limit", _only(False)),
     Spelling("remove_unused_columns", "dataset", _only(True, False)),
     Spelling("dataloader_pin_memory", "dataloader_num_workers", _only(True)),
