@@ -87,7 +87,7 @@ def test_each_remedy_gives_what_stands_beside_it(
     with pytest.raises(DoesNotFitError) as caught:
         plan_of(given | {"memory_limit_gb": limit_gb}, target)
     found = offered(caught.value)
-    assert len(found) >= 2
+    assert found
     for flags, row in found:
         plan = plan_of(given | {"memory_limit_gb": limit_gb}, target, **flags)
         assert plan.forecast is not None

@@ -121,11 +121,8 @@ def does_not_fit(given: Candidate, target: Target) -> DoesNotFitError:
         else f"a step of {plan.micro_batch_size} x {plan.max_seq_length} tokens needs {format_bytes(memory.peak_bytes)}"
     )
     what += f", and {format_bytes(memory.limit_bytes)} can be had"
-    remedies = [
-        *_settings_that_fit(plan, target, is_state_too_large),
-        *_method_that_fits(plan, target),
-        *_limit_that_fits(given, target),
-    ]
+    remedies = [*_settings_that_fit(plan, target, is_state_too_large), *_method_that_fits(plan, target)]
+    remedies = remedies or [*_limit_that_fits(given, target)]
     told = plan.model_copy(update={"forecast": given.forecast, "alternatives": tuple(remedies)})
     if is_state_too_large and not remedies:
         return DoesNotFitError(f"{what}: choose a smaller model, or a card with more memory", told)
