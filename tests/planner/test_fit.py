@@ -121,6 +121,18 @@ def test_what_is_open_becomes_what_fits_and_the_batch_stays(draft: Callable[...,
         assert "micro_batch_size" in plan.reasons
 
 
+def test_no_micro_batch_that_fits_is_passed_over(draft: Callable[..., Plan], target: Target) -> None:
+    shape = {"max_seq_length": 256, "total_batch_size": 64}
+    sizes = (1, 2, 4, 8, 16, 32, 64)
+    # What does not grow with the micro-batch (workspaces, slack) is most of what the smaller ones need.
+    plans = [draft(micro_batch_size=size, eval_batch_size=size, **shape) for size in sizes]
+    needed = [forecast(plan, target).forecast.memory.peak_bytes / MIB for plan in plans]
+    for size, peak in zip(sizes[1:], needed[1:], strict=True):
+        plan = fit_plan(draft(peak / 0.96, **shape), recipe_of(gradient_checkpointing=False), target)
+        assert plan.micro_batch_size == max(other for other, least in zip(sizes, needed, strict=True) if least <= peak)
+        assert plan.micro_batch_size >= size
+
+
 def test_what_does_not_fit_names_what_would(draft: Callable[..., Plan], target: Target) -> None:
     whole = forecast(draft(), target).forecast.memory.peak_bytes / MIB
     given = recipe_of(per_device_train_batch_size=8, gradient_checkpointing=False)

@@ -125,7 +125,9 @@ def _corrected(memory: MemoryForecast, factor: float, num_left_out: int) -> Memo
 
 
 def _tell_correction(factor: float) -> str | None:
-    return None if abs(factor - 1) < _UNTOLD_SHARE else f"corrected by {factor - 1:+.1%} after earlier runs on this card"
+    return (
+        None if abs(factor - 1) < _UNTOLD_SHARE else f"corrected by {factor - 1:+.1%} after earlier runs on this card"
+    )
 
 
 def _tell_left_out(num_runs: int) -> str | None:
