@@ -46,7 +46,7 @@ def test_a_plan_for_a_card_as_json(run) -> None:
     assert document["card"] == "RTX 3060 12GB"
     assert document["fits"] is True
     assert document["limit_bytes"] == int(0.81 * 12 * 2**30)
-    assert sum(document["breakdown"].values()) == document["peak_bytes"]
+    assert sum(document["breakdown"].values()) == document["peak_bytes"] + document["context_bytes"]
     assert document["settings"]["total_batch_size"] == 8
     assert len(document["alternatives"]) > 4
     assert {
@@ -76,7 +76,7 @@ def test_cards_side_by_side(run) -> None:
 def test_what_cannot_fit_ends_with_3(run) -> None:
     done = run(*WORDS, "--card", "rtx-3060-12gb", "--memory_limit_gb", "0.001", "--json")
     assert done.code == 3
-    assert "weights and optimizer state alone" in done.stderr
+    assert "weights, gradients and optimizer state alone" in done.stderr
     assert json.loads(done.stdout)["fits"] is False
 
 

@@ -124,7 +124,8 @@ def test_what_is_open_is_compiled_first_and_what_cannot_fit_is_not(
     assert open_verdicts == sorted(open_verdicts, reverse=True)
     steps = [row.step_s for row, is_open in zip(waiting, open_verdicts, strict=True) if not is_open]
     assert steps == sorted(steps)
-    tight = plan.model_copy(update={"memory_limit_bytes": int(0.45 * peaks["{'micro_batch_size': 4}"])})
+    half = peaks["{'micro_batch_size': 4, 'total_batch_size': 8}"]
+    tight = plan.model_copy(update={"memory_limit_bytes": int(0.45 * half)})
     rows, waits = refined(with_forecast(tight, target), target)
     hopeless = [row for row in rows if not row.is_refined and 0.5 * row.peak_bytes > tight.memory_limit_bytes]
     assert hopeless

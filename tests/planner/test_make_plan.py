@@ -13,6 +13,7 @@ from onecard.errors import DoesNotFitError, InputError, RecipeError
 from onecard.hardware import Machine, find_card
 from onecard.planner import Measurements, check_recipe, choose, choose_device, make_plan
 from onecard.planner.device import target_of_card
+from onecard.planner.pretrained import plan_base
 from onecard.planner.schedule import count_steps, resolve_batch
 from onecard.spec import CorpusFacts, Plan, Recipe, apply_device, load_recipe, recipe_names
 
@@ -496,6 +497,16 @@ def test_no_compiled_step_is_planned_where_there_is_no_compiler(
     if problem:
         with pytest.raises(InputError, match=problem):
             make_plan(recipe.model_copy(update={"torch_compile": True}), MACHINE, facts(), FAST, target)
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "rwkv"])
+def test_a_model_without_attention_is_refused_in_our_words(model_type: str, tmp_path: Path) -> None:
+    words = f"model_type '{model_type}' is no plain decoder with attention"
+    assert words in refusal(model_config={"model_type": model_type}, num_attention_heads=None)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+    with pytest.raises(InputError, match=words) as caught:
+        plan_base(str(tmp_path), max_seq_length=16, reasons={})
+    assert "issue" not in str(caught.value)
 
 
 def test_wsl_has_the_memory_of_windows_and_the_pytorch_of_linux() -> None:

@@ -26,7 +26,7 @@ CardOption = Annotated[
     typer.Option("--card", help="Plan for this card instead of this machine; several, with commas, side by side."),
 ]
 PlatformOption = Annotated[
-    str | None, typer.Option("--platform", help="What the card is in: linux (a desktop), linux-headless or windows.")
+    str | None, typer.Option("--platform", help="What the card is in: linux (a desktop), linux-headless, windows, wsl.")
 ]
 # Taken out of the words: a recipe's keys are flags, too.
 _NO_REFINE = ("--no-refine", "--no_refine")

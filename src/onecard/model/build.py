@@ -47,7 +47,7 @@ def make_config(settings: dict[str, Any], dropout: float = 0.0) -> PreTrainedCon
     inner = known.get_text_config()
     if "num_attention_heads" not in allowed | set(inner.to_dict()) | set(inner.attribute_map):
         raise InputError(
-            f"model_type {model_type!r} is no plain decoder with attention (it has no num_attention_heads), and onecard "
+            f"model_type {model_type!r} is no plain decoder with attention (it has no num_attention_heads): onecard "
             "trains nothing else: try qwen3, llama or gpt2"
         )
     if unknown := sorted(key for key in settings if key not in allowed and not _is_value(known, key)):
