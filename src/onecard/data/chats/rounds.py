@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from onecard.data.chats.conversation import BadRow, Conversation, Example, PlainText, Rendered
+from onecard.data.chats.conversation import BadRow, Conversation, Example, PlainText, Rendered, Turn
 from onecard.data.chats.template import ChatTemplate
 
 
@@ -21,7 +21,7 @@ def fit(
     for index, (example, rendered) in enumerate(zip(examples, whole, strict=True)):
         if isinstance(rendered, BadRow) or isinstance(example, PlainText):
             continue
-        num_rounds = len(_round_starts(example))
+        num_rounds = len(round_starts(example.turns))
         fewest = 0 if max_rounds is None else max(0, num_rounds - max(1, max_rounds))
         if fewest or (len(rendered.ids) > max_tokens and num_rounds > 1):
             searches[index] = _Search(example, fewest, num_rounds - 1)
@@ -58,7 +58,7 @@ class _Search:
         return (self.fewest + self.most) // 2 if self.rendered else self.fewest
 
     def next_chat(self) -> Conversation:
-        turns, starts = self.chat.turns, _round_starts(self.chat)
+        turns, starts = self.chat.turns, round_starts(self.chat.turns)
         return replace(self.chat, turns=(*turns[: starts[0]], *turns[starts[self._next] :]))
 
     def take(self, rendered: Rendered | BadRow, max_tokens: int) -> None:
@@ -70,9 +70,9 @@ class _Search:
             self.fewest = min(dropped + 1, self.most)
 
 
-def _round_starts(chat: Conversation) -> list[int]:
-    """Positions at which rounds begin, the first right after the system prompt."""
-    roles = [turn.role for turn in chat.turns]
+def round_starts(turns: Sequence[Turn]) -> list[int]:
+    """Gives the positions at which rounds begin, the first right after the system prompt."""
+    roles = [turn.role for turn in turns]
     first = 1 if roles[:1] == ["system"] else 0
     return [i for i in range(first, len(roles)) if i == first or (roles[i] == "user" and roles[i - 1] != "user")]
 

@@ -1,0 +1,1 @@
+"""A trained model in other hands: talked to, served."""
