@@ -3,6 +3,7 @@
 from onecard.api.exporting import export
 from onecard.api.planning import alternatives, plan, prepare
 from onecard.api.running import resume, train
+from onecard.api.talking import open_chat, serve
 from onecard.api.using import evaluate, generate, is_chat_model
 from onecard.spec.load import load_recipe
 
@@ -13,8 +14,10 @@ __all__ = [
     "generate",
     "is_chat_model",
     "load_recipe",
+    "open_chat",
     "plan",
     "prepare",
     "resume",
+    "serve",
     "train",
 ]
