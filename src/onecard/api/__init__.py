@@ -2,7 +2,20 @@
 
 from onecard.api.planning import alternatives, plan, prepare
 from onecard.api.running import resume, train
+from onecard.api.talking import open_chat, serve
 from onecard.api.using import evaluate, generate, is_chat_model
 from onecard.spec.load import load_recipe
 
-__all__ = ["alternatives", "evaluate", "generate", "is_chat_model", "load_recipe", "plan", "prepare", "resume", "train"]
+__all__ = [
+    "alternatives",
+    "evaluate",
+    "generate",
+    "is_chat_model",
+    "load_recipe",
+    "open_chat",
+    "plan",
+    "prepare",
+    "resume",
+    "serve",
+    "train",
+]

@@ -5,12 +5,14 @@ from typing import Annotated
 import typer
 
 from onecard.cli.cards import cards
+from onecard.cli.chat import chat
 from onecard.cli.evaluate import evaluate
 from onecard.cli.generate import generate
 from onecard.cli.plan import plan
 from onecard.cli.prepare import prepare
 from onecard.cli.recipes import recipes
 from onecard.cli.resume import resume
+from onecard.cli.serve import serve
 from onecard.cli.train import train
 
 app = typer.Typer(
@@ -24,7 +26,7 @@ app = typer.Typer(
 # Recipe keys are flags that typer does not know: these verbs sort them out themselves.
 for _takes_recipe_keys in (train, plan, prepare):
     app.command(context_settings={"ignore_unknown_options": True})(_takes_recipe_keys)
-for _takes_run in (resume, evaluate, generate, recipes, cards):
+for _takes_run in (resume, evaluate, generate, chat, serve, recipes, cards):
     app.command()(_takes_run)
 
 
