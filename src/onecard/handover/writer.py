@@ -65,7 +65,6 @@ class Writer:
         if self.template is None:
             raise InputError("this model has no chat template: it was trained to go on with text, not to answer")
         check_prompts(self.tokenizer, [turn.content for turn in turns if turn.content])
-        self.template.refuse_specials(turns)
         return Prompt(self.template.prompt(turns), self.template.stop_ids, is_chat=True)
 
     def write(

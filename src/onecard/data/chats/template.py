@@ -150,16 +150,6 @@ class ChatTemplate:
             raise DataError(f"chat template ({self.name}): it refuses this conversation: {text.reason}.")
         return self._prompts.encode(text, typed)
 
-    def refuse_specials(self, turns: Sequence[Turn]) -> None:
-        """Refuses turns that spell a special token, as `render` does: one text could end a turn and begin another.
-
-        Raises:
-            DataError: with the first of them.
-        """
-        found = self._find_special(Conversation(tuple(turns)))
-        if isinstance(found, BadRow):
-            raise DataError(f"{found.reason}.")
-
     def text_bytes(self, ids: np.ndarray) -> int:
         """Counts the UTF-8 bytes that tokens stand for, special tokens left out (a cut character may count as 3)."""
         return len(self.tokenizer.decode(ids, skip_special_tokens=True).encode("utf-8"))
