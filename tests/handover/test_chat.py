@@ -135,7 +135,7 @@ def test_save_does_not_touch_other_kinds_of_files(tmp_path: Path) -> None:
         assert not path.exists()
 
 
-@pytest.mark.parametrize("text", ["", "  \n", "a <|endoftext|> b", "half \ud83d of it"])
+@pytest.mark.parametrize("text", ["", "  \n", "half \ud83d of it"])
 def test_what_cannot_be_said_is_refused(text: str) -> None:
     chat = Chat(make_writer(), GREEDY)
     with pytest.raises(InputError):
