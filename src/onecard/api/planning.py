@@ -50,8 +50,7 @@ def plan(
     """
     from onecard.hardware import find_card
     from onecard.observe.sinks import check_targets
-    from onecard.planner import FirstAnswer, check_recipe, make_plan, survey_facts, target_of_card
-    from onecard.planner.on_cpu import forecast_on_cpu, loaded_bytes
+    from onecard.planner import FirstAnswer, check_recipe, loaded_bytes, make_plan, survey_facts, target_of_card
     from onecard.run.inputs import fetch_base, find_base_here, plan_inputs, prepare_inputs, settle_base
 
     machine, recipe = probe_here(), settle_base(recipe)
@@ -64,8 +63,7 @@ def plan(
         check_targets(recipe.report_to)
         check_recipe(recipe, machine)
         base = fetch_base(recipe, weights=False, progress=progress)
-        decided = plan_inputs(recipe, machine, prepare_inputs(recipe, base, progress), first)
-        return forecast_on_cpu(decided, machine, process_bytes) if decided.device == "cpu" else decided
+        return plan_inputs(recipe, machine, prepare_inputs(recipe, base, progress), process_bytes, first)
     target = target_of_card(find_card(card), platform)
     recipe = apply_device(recipe, "cuda")
     check_recipe(recipe, machine, target)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onecard.cli.forecast_text import alternative_row, bar_lines, card_row, forecast_rows, plan_document
+from onecard.cli.forecast_text import alternative_row, bar_lines, card_notes, card_row, forecast_rows, plan_document
 from onecard.cli.plan_text import reason_rows, summary_rows
 from onecard.cli.preparation import PreparationProgress
 from onecard.cli.recipe_words import ConfigOption, JsonOption, RecipeWords, recipe_from_words
@@ -145,5 +145,7 @@ def _compare(recipe: "Recipe", cards: list[str], platform: str | None, *, refine
     else:
         rows = [card_row(made, platform or "linux") for made in plans]
         print_rows([("card", "in", "", "memory", "micro-batches", "speed", "whole run"), *rows])
+        if notes := card_notes(plans):
+            print("\n".join(["", *notes]))
     if len(problems) == len(plans):
         raise problems[0]

@@ -131,7 +131,9 @@ def token_losses(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:
 def _chunks(num_tokens: int, head: Head) -> list[slice]:
     if head.chunk_size == "full":
         return [slice(0, num_tokens)]
-    size = head.chunk_size or usual_chunk_size(*head.weight_VD.shape, device_kind(head.weight_VD.device))
+    size = head.chunk_size or usual_chunk_size(
+        head.weight_VD.shape[0], head.weight_VD.shape[1], device_kind(head.weight_VD.device)
+    )
     return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
 
 

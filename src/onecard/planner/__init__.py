@@ -5,6 +5,7 @@ from onecard.planner.device import Target, choose_device, find_target, kind_of, 
 from onecard.planner.facts import facts_of, survey_facts
 from onecard.planner.fit import FirstAnswer
 from onecard.planner.ladder import list_alternatives
+from onecard.planner.on_cpu import loaded_bytes
 
 __all__ = [
     "FirstAnswer",
@@ -16,6 +17,7 @@ __all__ = [
     "find_target",
     "kind_of",
     "list_alternatives",
+    "loaded_bytes",
     "make_plan",
     "survey_facts",
     "target_of_card",

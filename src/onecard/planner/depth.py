@@ -10,7 +10,7 @@ does not: there the two depths tell the size, not the value. Whatever is not com
 the whole model's eager step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ _NUM_WHOLE_LAYERS = 12
 _DEPTHS = (3, 4)
 _NEGLIGIBLE_BYTES = 4096
 _COMPILED_PHASES = ("forward", "backward")
+_PHASES_OF_STEP = ("batch", "forward", "loss", "backward", "update")
 # Holds what the compiled forward pass keeps.
 _PHASES_OF_COMPILED = (*_COMPILED_PHASES, "loss")
 
@@ -94,13 +95,31 @@ def trace_any_depth(plan: Plan, compute_capability: tuple[int, int]) -> TracedPl
         return TracedPlan(trace_cached(plan, compute_capability))
     low, high = (trace_cached(one, compute_capability) for one in shallow)
     num_layers = _num_layers(plan.model.settings)
-    compiled = _extend_work(low.record.work, high.record.work, num_layers)
+    compiled = _extend_work(low.record.work, high.record.work, num_layers, _COMPILED_PHASES)
     if compiled is None:
         return TracedPlan(trace_cached(plan, compute_capability))
     eager = trace_cached(plan.model_copy(update={"torch_compile": False}), compute_capability)
     others = [work for work in eager.record.work if work.phase not in _COMPILED_PHASES]
     trace = replace(eager, record=replace(eager.record, work=[*compiled, *others]))
     return TracedPlan(trace, (low, high), num_layers)
+
+
+def trace_work(plan: Plan, compute_capability: tuple[int, int]) -> Trace:
+    """Traces what an eager step computes; of a deep model from two shallower ones, where the storages are the lower's.
+
+    Raises:
+        CannotTrace: the step does not run on tensors without values.
+    """
+    # No part of a step.
+    plan = plan.model_copy(update={"sample_prompts": ()})
+    # Muon multiplies the matrices of all layers at once: products of another shape at each depth.
+    shallow = None if plan.optimizer.name == "muon" else _shallow_plans(plan)
+    if shallow is not None and not is_traced(plan, compute_capability):
+        low, high = (trace_cached(one, compute_capability) for one in shallow)
+        work = _extend_work(low.record.work, high.record.work, _num_layers(plan.model.settings), _PHASES_OF_STEP)
+        if work is not None:
+            return replace(low, record=replace(low.record, work=work))
+    return trace_cached(plan, compute_capability)
 
 
 def is_known(plan: Plan, compute_capability: tuple[int, int]) -> bool:
@@ -113,7 +132,11 @@ def is_known(plan: Plan, compute_capability: tuple[int, int]) -> bool:
 
 def shallow_plans(plan: Plan) -> tuple[Plan, Plan] | None:
     """The plan with a model of fewer layers, twice; None where all layers are traced, or are not alike."""
-    if not plan.torch_compile or 0 < plan.gradient_checkpointing < 1:
+    return _shallow_plans(plan) if plan.torch_compile else None
+
+
+def _shallow_plans(plan: Plan) -> tuple[Plan, Plan] | None:
+    if 0 < plan.gradient_checkpointing < 1:
         return None
     config = make_config(plan.model.settings)
     num_layers = int(config.num_hidden_layers)
@@ -151,9 +174,9 @@ def _extend_all(low: Mapping[str, int], high: Mapping[str, int], num_layers: int
     return {name: max(0, _extend(low.get(name, 0), high.get(name, 0), num_layers)) for name in high}
 
 
-def _extend_work(low: list[Work], high: list[Work], num_layers: int) -> list[Work] | None:
-    """The compiled work of a deep model; None where the two depths have kernels of other shapes."""
-    before, after = ({_key(work): work for work in part if work.phase in _COMPILED_PHASES} for part in (low, high))
+def _extend_work(low: list[Work], high: list[Work], num_layers: int, phases: Collection[str]) -> list[Work] | None:
+    """The work of a deep model in these phases; None where the two depths have kernels of other shapes."""
+    before, after = ({_key(work): work for work in part if work.phase in phases} for part in (low, high))
     # Random seeds are one tensor, longer with every layer: too small to matter, of another shape at each depth.
     one_sided = before.keys() ^ after.keys()
     if any((before | after)[key].num_bytes > _NEGLIGIBLE_BYTES for key in one_sided):
