@@ -51,8 +51,7 @@ def plan(
     """
     from onecard.hardware import find_card
     from onecard.observe.sinks import check_targets
-    from onecard.planner import FirstAnswer, check_recipe, make_plan, survey_facts, target_of_card
-    from onecard.planner.on_cpu import forecast_on_cpu, loaded_bytes
+    from onecard.planner import FirstAnswer, check_recipe, loaded_bytes, make_plan, survey_facts, target_of_card
     from onecard.run import inputs
 
     machine, recipe = probe_here(), inputs.settle_base(inputs.settle_length(recipe))
@@ -65,8 +64,8 @@ def plan(
         check_targets(recipe.report_to)
         check_recipe(recipe, machine)
         base = inputs.fetch_base(recipe, weights=False, progress=progress)
-        decided = inputs.plan_inputs(recipe, machine, inputs.prepare_inputs(recipe, base, progress), first)
-        return forecast_on_cpu(decided, machine, process_bytes) if decided.device == "cpu" else decided
+        corpus = inputs.prepare_inputs(recipe, base, progress)
+        return inputs.plan_inputs(recipe, machine, corpus, process_bytes, first)
     target = target_of_card(find_card(card), platform)
     recipe = apply_device(recipe, "cuda")
     check_recipe(recipe, machine, target)

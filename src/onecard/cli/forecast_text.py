@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 _BAR_WIDTH = 48
 _FULL, _EMPTY = "█", "·"
 _NO_FORECAST = ("fits", "peak_bytes", "context_bytes", "peak_low_bytes", "peak_high_bytes", "allocated_bytes")
-_MEMORY_KEYS = (*_NO_FORECAST, "limit_bytes", "breakdown", "peak_phase", "phase_bytes", "host_peak_bytes", "disk_bytes")
+_MEMORY_KEYS = (
+    *(*_NO_FORECAST, "limit_bytes", "breakdown", "peak_phase", "phase_bytes", "host_peak_bytes", "disk_bytes", "note"),
+)
 _TIME_KEYS = (
     *("step_s", "step_low_s", "step_high_s", "tokens_per_s", "total_s", "limited_by", "share_of_peak", "energy_wh"),
 )
@@ -94,6 +96,16 @@ def card_row(plan: "Plan", host: str) -> tuple[str, ...]:
         "" if time is None else f"{format_count(time.tokens_per_s)} tokens/s",
         "" if time is None else format_seconds(time.total_s),
     )
+
+
+def card_notes(plans: "Iterable[Plan]") -> list[str]:
+    """What the figures of several cards side by side leave open, a line for each note and the cards it is about."""
+    cards: dict[str, list[str]] = {}
+    for plan in plans:
+        if plan.forecast is not None and plan.forecast.memory.note:
+            for note in plan.forecast.memory.note.split("; "):
+                cards.setdefault(note, []).append(plan.forecast.card)
+    return [f"{', '.join(names)}: {note}" for note, names in cards.items()]
 
 
 def _recomputed(share: float) -> str:

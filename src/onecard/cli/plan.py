@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onecard.cli.forecast_text import bar_lines, card_row, forecast_rows, plan_document
+from onecard.cli.forecast_text import bar_lines, card_notes, card_row, forecast_rows, plan_document
 from onecard.cli.ladder_view import LadderView
 from onecard.cli.plan_text import reason_rows, summary_rows
 from onecard.cli.preparation import PreparationProgress
@@ -51,7 +51,7 @@ def plan(
         _explain(explain, as_json=as_json)
         return
     given = words or []
-    recipe = recipe_from_words([word for word in given if word not in (*_NO_REFINE, *_REFINE_ALL)], config)
+    recipe = recipe_from_words([word for word in given if word not in (*_NO_REFINE, *_REFINE_ALL)], config, "plan")
     refine = not set(given).intersection(_NO_REFINE)
     cards = [name.strip() for name in card.split(",") if name.strip()] if card else []
     try:
@@ -214,5 +214,7 @@ def _compare(recipe: "Recipe", cards: list[str], platform: str | None, *, refine
     else:
         rows = [card_row(made, platform or "linux") for made in plans]
         print_rows([("card", "in", "", "memory", "micro-batches", "speed", "whole run"), *rows])
+        if notes := card_notes(plans):
+            print("\n".join(["", *notes]))
     if len(problems) == len(plans):
         raise problems[0]

@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Sequence
 from typing import TextIO
 
-
 # Less than this beside the indent is harder to read than a line of its own.
 _LEAST_WIDTH = 20
 _INDENT = 4
@@ -56,5 +55,5 @@ def _fold(text: str, width: int | None, first: str, others: str) -> list[str]:
     if width is None:
         return [first + text]
     # A word that is too long, such as a path, stays whole so that it can be copied.
-    keep = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=others, **keep) or [first]
+    wrapper = textwrap.TextWrapper(width, first, others, break_long_words=False, break_on_hyphens=False)
+    return wrapper.wrap(text) or [first]

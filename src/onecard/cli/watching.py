@@ -10,6 +10,7 @@ import typer
 
 from onecard.cli.audit_text import audit_rows, print_samples
 from onecard.cli.commands import command, quote
+from onecard.cli.forecast_text import forecast_rows
 from onecard.cli.plan_text import summary_rows
 from onecard.cli.preparation import PreparationProgress
 from onecard.cli.rows import print_rows
@@ -58,7 +59,8 @@ class RunView:
         folder = RunFolder(run_folder)
         # A run that goes on has told what counts.
         audit = None if folder.has_record() else folder.audit()
-        rows = summary_rows(plan, run_folder)
+        *rows, place = summary_rows(plan, run_folder)
+        rows += [*forecast_rows(plan), place]
         if audit is None:
             print_rows(rows, self._stream)
         else:

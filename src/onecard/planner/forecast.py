@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from onecard.hardware import Card, context_bytes, workspace_bytes
 from onecard.planner.allocator_settings import AllocatorSettings
 from onecard.planner.compiled import CannotTraceCompiled
-from onecard.planner.depth import TracedPlan, trace_any_depth
+from onecard.planner.depth import TracedPlan, trace_any_depth, trace_work
 from onecard.planner.device import Target
 from onecard.planner.outcomes import corrected_efficiencies, memory_factor
 from onecard.planner.replay import Peak
@@ -71,6 +71,15 @@ def forecast(plan: Plan, target: Target, *, may_compile: bool = True) -> Outlook
     return Outlook(told, found.trace)
 
 
+def predict_eager_step_s(plan: Plan, target: Target) -> float | None:
+    """Predicts the seconds of a step as `forecast` does without the compiler, for less: it leaves memory aside."""
+    assert target.capability is not None
+    if target.card is None:
+        return None
+    trace = trace_work(plan.model_copy(update={"torch_compile": False}), target.capability)
+    return predict_time(trace, plan, target.card, corrected_efficiencies(target.card)).step_s
+
+
 def uncorrected_memory(plan: Plan, target: Target) -> MemoryForecast:
     """The memory of a plan by its trace alone, without what earlier runs on the card have taught."""
     assert target.capability is not None
@@ -125,7 +134,7 @@ def _memory(plan: Plan, target: Target, traced: TracedPlan, note: str | None) ->
     least_bytes = peak.reserved_bytes
     if settings.is_closed:
         least_bytes, above = peak.allocated_bytes, above + _CLOSED_ALLOCATOR_BAND
-    remarks = [note or traced.note, *settings.remarks, target.problem]
+    remarks = [note or traced.note, *traced.trace.record.notes, *settings.remarks, target.problem]
     if may_collect and traced.shallow is not None:
         remarks.insert(1, "garbage_collection_threshold is not followed in an interpolated plan")
     return MemoryForecast(
