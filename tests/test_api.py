@@ -127,7 +127,7 @@ def test_planning_and_training_refuse_what_does_not_fit_alike(
     full = replace(probe_machine(), free_ram_bytes=1000)
     for module in (planning, running):
         monkeypatch.setattr(module, "probe_here", lambda: full)
-    monkeypatch.setattr("onecard.planner.choose.check_ram", lambda *_: None)
+    monkeypatch.setattr("onecard.planner.decisions.check_ram", lambda *_: None)
     with pytest.raises(DoesNotFitError, match="this does not fit the memory of this machine: it needs"):
         getattr(onecard, run)(recipe, **({"output_dir": tmp_path / "run"} if run == "train" else {}))
     assert not (tmp_path / "run").exists()

@@ -90,7 +90,7 @@ def test_a_run_on_a_cpu_is_set_beside_its_plan_and_teaches_no_card(
     monkeypatch.setattr(on_cpu, "measure_step", lambda plan, _: 0.5)
     plan = forecast_on_cpu(tiny_plan("llama"), replace(MACHINE, free_ram_bytes=2**40), 300 * 2**20)
     folder = RunFolder.create(tmp_path / "run", Recipe(dataset="x"), plan, None)
-    compare(folder, MACHINE, steps(19, 0, 0.6))
+    compare(folder, MACHINE, steps(2, 0, 0.6))
     assert folder.outcome() is None
     compare(folder, MACHINE, steps(40, 0, 0.6))
     outcome = folder.outcome()

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 from onecard.cli.forecast_text import alternative_row, changes_of
 from onecard.cli.rows import print_folded, print_rows
+from onecard.cli.status import StatusLine
 from onecard.units import format_seconds
 
 if TYPE_CHECKING:
-    from rich.status import Status
-
     from onecard.spec import Alternative
 
 
@@ -21,7 +20,7 @@ class LadderView:
         self._silent = silent
         self._rows: dict[str, Alternative] = {}
         self._waiting: list[str] = []
-        self._status: Status | None = None
+        self._status = StatusLine()
         self._has_waited = False
 
     @property
@@ -53,7 +52,7 @@ class LadderView:
             print()
             print_folded(f"compiled, one by one: {left} in all (Ctrl+C keeps what is here)")
             sys.stdout.flush()
-        self._tell(f"compiling {self._waiting[0]}; still to come: {left}")
+        self._status.tell(f"compiling {self._waiting[0]}; still to come: {left}")
 
     def finish(self) -> None:
         """Names the rows that were not worth compiling, or could not be."""
@@ -71,19 +70,7 @@ class LadderView:
 
     def close(self) -> None:
         """Takes the line about what is going on away."""
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+        self._status.close()
 
     def _before_compiling(self) -> list[str]:
         return [changed for changed, row in self._rows.items() if not row.is_refined]
-
-    def _tell(self, text: str) -> None:
-        from rich.console import Console
-        from rich.text import Text
-
-        console = Console(stderr=True, highlight=False)
-        if console.is_interactive:
-            self.close()
-            self._status = console.status(Text(text))
-            self._status.start()

@@ -10,7 +10,7 @@ from onecard.planner.depth import TracedPlan, trace_any_depth, trace_work
 from onecard.planner.device import Target
 from onecard.planner.outcomes import corrected_efficiencies, memory_factor
 from onecard.planner.replay import Peak
-from onecard.planner.roofline import predict_time
+from onecard.planner.roofline import count_milestones, predict_time
 from onecard.planner.shape import count_adapters
 from onecard.planner.trace import Trace
 from onecard.spec import Forecast, MemoryForecast, Plan, TimeForecast
@@ -106,12 +106,17 @@ def _corrected(memory: MemoryForecast, factor: float) -> MemoryForecast:
 
 def _time(plan: Plan, card: Card, trace: Trace) -> TimeForecast:
     found = predict_time(trace, plan, card, corrected_efficiencies(card))
+    num_evaluations, num_saves = count_milestones(plan)
     return TimeForecast(
         step_s=found.step_s,
         step_low_s=found.low_s,
         step_high_s=found.high_s,
         tokens_per_s=found.tokens_per_s,
         total_s=found.total_s,
+        evaluation_s=found.evaluation_s,
+        num_evaluations=num_evaluations,
+        save_s=found.save_s,
+        num_saves=num_saves,
         limited_by=found.limited_by,
         share_of_peak=found.share_of_peak,
         energy_wh=found.energy_wh,

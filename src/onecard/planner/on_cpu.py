@@ -128,13 +128,17 @@ def _time(plan: Plan, trace: Trace) -> TimeForecast:
     num_evaluations, num_saves = count_milestones(plan)
     evaluation_tokens = num_eval_batches(plan) * plan.eval_batch_size * plan.max_seq_length
     evaluation_s = _EVALUATION_SHARE * step_s * evaluation_tokens / plan.tokens_per_step
-    aside_s = num_evaluations * evaluation_s + num_saves * resident_bytes(trace) / SAVE_BYTES_PER_S
+    save_s = resident_bytes(trace) / SAVE_BYTES_PER_S
     return TimeForecast(
         step_s=step_s,
         step_low_s=low_s,
         step_high_s=high_s,
         tokens_per_s=plan.tokens_per_step / step_s,
-        total_s=plan.schedule.num_steps * step_s + aside_s,
+        total_s=plan.schedule.num_steps * step_s + num_evaluations * evaluation_s + num_saves * save_s,
+        evaluation_s=evaluation_s,
+        num_evaluations=num_evaluations,
+        save_s=save_s,
+        num_saves=num_saves,
         limited_by="arithmetic",
         share_of_peak=flops / (step_s * plan.peak_flops),
         energy_wh=None,

@@ -23,6 +23,8 @@ from onecard.spec import Plan
 # Steps that say how fast a run is: not the first ones, in which libraries load and compilers work.
 _LEAST_STEPS = 20
 _WARM_UP = 10
+# On a CPU nothing is learned from a run, only told.
+_LEAST_STEPS_ON_CPU = 3
 _SETTINGS = (
     *("precision", "torch_compile", "attn_implementation", "gradient_checkpointing", "max_seq_length"),
     *("micro_batch_size", "total_batch_size", "eval_batch_size", "loss_chunk_size"),
@@ -68,7 +70,7 @@ def make_outcome(plan: Plan, target: Target, machine: Machine, steps: Sequence[S
 
 def make_outcome_on_cpu(plan: Plan, machine: Machine, steps: Sequence[StepEvent], peak_bytes: int) -> Outcome | None:
     """Sets what a run on a CPU took beside what was predicted; None where there is too little to tell."""
-    if plan.forecast is None or plan.forecast.time is None or len(steps) < _LEAST_STEPS:
+    if plan.forecast is None or plan.forecast.time is None or len(steps) < _LEAST_STEPS_ON_CPU:
         return None
     return Outcome(
         card=plan.forecast.card,
@@ -91,4 +93,4 @@ def _circumstances(plan: Plan, machine: Machine) -> dict[str, Any]:
 
 
 def _typical_s(steps: Sequence[StepEvent]) -> float:
-    return statistics.median(step.step_s for step in steps[_WARM_UP:])
+    return statistics.median(step.step_s for step in steps[min(_WARM_UP, len(steps) // 2) :])
