@@ -13,7 +13,7 @@ from onecard.model.weight_files import fingerprint
 from onecard.spec import CheckpointScores
 from onecard.spec.score import Protocol
 
-_SCORES = "scores.jsonl"
+_SCORES, _ITEMS = "scores.jsonl", "items"
 
 
 def protocol_of(folder: Path, dtype: torch.dtype, device: str) -> Protocol:
@@ -54,6 +54,20 @@ def keep_responses(root: Path, name: str, result: Result) -> None:
     with (folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
         for entry in result.rows:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def keep_items(root: Path, name: str, result: Result) -> None:
+    """Keeps what a model made of each item beside the scores that are made of them, so that runs can be compared."""
+    folder = root / _ITEMS
+    folder.mkdir(exist_ok=True)
+    content = {
+        "scores": [score.model_dump(mode="json") for score in result.scores],
+        "sums": result.items.sums.tolist(),
+        "counts": result.items.counts.tolist(),
+    }
+    beside = folder / f".{name}.json"
+    beside.write_text(json.dumps(content), encoding="utf-8")
+    beside.replace(folder / f"{name}.json")
 
 
 def _version(package: str) -> str:
