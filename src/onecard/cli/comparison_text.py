@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 import shutil
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 _MARKS = string.ascii_uppercase + string.ascii_lowercase
 _COLOURS = ("cyan", "yellow", "magenta", "green", "red", "blue", "bright_white")
 _NOTHING = "-"
-_WIDEST_CELL, _NARROWEST_CELL = 32, 12
+_WIDEST_CELL = 32
+_HASH, _HASH_LENGTH = re.compile("[0-9a-f]{64}"), 12
 _PLOT_WIDTHS, _PLOT_HEIGHT = (40, 160), 16
 Row = tuple[str, ...]
 
@@ -133,9 +135,8 @@ def _score_rows(comparison: "RunComparison") -> list[Row]:
         for index, cell in enumerate(row.cells):
             if cell is not None:
                 text = format_score(row.name, cell.value, cell.standard_error)
-                cells[index] = f"{text}{' *' if index == row.best else ''} @{cell.step}"
-        limit = row.protocol.get("limit")
-        rows.append((f"  {row.name} (n {row.n:,}{f', limit {limit}' if limit else ''})", *cells))
+                cells[index] = f"{text} @{cell.step}{' *' if index == row.best else ''}"
+        rows.append((f"  {row.label}", *cells))
     return rows
 
 
@@ -195,7 +196,8 @@ def _value(value: Any) -> str:
         return ", ".join(map(_value, value)) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_value(entry)}" for key, entry in value.items())
-    return " ".join(str(value).split())
+    text = " ".join(str(value).split())
+    return text[:_HASH_LENGTH] if _HASH.fullmatch(text) else text
 
 
 def _shortened(text: str) -> str:

@@ -7,7 +7,7 @@ from onecard.spec import Comparison, Evaluation, Score
 
 # What a difference that is no chance is agreed to be.
 SIGNIFICANT = 0.05
-_LOSSES = ("loss", "perplexity", "bits_per_byte")
+_LOSSES = ("loss", "perplexity", "bits_per_byte", "bits per byte")
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -40,8 +40,11 @@ def format_score(name: str, value: float, error: float | None) -> str:
 
 
 def _is_share(score: str) -> bool:
-    """Whether a score is a share of items; one of the harness bears the name of its task before its own."""
-    return not score.rpartition("/")[2].endswith(_LOSSES)
+    """Whether a score is a share of items.
+
+    One of the harness bears the name of its task before its own, one of several protocols says behind it which.
+    """
+    return not score.partition(" (")[0].rpartition("/")[2].endswith(_LOSSES)
 
 
 def _items_of(score: str) -> str:

@@ -85,16 +85,23 @@ def find_differences(runs: Sequence[RunRecord]) -> tuple[Difference, ...]:
     settings = [_settings(run, with_recipe=has_recipes) for run in runs]
     names = dict.fromkeys(key for values in settings for key in values)
     found = [Difference(*key, tuple(values.get(key) for values in settings)) for key in names]
-    differing = [row for row in found if any(value != row.values[0] for value in row.values)]
+    differing = [row for row in found if _differs(row)]
     return tuple(sorted(differing, key=lambda row: GROUPS.index(row.group)))
 
 
+def _differs(row: Difference) -> bool:
+    # Of a run without scores versions are not known, which is no difference.
+    values = [value for value in row.values if value is not None or row.group != "versions"]
+    return any(value != values[0] for value in values)
+
+
 def _settings(run: RunRecord, *, with_recipe: bool) -> dict[tuple[str, str], Any]:
-    flat = dict(_flatten(run.plan.model_dump(mode="json", exclude=_NO_SETTINGS)))
+    flat = _flatten(run.plan.model_dump(mode="json", exclude=_NO_SETTINGS))
+    labels = {path: _LABELS.get(path, path.rpartition(".")[2]) for path, _ in flat if path not in _FOLLOWS}
     decided = {
-        (_GROUP_OF.get(path.partition(".")[0], "machine"), _LABELS.get(path, path.rpartition(".")[2])): value
-        for path, value in flat.items()
-        if path not in _FOLLOWS and value is not None
+        (_GROUP_OF.get(path.partition(".")[0], "machine"), labels[path]): value
+        for path, value in flat
+        if path in labels and value is not None
     }
     if run.card is not None:
         decided["machine", "card"] = run.card
@@ -106,7 +113,9 @@ def _settings(run: RunRecord, *, with_recipe: bool) -> dict[tuple[str, str], Any
     if run.recipe is None or not with_recipe:
         return decided
     idle = {key for row in DEPENDENCES if not row.holds(vars(run.recipe)) for key in row.keys}
-    known = {name for _, name in decided} | _SETTLED | _NOT_COMPUTED | idle
+    # What a corpus is is a fact, whatever the recipe could ask for.
+    decided = {key: value for key, value in decided.items() if key[0] == "data" or key[1] not in idle}
+    known = {*labels.values()} | _SETTLED | _NOT_COMPUTED | idle
     asked = {
         (_GROUP_OF_KEY.get(key, "data"), key): plain(value)
         for key, value in values_of(run.recipe).items()

@@ -73,7 +73,7 @@ def _trace(curve: Sequence[Point], frame: Frame, right: int, bottom: int) -> Ite
         for x, y in curve
     ]
     for (x, y), (next_x, next_y) in zip(scaled, [*scaled[1:], scaled[-1]] if scaled else [], strict=True):
-        count = int(max(abs(next_x - x), abs(next_y - y), 1))
+        count = math.ceil(max(abs(next_x - x), abs(next_y - y), 1))
         for index in range(count + 1):
             share = index / count
             column, row = round(x + share * (next_x - x)), round(y + share * (next_y - y))

@@ -1,5 +1,6 @@
 """A run folder as it lies there, whoever wrote it: settings, events, scores. Nothing is locked, nothing is written."""
 
+import glob
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,6 @@ Kind = TypeVar("Kind", bound=Event)
 class StoredItems:
     """What a model of a run made of each item of a task; `scores` are the rows that were computed from them."""
 
-    step: int
     scores: tuple[dict[str, Any], ...]
     sums: tuple[float, ...]
     counts: tuple[float, ...]
@@ -42,7 +42,6 @@ class RunRecord:
     card: str | None
     marked_step: int | None
     score_rows: tuple[dict[str, Any], ...]
-    items: tuple[StoredItems, ...]
 
     def of(self, kind: type[Kind]) -> list[Kind]:
         """The events of a kind, in their order."""
@@ -59,6 +58,17 @@ class RunRecord:
     @property
     def findings(self) -> list[FindingEvent]:
         return self.of(FindingEvent)
+
+    def items_of(self, checkpoint: str) -> Iterator[StoredItems]:
+        """Reads what was kept of the items of tasks for a checkpoint: a file for each task and protocol."""
+        for folder in _ITEM_FOLDERS:
+            for path in sorted((self.root / folder).glob(f"*-{glob.escape(checkpoint)}.json")):
+                content = _read_json(path)
+                try:
+                    scores = tuple(dict(score) for score in content["scores"])
+                    yield StoredItems(scores, *(tuple(map(float, content[name])) for name in ("sums", "counts")))
+                except (KeyError, TypeError, ValueError):  # half written
+                    continue
 
     @property
     def finished(self) -> FinishedEvent | None:
@@ -98,7 +108,7 @@ def _expanded(text: str | Path) -> list[Path]:
 
 
 def _read_run(root: Path) -> RunRecord:
-    if not locate(root / _PLAN):
+    if not locate(root / _PLAN) or root.parent.name == "checkpoints":
         raise InputError(_no_run(root))
     plan = _read_plan(root / _PLAN)
     events, num_damaged = _read_events(root / _EVENTS)
@@ -115,7 +125,6 @@ def _read_run(root: Path) -> RunRecord:
         card=card,
         marked_step=step if isinstance(step, int) else None,
         score_rows=tuple(_read_rows(root / _SCORES)),
-        items=tuple(_read_items(root)),
     )
 
 
@@ -161,18 +170,6 @@ def _read_events(path: Path) -> tuple[tuple[Event, ...], int]:
         except (CheckpointError, UnicodeDecodeError):
             num_damaged += 1
     return tuple(events), num_damaged
-
-
-def _read_items(root: Path) -> Iterator[StoredItems]:
-    for folder in _ITEM_FOLDERS:
-        for path in sorted((root / folder).glob("*-step-*.json")):
-            content, step = _read_json(path), path.stem.rpartition("-")[2]
-            try:
-                scores = tuple(dict(score) for score in content["scores"])
-                sums, counts = tuple(map(float, content["sums"])), tuple(map(float, content["counts"]))
-                yield StoredItems(int(step), scores, sums, counts)
-            except (KeyError, TypeError, ValueError):  # half written
-                continue
 
 
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:

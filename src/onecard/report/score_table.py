@@ -26,9 +26,13 @@ class ScoreCell:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """A score by one protocol, over `n` items; a cell per run, None where it has no such score."""
+    """A score by one protocol, over `n` items; a cell per run, None where it has no such score.
+
+    `label` is its name, with what tells it from other rows of that name.
+    """
 
     name: str
+    label: str
     n: int
     protocol: Mapping[str, Any]
     cells: tuple[ScoreCell | None, ...]
@@ -50,13 +54,22 @@ class ScoreRow:
 
 def tabulate_scores(runs: Sequence[RunRecord], best_steps: Sequence[int | None]) -> tuple[ScoreRow, ...]:
     """Puts scores of equal name, protocol and number of items into one row; of a score that was repeated the newest."""
-    names = dict.fromkeys(key for run in runs for row in run.score_rows if (key := _key(row)) is not None)
-    found = []
-    for key in names:
-        name, n, protocol = json.loads(key)
+    keys = dict.fromkeys(key for run in runs for row in run.score_rows if (key := _key(row)) is not None)
+    read = {key: tuple(json.loads(key)) for key in keys}
+    rows = []
+    for key, (name, n, protocol) in read.items():
         cells = tuple(_cell(run, key, step) for run, step in zip(runs, best_steps, strict=True))
-        found.append(ScoreRow(name, n, protocol, cells))
-    return tuple(found)
+        others = [(other_n, other) for other_name, other_n, other in read.values() if other_name == name]
+        rows.append(ScoreRow(name, _label(name, n, protocol, others), n, protocol, cells))
+    return tuple(rows)
+
+
+def _label(name: str, n: int, own: Mapping[str, Any], rows: Sequence[tuple[int, Mapping[str, Any]]]) -> str:
+    differing = [key for key in own if any(row.get(key) != own[key] for _, row in rows)]
+    parts = [f"{key} {own[key] if own[key] is not None else 'none'}" for key in differing]
+    if len(rows) > 1 and not parts:
+        parts = [f"n {n:,}"]
+    return f"{name} ({', '.join(parts)})" if parts else name
 
 
 def _cell(run: RunRecord, key: str, best_step: int | None) -> ScoreCell | None:
@@ -70,14 +83,14 @@ def _cell(run: RunRecord, key: str, best_step: int | None) -> ScoreCell | None:
         step=row.get("step"),
         value=float(row["value"]),
         standard_error=row.get("standard_error"),
-        items=next((entry for entry in reversed(run.items) if _is_made_of(row, entry)), None),
+        items=next((entry for entry in run.items_of(str(row.get("checkpoint"))) if _is_made_of(row, entry)), None),
         num_scored=len(newest),
     )
 
 
 def _is_made_of(row: Mapping[str, Any], items: StoredItems) -> bool:
     """Whether items are those of a score: kept with it, and its value is their ratio."""
-    if items.step != row.get("step") or not sum(items.counts):
+    if not sum(items.counts):
         return False
     is_kept_with = any(all(row.get(name) == score.get(name) for name in _OF_SCORE) for score in items.scores)
     return is_kept_with and abs(sum(items.sums) / sum(items.counts) - float(row["value"])) < 1e-9

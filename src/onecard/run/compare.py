@@ -53,9 +53,12 @@ def compare_runs(paths: Sequence[str | Path], over: str = "tokens", kind: str | 
     summaries = tuple(summarize_run(record, name) for record, name in zip(records, names, strict=True))
     measure, obstacle = find_measure(records)
     scores = tabulate_scores(records, [_best_step(*pair) for pair in zip(records, summaries, strict=True)])
-    best, comparisons = _rank_heldout(summaries, measure)
+    best, unpaired = _rank_heldout(summaries, measure)
+    paired = [(row, found) for row in scores if (found := _rank_scores(row, names))]
+    if any(_is_heldout(row) and len(found) == len(unpaired) for row, found in paired):
+        unpaired = []  # the same, and said better
     curves = find_curves(records, axis, measure, curve)
-    notes = [f"note: {obstacle}"] if obstacle else []
+    notes = [f"note: {obstacle}{_alike(records, names) if measure is None else ''}"] if obstacle else []
     notes += [note for pair in zip(records, summaries, strict=True) for note in _notes(*pair)]
     if 0 < len(empty := [n for n, points in zip(names, curves.points, strict=True) if not points]) < len(names):
         notes.append(f"note: no curve ({curves.of}) of {', '.join(empty)}")
@@ -65,7 +68,7 @@ def compare_runs(paths: Sequence[str | Path], over: str = "tokens", kind: str | 
         measure=measure,
         best=best,
         scores=scores,
-        comparisons=(*comparisons, *(found for row in scores for found in _rank_scores(row, names))),
+        comparisons=(*unpaired, *(entry for _, found in paired for entry in found)),
         curves=curves,
         notes=tuple(notes),
     )
@@ -80,6 +83,16 @@ def _checked(over: str, kind: str | None) -> tuple[Axis, Kind | None]:
     if problems or axis is None:
         raise InputError("\n".join(problems))
     return axis, curve
+
+
+def _alike(records: Sequence[RunRecord], names: Sequence[str]) -> str:
+    """Names runs that could be compared if the others were left out."""
+    groups: dict[object, list[str]] = {}
+    for record, name in zip(records, names, strict=True):
+        plan = record.plan
+        groups.setdefault((plan.corpus.fingerprint, plan.eval_batches, plan.max_seq_length), []).append(name)
+    found = [", ".join(group) for group in groups.values() if len(group) > 1]
+    return "".join(f"; {group} can be, by themselves" for group in found)
 
 
 def _best_step(record: RunRecord, summary: RunSummary) -> int | None:
@@ -130,6 +143,10 @@ def _rank_heldout(runs: Sequence[RunSummary], measure: str | None) -> tuple[str 
     return best, comparisons
 
 
+def _is_heldout(row: ScoreRow) -> bool:
+    return row.name == "loss" and row.protocol.get("task") == "held-out loss" and row.protocol.get("limit") is None
+
+
 def _rank_scores(row: ScoreRow, names: Sequence[str]) -> list[Comparison]:
     """Compares, item by item, the runs whose items were kept."""
     found = [
@@ -141,7 +158,7 @@ def _rank_scores(row: ScoreRow, names: Sequence[str]) -> list[Comparison]:
     if len(found) < 2:
         return []
     _, comparisons = rank(
-        row.name,
+        row.label,
         [name for name, _, _ in found],
         [_items(stored) for _, stored, _ in found],
         is_lower_better=row.is_lower_better,

@@ -112,7 +112,7 @@ def evaluate(
             measured[task.name].append(result)
             if run is not None:
                 keep_responses(run.root, f"{task.name}-{place.name}", result)
-                keep_items(run.root, f"{task.name}-{place.name}", result)
+                keep_items(run.root, task.name, place.name, result)
         row = CheckpointScores(
             name=place.name, step=place.step, scores=tuple(score for result in results for score in result.scores)
         )
