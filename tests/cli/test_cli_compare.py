@@ -58,7 +58,8 @@ def test_json_is_one_strict_document(run: Callable[..., Any], write_run: Callabl
     found = json.loads(done.stdout, parse_constant=refuse)
     assert ([entry["name"] for entry in found["runs"]], found["best"], found["measure"]) == (["a", "b"], "b", "loss")
     assert found["differences"] == [{"group": "optimizer", "name": "seed", "values": [1337, 7]}]
-    assert found["curves"] == {"of": "training loss", "over": "steps", "points": found["curves"]["points"]}
+    assert found["curves"]["points"] == [[[10.0, 3.0], [20.0, 2.0]], [[20.0, 1.5]]]
+    assert found["runs"][1]["last"]["loss"] == 1.5
     assert found["comparisons"][0]["other"] == "a"
 
 

@@ -25,7 +25,7 @@ def test_without_evaluations_the_training_loss_is_shown(write_run) -> None:
 def test_a_long_training_loss_is_averaged(write_run) -> None:
     runs = read_runs([write_run("a", [3.0] * 100)])
     (points,) = find_curves(runs, "steps", "loss", "train").points
-    assert (len(points), points[0]) == (200, (3.0, pytest.approx(3.97)))
+    assert (len(points), points[0]) == (100, (5.5, pytest.approx(3.945)))
 
 
 def picture(curves, width=20, height=5, *, dots=False) -> list[str]:

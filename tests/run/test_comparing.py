@@ -74,6 +74,12 @@ def test_losses_that_cannot_be_compared_are_not(write_run, tiny_plan, first, sec
     assert reason in found.notes[0]
 
 
+def test_runs_that_are_alike_are_named_where_others_are_not(write_run, tiny_plan) -> None:
+    other = facts(tiny_plan, heldout_bytes=99, fingerprint="other")
+    roots = [write_run("a", [3.0, 2.0]), write_run("b", [3.0, 2.0], corpus=other), write_run("c", [3.0, 2.0])]
+    assert onecard.compare(roots).notes[0].endswith("; a, c can be, by themselves")
+
+
 def test_items_on_the_disk_are_compared_pair_by_pair(write_run) -> None:
     roots = [write_run("a", [3.0, 2.0]), write_run("b", [3.0, 2.0])]
     hard = [index / 10 for index in range(ITEMS)]

@@ -7,7 +7,6 @@ import re
 import shutil
 import string
 from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from onecard.cli.evaluation_text import SIGNIFICANT, format_gain, format_p, format_score
@@ -24,7 +23,7 @@ _COLOURS = ("cyan", "yellow", "magenta", "green", "red", "blue", "bright_white")
 _NOTHING = "-"
 _WIDEST_CELL = 32
 _HASH, _HASH_LENGTH = re.compile("[0-9a-f]{64}"), 12
-_PLOT_WIDTHS, _PLOT_HEIGHT = (40, 160), 16
+_PLOT_WIDTHS, _PLOT_HEIGHT = (40, 160), 17
 Row = tuple[str, ...]
 
 
@@ -178,7 +177,9 @@ def _distinct(values: Sequence[Any]) -> list[str]:
     if all(len(text) <= _WIDEST_CELL for text in texts):
         return texts
     given = [text for text in texts if text != _NOTHING]
-    start = sum(1 for _ in takewhile(lambda found: len(set(found)) == 1, zip(*given, strict=False)))
+    # The first and the last in alphabetical order differ where any two do.
+    first, last = min(given), max(given)
+    start = next((index for index in range(len(first)) if not last.startswith(first[: index + 1])), len(first))
     cut = max(0, start - 4) if len(set(given)) > 1 else 0
     return [text if text == _NOTHING else _shortened(f"…{text[cut:]}" if cut else text) for text in texts]
 

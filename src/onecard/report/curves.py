@@ -11,8 +11,8 @@ from onecard.report.summary import heldout_points
 Axis = Literal["tokens", "steps", "time"]
 AXES: tuple[Axis, ...] = ("tokens", "steps", "time")
 Kind = Literal["heldout", "train"]
-# More than a terminal has columns; a training loss is averaged down to it.
-_MAX_POINTS = 200
+# A training loss is averaged down to so many: the noise of single batches hides what runs differ in.
+_MAX_POINTS = 100
 
 
 @dataclass(frozen=True)
