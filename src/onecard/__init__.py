@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onecard.api import (
         alternatives,
+        compare,
         evaluate,
         export,
         generate,
@@ -25,6 +26,7 @@ except PackageNotFoundError:  # run from the source tree
 
 __all__ = [
     "alternatives",
+    "compare",
     "evaluate",
     "export",
     "generate",

@@ -1,5 +1,6 @@
 """What the commands call, and other people's code too."""
 
+from onecard.api.comparing import compare
 from onecard.api.exporting import export
 from onecard.api.planning import alternatives, plan, prepare
 from onecard.api.running import resume, train
@@ -9,6 +10,7 @@ from onecard.spec.load import load_recipe
 
 __all__ = [
     "alternatives",
+    "compare",
     "evaluate",
     "export",
     "generate",
