@@ -41,7 +41,7 @@ def forecast_rows(plan: "Plan") -> list[tuple[str, str]]:
             f"{_who_has(plan, memory.context_bytes)}; fullest in: {memory.peak_phase}",
         ),
         *(("", text) for text in remarks),
-        ("phases", ", ".join(f"{phase} {format_bytes(size)}" for phase, size in _phases(memory.phase_bytes))),
+        ("tensors in", ", ".join(f"{phase} {format_bytes(size)}" for phase, size in _phases(memory.phase_bytes))),
         ("host, disk", f"{format_bytes(memory.host_peak_bytes)} of RAM, {format_bytes(memory.disk_bytes)} on the disk"),
     ]
     if plan.forecast.time is not None:
@@ -133,6 +133,7 @@ def _time_rows(plan: "Plan", time: "TimeForecast") -> list[tuple[str, str]]:
             f"{format_count(time.tokens_per_s)} tokens/s, "
             f"{time.share_of_peak:.0%} of the {device}'s peak; limited by {time.limited_by}",
         ),
+        *([("", time.note)] if time.note else []),
         ("whole run", f"{format_seconds(time.total_s)}{energy}{_per_parameter(plan)}"),
         *([("of it", aside)] if (aside := _beside_steps(plan, time)) else []),
     ]
