@@ -24,6 +24,9 @@ def test_bars_add_up_to_the_peak_however_large_the_card_is(plan: Plan, forecast:
     assert [line.split()[0] for line in lines] == ["activations", "weights", "other", "free"]
     assert sizes(lines) == 100.0
     assert all("█" in line for line in lines)
+    crumbs = forecast.memory.model_copy(update={"breakdown": {"weights": 100 * MIB - 8, "batch": 8}})
+    lines = bar_lines(plan.model_copy(update={"forecast": forecast.model_copy(update={"memory": crumbs})}))
+    assert [line.split()[0] for line in lines] == ["weights", "free"]
 
 
 @pytest.mark.parametrize("columns", [60, 70, 80, 200, None])
