@@ -14,6 +14,8 @@ _LEAST_BAR_WIDTH = 10
 _BESIDE_BAR = 15
 # Of the peak: smaller parts share a bar.
 _LEAST_SHARE = 0.01
+# Less than that does not show in the digits of the sum.
+_TOLD_SHARE = 0.0005
 _FULL, _EMPTY = "█", "·"
 _NO_FORECAST = ("fits", "peak_bytes", "context_bytes", "peak_low_bytes", "peak_high_bytes", "allocated_bytes")
 _MEMORY_KEYS = (
@@ -86,7 +88,7 @@ def _shown_parts(breakdown: dict[str, int]) -> dict[str, int]:
     """The parts that are worth a bar, and what the others are together: they add up to the peak."""
     total = sum(breakdown.values())
     shown = {part: num_bytes for part, num_bytes in breakdown.items() if num_bytes >= _LEAST_SHARE * total}
-    if rest := total - sum(shown.values()):
+    if (rest := total - sum(shown.values())) >= _TOLD_SHARE * total:
         shown["other"] = rest
     return shown
 
