@@ -9,6 +9,7 @@ import pytest
 
 from onecard.cli.rows import format_rows
 from onecard.errors import DivergedError
+from onecard.observe import EvaluatedEvent
 from onecard.spec.mask_audit import MaskAudit, RowLengths, SampleRow, SourceFormats
 
 AUDIT = MaskAudit(
@@ -49,6 +50,29 @@ def test_train_tells_the_story_of_a_run(run, api) -> None:
     assert lines[-1].endswith(f"tensorboard --logdir {api.run_folder}")
 
 
+def test_train_shows_its_whole_plan_and_what_came_of_it(run, api, plan, forecast) -> None:
+    api.plan_made = plan.model_copy(update={"device": "cuda:0", "forecast": forecast})
+    evaluated = {"step": 20, "elapsed_s": 3.0, "loss": 1.9, "bits_per_byte": None, "standard_error": 0.1}
+    api.heard = [
+        EvaluatedEvent(**evaluated, num_target_tokens=9, is_best=True, seconds=seconds) for seconds in (4.0, 6.0)
+    ]
+    lines = run("train", "--dataset", "a.txt").stdout.splitlines()
+    begins = lines[: next(number for number, line in enumerate(lines) if line.startswith("step "))]
+    told = {line[:12].strip(): line[12:] for line in begins if not line.startswith("  ")}
+    assert told["memory"].startswith("fits: 100.0 MiB (97.0 MiB to 104.0 MiB) of 10.0 GiB")
+    assert told["whole run"] == "0:10, 0.1 to 0.2 kWh; 0.1 tokens per parameter"
+    assert told["of it"] == "2 evaluations of 2.5 s, 1 checkpoint of 1 s"
+    assert told["choices"].endswith(f"onecard plan --explain {api.run_folder}")
+    assert [line.split()[0] for line in begins if "█" in line] == ["activations", "weights", "other", "free"]
+    place = next(number for number, line in enumerate(lines) if line.startswith("as planned?"))
+    assert [line[13:] for line in lines[place : place + 2]] == [
+        "evaluation 5 s, predicted 2.5 (+100%)",
+        "whole run 0:04, predicted 0:10 (-60%)",
+    ]
+    api.finished = replace(api.finished, step=17, reason="stopped early")
+    assert "whole run 0:" not in run("train", "--dataset", "a.txt").stdout
+
+
 def test_train_as_json_prints_one_document_and_nothing_else(run, api) -> None:
     done = run("train", "--dataset", "a.txt", "--json")
     document = json.loads(done.stdout)
@@ -71,7 +95,7 @@ def test_the_recipe_may_be_a_file_by_option(run, api, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "name a recipe"),
+        ([], "name a recipe, for example: onecard train demo"),
         (["demo", "small-pretrain"], "one recipe at a time, but there are 2: demo, small-pretrain"),
         (["demo", "--config", "mine.yaml"], "one recipe at a time"),
         (["demo", "--learing-rate", "1", "--max_stepps", "2"], "2 problems"),
@@ -82,6 +106,13 @@ def test_bad_words_are_exit_code_2(run, api, words: list[str], message: str) -> 
     assert (done.code, api.calls) == (2, [])
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["plan", "prepare"])
+def test_a_verb_without_a_recipe_is_told_of_itself(run, api, verb: str) -> None:
+    done = run(verb)
+    assert (done.code, api.calls) == (2, [])
+    assert f"name a recipe, for example: onecard {verb} demo" in done.stderr
 
 
 @pytest.mark.parametrize("word", ["--resume", "--resume_from_checkpoint", "--resume-from-checkpoint"])
@@ -273,4 +304,6 @@ def test_rows_wrap_within_their_last_column() -> None:
     rows = [("a", "one two three four five"), ("long", "six")]
     assert format_rows(rows, 26) == ["a     one two three four", "      five", "long  six"]
     assert format_rows(rows, None) == ["a     one two three four five", "long  six"]
-    assert format_rows(rows, 10) == format_rows(rows, None)
+    # No room beside the first column: below it; not even room for that: whole.
+    assert format_rows(rows, 15) == ["a", "    one two", "    three four", "    five", "long", "    six"]
+    assert format_rows(rows, 5) == format_rows(rows, None)

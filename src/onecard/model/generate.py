@@ -131,13 +131,13 @@ def complete_ids(
     device = model.get_input_embeddings().weight.device
     devices = [device] if device.type == "cuda" else []
     # transformers' own attention honours the padding mask.
-    with torch.random.fork_rng(devices=devices), attention_of(model, "sdpa"), _plainly(model):
+    with torch.random.fork_rng(devices=devices), attention_of(model, "sdpa"), plainly(model):
         torch.manual_seed(sampling.seed)
         return _complete_ids(model, [list(ids) for ids in prompts], list(stop_ids), sampling, is_over)
 
 
 @contextmanager
-def _plainly(model: PreTrainedModel) -> Iterator[None]:
+def plainly(model: PreTrainedModel) -> Iterator[None]:
     """Without dropout, and without what the folder of a model recommends, such as a penalty that nobody asked for."""
     was_training, own = model.training, model.generation_config
     model.eval()
