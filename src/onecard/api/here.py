@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 OnProgress = Callable[[str, int, int | None], None]
 
+# oneDNN would keep the kernels of 1,024 shapes of 16-bit products, a gigabyte where rows are of any length; 64 are as
+# fast (LOG.md). Read once, at the first product of the process.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
 
 def probe_here() -> "Machine":
     """Returns what this machine has."""

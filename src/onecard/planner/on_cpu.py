@@ -18,9 +18,8 @@ from onecard.units import GIB, KIB, format_bytes
 # Tensors are known to the byte; what malloc and the kernels hold beside them is not: 25 and 45 % in two runs (LOG.md).
 _BESIDE_TENSORS = 0.25
 _MEMORY_BAND = (0.15, 0.2)
-# oneDNN keeps kernels for up to 1,024 shapes, and chats are of many lengths: 1.5 GiB after 200 steps of a 3M model in
-# bf16, 0.6 with that cache off (LOG.md).
-_KERNELS_OF_SHAPES_BYTES = int(1.5 * GIB)
+# In 16 bits kernels are made for every shape, and chats are of many lengths: 430 MiB after 200 steps (LOG.md).
+_KERNELS_OF_SHAPES_BYTES = GIB // 2
 # Share of a large matrix product's speed that a step reaches: guess and range, for steps that take too long to try.
 _SHARE_OF_PEAK = 0.4
 _SHARES_OF_PEAK = (0.15, 0.8)
