@@ -113,9 +113,7 @@ class Corpus:
         steps = BlockSteps(self.train, sampler, self.separator_id, settings.micro_batch_size)
         return BatchStream(steps, settings, position)
 
-    def heldout_batches(
-        self, max_seq_length: int, batch_size: int, limit_rows: int | None = None
-    ) -> Iterator[Batch]:
+    def heldout_batches(self, max_seq_length: int, batch_size: int, limit_rows: int | None = None) -> Iterator[Batch]:
         """Streams the held-out blocks, all of them or so many spread evenly."""
         shares = share_rows([file.num_tokens for file in self.heldout], limit_rows)
         for file, limit in zip(self.heldout, shares, strict=True):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def keep_responses(root: Path, name: str, result: Result) -> None:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return version(package)

@@ -141,9 +141,7 @@ class ChatCorpus:
         self._check_length(max_seq_length)
         return BatchStream(ChatSteps(self.train, sampler, shape, self.separator_id), settings, position)
 
-    def heldout_batches(
-        self, max_seq_length: int, batch_size: int, limit_rows: int | None = None
-    ) -> Iterator[Batch]:
+    def heldout_batches(self, max_seq_length: int, batch_size: int, limit_rows: int | None = None) -> Iterator[Batch]:
         """Streams the held-out conversations, one per row, all of them or so many spread evenly."""
         self._check_length(max_seq_length)
         shares = share_rows([part.num_rows for part in self.heldout], limit_rows)
