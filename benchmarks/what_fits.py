@@ -74,18 +74,18 @@ def list_runs() -> list[Run]:
 def answer(run: Run, *, with_compiler: bool) -> dict[str, Any]:
     """What the plan says: the best under the limit, the best without, and every variant that was looked at."""
     target = target_of_card(find_card(run.card), "linux")
-    variants = [_row(setting, target, run) for setting in _variants(run.setting, with_compiler)]
+    variants = [_row(setting, target) for setting in _variants(run.setting, with_compiler)]
     named = [row for row in variants if row["micro_batch"] == run.setting.micro_batch]
-    capped = [row for row in named if row["fits_limit"]]
+    within = [row for row in named if row["peak_bytes"] <= run.limit_bytes]
     fastest = max(variants, key=_speed)
-    best = max(capped, key=_speed) if capped else min(named, key=lambda row: row["peak_bytes"])
+    best = max(within, key=_speed) if within else min(named, key=lambda row: row["peak_bytes"])
     return {
         "card": target.name,
         "usable_bytes": target.limit_bytes,
         "setting": run.setting.name,
         "claims": run.claims | _arithmetic(run),
         "limit_bytes": run.limit_bytes,
-        "is_reached": bool(capped),
+        "is_reached": bool(within),
         "best": best,
         "fastest": fastest,
         "share_of_fastest": _speed(best) / _speed(fastest),
@@ -106,7 +106,7 @@ def _ask(setting: Setting, target: Target, limit_bytes: float = _UNLIMITED) -> F
     return forecast(setting.plan("cuda:0", int(limit_bytes)), target).forecast
 
 
-def _row(setting: Setting, target: Target, run: Run) -> dict[str, Any]:
+def _row(setting: Setting, target: Target) -> dict[str, Any]:
     found = _ask(setting, target)
     told = {
         "name": setting.name,
@@ -114,8 +114,6 @@ def _row(setting: Setting, target: Target, run: Run) -> dict[str, Any]:
         "recomputes": setting.recomputes,
         "is_compiled": setting.is_compiled,
         **_figures(found),
-        # Under a cap the allocator gives back what it has cached, so less can do than it would take.
-        "fits_limit": _ask(setting, target, run.limit_bytes).memory.fits,
         "fits_card": _ask(setting, target, target.limit_bytes or 0).memory.fits,
     }
     print(f"  {setting.name:56} {tell(told)}", flush=True)

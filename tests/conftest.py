@@ -1,12 +1,13 @@
 """Small plans, models and batches that the tests of the core share. Nothing here imports torch before it is used."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from onecard.observe import EvaluatedEvent, Event, FinishedEvent, StepEvent, to_json_line
 from onecard.spec import CorpusFacts, ModelPlan, OptimizerPlan, Plan, SchedulePlan
 
 if TYPE_CHECKING:
@@ -139,6 +140,73 @@ def corpus_text(tmp_path: Path) -> Path:
     text = " ".join(word + ("\n" if index % 9 == 8 else "") for index, word in enumerate(chosen))
     path.write_text(text, encoding="utf-8", newline="\n")
     return path
+
+
+@pytest.fixture
+def write_run(tiny_plan: Callable[..., Plan], tmp_path: Path) -> Callable[..., Path]:
+    """A run folder as a run would leave it: `write_run("a", [3.0, 2.5], optimizer="adamw")`.
+
+    `losses` are held-out losses after every ten steps; `recipe` are settings of its recipe; the rest are those of
+    `tiny_plan`.
+    """
+
+    def write(name: str, losses: Sequence[float], *, recipe: Mapping[str, Any] | None = None, **changes: Any) -> Path:
+        from onecard.spec import load_recipe, recipe_to_yaml
+
+        root, plan = tmp_path / "runs" / name, tiny_plan(**changes)
+        root.mkdir(parents=True)
+        (root / "plan.json").write_text(plan.model_dump_json(), encoding="utf-8")
+        asked = {"dataset": "a.txt", "max_steps": 20, "optim": plan.optimizer.name} | dict(recipe or {})
+        (root / "recipe.yaml").write_text(recipe_to_yaml(load_recipe(asked)), encoding="utf-8")
+        lines = [to_json_line(event) for event in _events_of(losses, plan)]
+        (root / "events.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+        return root
+
+    return write
+
+
+def _events_of(losses: Sequence[float], plan: Plan) -> Iterator[Event]:
+    for step in range(1, 10 * len(losses) + 1):
+        yield StepEvent(
+            step=step,
+            elapsed_s=step * 0.5,
+            loss=4 - step / 100,
+            learning_rate=3e-3,
+            grad_norm=0.7,
+            num_target_tokens=128,
+            tokens_seen=step * 128,
+            is_finite=True,
+            step_s=0.5,
+            tokens_per_s=2000.0 if step > 2 else 10.0,
+            wait_s=0.0,
+        )
+        if step % 10 == 0:
+            loss = losses[step // 10 - 1]
+            yield EvaluatedEvent(
+                step=step,
+                elapsed_s=step * 0.5,
+                loss=loss,
+                bits_per_byte=loss / 2,
+                standard_error=0.01,
+                num_target_tokens=plan.corpus.num_heldout_tokens,
+                is_best=loss <= min(losses),
+                seconds=0.1,
+            )
+    if len(losses) * 10 < plan.schedule.num_steps:
+        return
+    best = min(losses)
+    yield FinishedEvent(
+        step=10 * len(losses),
+        elapsed_s=5.0 * len(losses),
+        reason="completed",
+        loss=losses[-1],
+        best_loss=best,
+        best_step=10 * (losses.index(best) + 1),
+        tokens_seen=1280 * len(losses),
+        num_steps=plan.schedule.num_steps,
+        tokens_per_s=2000.0,
+        seconds=5.0 * len(losses),
+    )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,6 +1,7 @@
 """The functions that commands and other people's code call."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import onecard
-from onecard.errors import CheckpointError, InputError
+from onecard.api import planning, running
+from onecard.errors import CheckpointError, DoesNotFitError, InputError
+from onecard.hardware import probe_machine
 from onecard.observe.events import Event
 from onecard.spec import Plan, Recipe
 
@@ -105,6 +108,29 @@ def test_a_sample_prompt_that_the_text_cannot_spell_is_refused_before_the_run(re
 def test_preparing_gives_what_training_uses(recipe: Recipe) -> None:
     corpus, plan = onecard.prepare(recipe), onecard.plan(recipe)
     assert (plan.corpus.fingerprint, plan.corpus.vocab_size) == (corpus.fingerprint, corpus.vocab_size)
+
+
+def test_training_makes_the_forecast_of_planning(recipe: Recipe, tmp_path: Path) -> None:
+    planned, seen = onecard.plan(recipe).forecast, []
+    onecard.train(recipe, output_dir=tmp_path / "run", on_plan=lambda plan, _: seen.append(plan.forecast))
+    assert planned is not None
+    memory, same = planned.memory, seen[0].memory
+    assert (memory.allocated_bytes, memory.phase_bytes) == (same.allocated_bytes, same.phase_bytes)
+    # What the process itself holds may have grown in between.
+    assert {**memory.breakdown, "process": 0} == {**same.breakdown, "process": 0}
+
+
+@pytest.mark.parametrize("run", ["plan", "train"])
+def test_planning_and_training_refuse_what_does_not_fit_alike(
+    run: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = replace(probe_machine(), free_ram_bytes=1000)
+    for module in (planning, running):
+        monkeypatch.setattr(module, "probe_here", lambda: full)
+    monkeypatch.setattr("onecard.planner.decisions.check_ram", lambda *_: None)
+    with pytest.raises(DoesNotFitError, match="this does not fit the memory of this machine: it needs"):
+        getattr(onecard, run)(recipe, **({"output_dir": tmp_path / "run"} if run == "train" else {}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_section_of_the_device_applies(recipe: Recipe) -> None:

@@ -33,8 +33,10 @@ LONG_FUNCTIONS: set[str] = set()
 MAX_MODULE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 300, 50, 6
 MANY_PARAMETERS = {
     "api/using.py:generate",  # the knobs of sampling, by name
+    "cli/chat.py:chat",  # one per flag
     "cli/evaluate.py:evaluate",  # one per flag
     "cli/generate.py:generate",  # one per flag
+    "cli/serve.py:serve",  # one per flag
     "model/attention.py:attend_sdpa",  # transformers' attention interface
     "model/attention.py:attend_varlen",
 }

@@ -4,14 +4,40 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onecard.api import alternatives, evaluate, export, generate, load_recipe, plan, prepare, resume, train
+    from onecard.api import (
+        alternatives,
+        compare,
+        evaluate,
+        export,
+        generate,
+        load_recipe,
+        open_chat,
+        plan,
+        prepare,
+        resume,
+        serve,
+        train,
+    )
 
 try:
     __version__ = version("onecard")
 except PackageNotFoundError:  # run from the source tree
     __version__ = "0+source"
 
-__all__ = ["alternatives", "evaluate", "export", "generate", "load_recipe", "plan", "prepare", "resume", "train"]
+__all__ = [
+    "alternatives",
+    "compare",
+    "evaluate",
+    "export",
+    "generate",
+    "load_recipe",
+    "open_chat",
+    "plan",
+    "prepare",
+    "resume",
+    "serve",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

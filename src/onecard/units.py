@@ -1,8 +1,22 @@
 """Numbers for people. The only module that divides by 1024."""
 
+import re
+
 KIB = 1024
 MIB = 1024**2
 GIB = 1024**3
+
+_SIZE = re.compile(r"\+?(\d*\.?\d+(?:e[+-]?\d+)?)\s*(kib|mib|gib|tib|kb|mb|gb|tb|b)", re.IGNORECASE)
+_POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def parse_bytes(text: str) -> float | None:
+    """Reads a number with a unit as bytes: '3.2GB' -> 3.2e9, '3 GiB' -> 3 * 1024**3; None for any other text."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        return None
+    number, unit = float(found[1]), found[2].lower()
+    return number * (KIB if "i" in unit else 1000) ** _POWERS.get(unit[0], 0)
 
 
 def format_bytes(num_bytes: float) -> str:

@@ -73,6 +73,17 @@ def test_cards_side_by_side(run) -> None:
     ]
 
 
+def test_a_card_side_by_side_that_pytorch_does_not_support_is_named(run, monkeypatch) -> None:
+    monkeypatch.setattr("torch.version.cuda", None)
+    done = run(*WORDS, "--card", "gtx-1080-ti,rtx-3060-12gb,v100-pcie-16gb")
+    table, notes = done.stdout.split("\n\n")
+    assert len(table.splitlines()) == 4
+    builds = [line for line in notes.splitlines() if "install the cu126 build" in line]
+    assert [line.partition(":")[0] for line in builds] == ["GTX 1080 Ti", "V100 PCIe 16GB"]
+    document = json.loads(run(*WORDS, "--card", "gtx-1080-ti,rtx-3060-12gb", "--json").stdout)
+    assert ["cu126" in (card["note"] or "") for card in document["cards"]] == [True, False]
+
+
 def test_what_cannot_fit_ends_with_3(run) -> None:
     done = run(*WORDS, "--card", "rtx-3060-12gb", "--memory_limit_gb", "0.001", "--json")
     assert done.code == 3

@@ -71,7 +71,7 @@ def test_the_recipe_may_be_a_file_by_option(run, api, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "name a recipe"),
+        ([], "name a recipe, for example: onecard train demo"),
         (["demo", "small-pretrain"], "one recipe at a time, but there are 2: demo, small-pretrain"),
         (["demo", "--config", "mine.yaml"], "one recipe at a time"),
         (["demo", "--learing-rate", "1", "--max_stepps", "2"], "2 problems"),
@@ -82,6 +82,13 @@ def test_bad_words_are_exit_code_2(run, api, words: list[str], message: str) -> 
     assert (done.code, api.calls) == (2, [])
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["plan", "prepare"])
+def test_a_verb_without_a_recipe_is_told_of_itself(run, api, verb: str) -> None:
+    done = run(verb)
+    assert (done.code, api.calls) == (2, [])
+    assert f"name a recipe, for example: onecard {verb} demo" in done.stderr
 
 
 @pytest.mark.parametrize("word", ["--resume", "--resume_from_checkpoint", "--resume-from-checkpoint"])
@@ -273,4 +280,6 @@ def test_rows_wrap_within_their_last_column() -> None:
     rows = [("a", "one two three four five"), ("long", "six")]
     assert format_rows(rows, 26) == ["a     one two three four", "      five", "long  six"]
     assert format_rows(rows, None) == ["a     one two three four five", "long  six"]
-    assert format_rows(rows, 10) == format_rows(rows, None)
+    # No room beside the first column: below it; not even room for that: whole.
+    assert format_rows(rows, 15) == ["a", "    one two", "    three four", "    five", "long", "    six"]
+    assert format_rows(rows, 5) == format_rows(rows, None)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from onecard.data import NO_TARGET, Batch
 from onecard.data.chats.batches import BatchShape, lay_out
-from onecard.evaluation import HeldoutLoss, Items, measure_heldout_loss, summarize
+from onecard.evaluation.heldout import HeldoutLoss, measure_heldout_loss, summarize
+from onecard.evaluation.paired import Items
 from onecard.model.loss import Head
 from onecard.training.state import TrainState
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from onecard.evaluation import Items, compare_items
-from onecard.evaluation.paired import sign_test
+from onecard.evaluation.paired import Items, compare_items, sign_test
 from onecard.evaluation.ranking import rank
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from onecard.model.build import build_model
 from onecard.model.folder import save_model_folder
-from onecard.model.new_tokens import start_from_mean
 from onecard.model.untrained import find_untrained
 
 SIZE, WIDTH, TOKEN, STD = 97, 32, 41, 0.02
@@ -78,14 +77,3 @@ def test_tokens_that_were_trained_are_not(save: Callable[..., Path]) -> None:
 
 def test_weights_of_pytorch_are_read_too(save: Callable[..., Path]) -> None:
     assert list(find_untrained(save(twin, "head", True), [3, TOKEN], vocab_size=SIZE, init_std=STD)) == [TOKEN]
-
-
-def test_what_was_never_trained_begins_at_the_mean_of_the_rest(settings_of: Callable[..., dict[str, Any]]) -> None:
-    model = build_model(settings_of("gpt2"), dropout=0.0, init="transformers", seed=0)
-    before = model.get_input_embeddings().weight.detach().clone()
-    start_from_mean(model, [5, TOKEN])
-    after = model.get_input_embeddings().weight
-    others = [token for token in range(SIZE) if token not in (5, TOKEN)]
-    assert torch.equal(after[others], before[others])
-    torch.testing.assert_close(after[TOKEN], before[others].mean(0))
-    assert torch.equal(after[5], after[TOKEN])

@@ -371,3 +371,10 @@ def test_memory_that_may_not_be_given_back_first_runs_out_earlier(rejects_early:
     else:
         allocator.allocate(40 * MIB)
         assert allocator.reserved_bytes == 40 * MIB
+
+
+def test_cudas_own_pool_grows_by_what_is_missing_only() -> None:
+    allocator = Allocator(AllocatorSettings(backend="cudaMallocAsync"), cap_bytes=64 * MIB)
+    allocator.allocate(30 * MIB)
+    allocator.allocate(34 * MIB)
+    assert allocator.reserved_bytes == 64 * MIB

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from onecard.planner import depth
-from onecard.planner.depth import TracedPlan, shallow_plans, trace_any_depth
+from onecard.planner.depth import TracedPlan, shallow_plans, trace_any_depth, trace_work
 from onecard.planner.recorder import Record, Work
 from onecard.planner.trace import Trace
+from onecard.planner.trace_cache import trace_cached
 from onecard.spec import Plan
 
 AMPERE = (8, 0)
@@ -174,3 +175,34 @@ def test_shallow_plans_have_fewer_layers_and_are_shared_by_all_depths(plan_of: C
     assert pairs[0] is not None
     assert pairs[0] == pairs[1]
     assert [depth._num_layers(plan.model.settings) for plan in pairs[0]] == [3, 4]
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_what_a_deep_step_computes_is_known_from_shallow_ones(
+    name: str, gradient_checkpointing: bool, plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(name, 14, torch_compile=False, gradient_checkpointing=gradient_checkpointing)
+    plan = plan.model_copy(update={"optimizer": plan.optimizer.model_copy(update={"name": "adamw"})})
+    traced: list[int] = []
+
+    def watch(one: Plan, capability: tuple[int, int]) -> Trace:
+        traced.append(depth._num_layers(one.model.settings))
+        return trace_cached(one, capability)
+
+    monkeypatch.setattr(depth, "trace_cached", watch)
+    found, whole = trace_work(plan, AMPERE), trace_cached(plan, AMPERE)
+    assert traced == [3, 4]
+
+    def amounts(trace: Trace) -> dict[Any, Any]:
+        work = [one for one in trace.record.work if one.phase in depth._PHASES_OF_STEP]
+        # What is one number for each parameter is of another length at each depth, and next to nothing.
+        return {depth._key(one): (one.num_calls, one.flops, one.num_bytes) for one in work if one.num_bytes > 4096}
+
+    assert amounts(found) == amounts(whole)
+    # What has been traced is taken as it is, and Muon's step is.
+    trace_cached(plan.model_copy(update={"sample_prompts": ()}), AMPERE)
+    traced.clear()
+    trace_work(plan, AMPERE)
+    trace_work(plan_of(name, 14, torch_compile=False), AMPERE)
+    assert traced == [14, 14]

@@ -74,6 +74,19 @@ def test_varlen_is_forecast_as_flash_without_borders(draft: Callable[..., Plan],
     assert 0 < varlen.peak_bytes <= forecast(draft(), target).forecast.memory.peak_bytes
 
 
+def test_a_phase_that_cannot_be_traced_is_told(
+    draft: Callable[..., Plan], target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no cache")
+
+    monkeypatch.setattr("onecard.planner.trace.sample", fail)
+    for _ in range(2):  # traced, and remembered
+        memory = forecast(draft(sample_prompts=("a",)), target).forecast.memory
+        assert memory.note == "sampling could not be traced (no cache), so what it takes is not in these figures"
+        assert "sampling" not in memory.phase_bytes
+
+
 def test_a_damaged_trace_is_made_again(draft: Callable[..., Plan], target: Target, tmp_path: Path) -> None:
     first = forecast(draft(), target)
     (file,) = (tmp_path / "cache" / "traces").iterdir()

@@ -37,6 +37,11 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONECARD_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _small_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_cpu, "loaded_bytes", lambda: PROCESS // 2)
+
+
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     """Plans whose step was tried; it takes half a second."""
@@ -114,3 +119,37 @@ def test_nothing_is_guessed_where_a_step_cannot_be_traced(
     plan = forecast_on_cpu(tiny_plan("llama"), MACHINE, PROCESS)
     assert plan.forecast is None
     assert "a value was asked for" in plan.reasons["forecast"]
+
+
+def test_what_the_trace_brought_along_is_counted(
+    tiny_plan: Callable[..., Plan], tried: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = forecast_on_cpu(tiny_plan("llama"), MACHINE, PROCESS).forecast.memory
+    monkeypatch.setattr(on_cpu, "loaded_bytes", lambda: PROCESS + 1000)
+    after = forecast_on_cpu(tiny_plan("llama"), MACHINE, PROCESS).forecast.memory
+    assert after.peak_bytes == before.peak_bytes + 1000
+    assert after.limit_bytes == before.limit_bytes
+
+
+def test_chats_of_many_lengths_have_a_wider_band(tiny_plan: Callable[..., Plan], tried: list[Plan]) -> None:
+    corpus = tiny_plan().corpus.model_copy(update={"num_train_rows": 100})
+
+    def memory(**changes: Any) -> Any:
+        return forecast_on_cpu(tiny_plan("llama", **changes), MACHINE, PROCESS).forecast.memory
+
+    chats = {"task": "sft", "packing": "flat", "corpus": corpus}
+    wide = memory(precision="bf16", **chats)
+    assert "chats of many lengths" in wide.note
+    assert wide.peak_high_bytes > wide.peak_bytes + 1.5 * 2**30
+    for changes in ({"precision": "fp32", **chats}, {"precision": "bf16"}):
+        found = memory(**changes)
+        assert found.note is None
+        assert found.peak_high_bytes < 1.3 * found.peak_bytes
+
+
+def test_the_most_a_process_held_is_no_less_than_what_it_holds() -> None:
+    block = bytearray(b"1") * (200 * 2**20)
+    held = on_cpu.peak_process_bytes()
+    del block
+    assert 200 * 2**20 < held < 2**40
+    assert on_cpu.peak_process_bytes() >= held

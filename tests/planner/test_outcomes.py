@@ -9,14 +9,17 @@ import pytest
 
 from onecard.hardware import Machine, find_card
 from onecard.observe.events import StepEvent
+from onecard.planner import on_cpu
 from onecard.planner.compiled import CannotTraceCompiled
 from onecard.planner.device import Target, target_of_card
 from onecard.planner.forecast import forecast
+from onecard.planner.on_cpu import forecast_on_cpu
 from onecard.planner.outcomes import Outcome, memory_factor, outcomes_file, outcomes_of, remember
 from onecard.planner.trace_cache import CannotTrace
 from onecard.run import outcome as run_outcome
-from onecard.run.outcome import make_outcome
-from onecard.spec import Plan
+from onecard.run.folder import RunFolder
+from onecard.run.outcome import compare, make_outcome
+from onecard.spec import Plan, Recipe
 
 MACHINE = Machine((), None, "580.1", 4, 2**34, 2**33, "linux", "3.11", False, "a test")
 
@@ -79,6 +82,23 @@ def test_an_outcome_sets_a_run_beside_its_plan(plan: Plan, target: Target) -> No
 def test_too_short_a_run_and_an_unknown_card_tell_nothing(plan: Plan, target: Target) -> None:
     assert make_outcome(plan, target, MACHINE, steps(19, 10**9, 0.1)) is None
     assert make_outcome(plan, replace(target, card=None), MACHINE, steps(40, 10**9, 0.1)) is None
+
+
+def test_a_run_on_a_cpu_is_set_beside_its_plan_and_teaches_no_card(
+    tiny_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_cpu, "measure_step", lambda plan, _: 0.5)
+    plan = forecast_on_cpu(tiny_plan("llama"), replace(MACHINE, free_ram_bytes=2**40), 300 * 2**20)
+    folder = RunFolder.create(tmp_path / "run", Recipe(dataset="x"), plan, None)
+    compare(folder, MACHINE, steps(2, 0, 0.6))
+    assert folder.outcome() is None
+    compare(folder, MACHINE, steps(40, 0, 0.6))
+    outcome = folder.outcome()
+    assert outcome is not None
+    assert (outcome.card, outcome.predicted_step_s, outcome.measured_step_s) == ("CPU", 0.5, 0.6)
+    assert outcome.predicted_peak_bytes == plan.forecast.memory.peak_bytes
+    assert outcome.measured_peak_bytes > 100 * 2**20
+    assert not outcomes_file().exists()
 
 
 @pytest.mark.parametrize("error", [CannotTrace("no"), CannotTraceCompiled("no")], ids=lambda e: type(e).__name__)

@@ -1,6 +1,7 @@
 """A trace without storage allocates what a real step does, and what a card's kernels would."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -81,6 +82,35 @@ def test_a_step_of_chats_picks_out_its_targets_and_evaluates_without_borders(tin
     ]
     assert of_masks[0]
     assert not of_masks[1]
+
+
+@pytest.mark.parametrize("phase", ["evaluation", "sampling", "saving"])
+@pytest.mark.parametrize("mode", [nullcontext, FakeTensorMode], ids=["real", "fake"])
+def test_a_phase_that_cannot_be_traced_is_left_out_whole_and_named(
+    phase: str, mode: Any, tiny_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = tiny_plan("llama", sample_prompts=("a",))
+    with mode():
+        whole = record_plan(plan)
+
+    def fail(recorder: Recorder, state: Any, *_: Any) -> None:
+        recorder.phase = phase
+        state.model.eval()
+        kept = torch.zeros(1000) + 1
+        raise RuntimeError(f"a value of {len(kept)}\nwas asked for")
+
+    name = {"evaluation": "evaluate", "sampling": "sample", "saving": "save"}[phase]
+    monkeypatch.setattr(f"onecard.planner.trace.{name}", fail)
+    with mode():
+        part = record_plan(plan)
+    assert not whole.record.notes
+    assert part.record.notes == [
+        f"{phase} could not be traced (a value of 1000 was asked for), so what it takes is not in these figures"
+    ]
+    phases = [set(replay(trace, 0).phase_bytes) for trace in (whole, part)]
+    assert phases[0] - phases[1] == {phase}
+    assert phase not in {work.phase for work in part.record.work}
+    assert replay(whole, 0).phase_bytes["backward"] == replay(part, 0).phase_bytes["backward"]
 
 
 def test_frozen_weights_are_counted_once_and_as_they_rest(tiny_plan: Callable[..., Plan]) -> None:

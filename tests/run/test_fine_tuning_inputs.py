@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import onecard
 from onecard.cli.plan_text import summary_rows
 from onecard.errors import CheckpointError, InputError
-from onecard.evaluation import HeldoutLoss
+from onecard.evaluation.heldout import HeldoutLoss
 from onecard.model.folder import load_model_folder
 from onecard.run.folder import RunFolder
 from onecard.spec import Recipe

@@ -12,7 +12,7 @@ from eight_chats import ANSWERS, CHATS
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import onecard
-from onecard.evaluation import HeldoutLoss
+from onecard.evaluation.heldout import HeldoutLoss
 from onecard.observe.events import Event
 from onecard.run.folder import RunFolder
 

@@ -13,7 +13,7 @@ import pytest
 import onecard
 from onecard.checkpoint import folder as checkpoint_module
 from onecard.errors import CheckpointError, DataError, InputError, RunBusyError
-from onecard.evaluation import HeldoutLoss
+from onecard.evaluation.heldout import HeldoutLoss
 from onecard.observe.events import Event
 
 if TYPE_CHECKING:

@@ -53,6 +53,15 @@ NOT_UTF8 = "sample_prompts is ['a\\udcff'], but has bytes that are not UTF-8: wr
         ({"fp16": True, "bf16": True}, "fp16 and bf16 contradict each other: keep one of them"),
         ({"bf16": "1", "dtype": "float16"}, "bf16 and dtype contradict each other: keep one of them"),
         ({"mixed_precision": "int8"}, "mixed_precision is 'int8', but takes true, false, bf16, fp16, fp32 or auto"),
+        *(
+            (
+                {"memory_limit_gb": text},
+                f"memory_limit_gb is '{text}', but takes a number of GiB above 0, a number with its unit such as 3.2GB "
+                "or 3GiB, or null",
+            )
+            for text in ("3.2 gigs", "0GB", "-1GB", "GB")
+        ),
+        ({"memory_limit_gb": "11TiB"}, "memory_limit_gb is '11TiB', but takes at most 10,000"),
         ({"report_to": "mlflow"}, "report_to is 'mlflow', but takes tensorboard, wandb, none or a list"),
         (
             {"eval_strategy": "epoch"},

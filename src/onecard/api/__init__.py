@@ -1,20 +1,25 @@
 """What the commands call, and other people's code too."""
 
+from onecard.api.comparing import compare
 from onecard.api.exporting import export
 from onecard.api.planning import alternatives, plan, prepare
 from onecard.api.running import resume, train
+from onecard.api.talking import open_chat, serve
 from onecard.api.using import evaluate, generate, is_chat_model
 from onecard.spec.load import load_recipe
 
 __all__ = [
     "alternatives",
+    "compare",
     "evaluate",
     "export",
     "generate",
     "is_chat_model",
     "load_recipe",
+    "open_chat",
     "plan",
     "prepare",
     "resume",
+    "serve",
     "train",
 ]

@@ -10,7 +10,7 @@ from onecard.spec.load import apply_device
 
 if TYPE_CHECKING:
     from onecard.data import TrainingData
-    from onecard.planner import OnWait
+    from onecard.planner import OnWait, Target
 
 
 def prepare(recipe: Recipe, *, progress: OnProgress | None = None) -> "TrainingData":
@@ -50,14 +50,18 @@ def plan(
         DoesNotFitError: nothing that may be chosen fits the card; the message says what would.
     """
     from onecard.hardware import find_card
+
+    # First: what follows imports torch, and a slip of the hand is not to wait for that.
+    row = None if card is None else find_card(card)
+    if row is not None and recipe.device == "cpu":
+        raise InputError(f"a plan for {row.name} cannot be one for device cpu: leave the card out, or the device")
     from onecard.observe.sinks import check_targets
-    from onecard.planner import FirstAnswer, check_recipe, make_plan, survey_facts, target_of_card
-    from onecard.planner.on_cpu import forecast_on_cpu, loaded_bytes
+    from onecard.planner import FirstAnswer, check_recipe, loaded_bytes, make_plan, survey_facts, target_of_card
     from onecard.run import inputs
 
     machine, recipe = probe_here(), inputs.settle_base(inputs.settle_length(recipe))
     first = FirstAnswer(on_draft or (lambda _: None), is_refined=refine)
-    if card is None:
+    if row is None:
         if platform is not None:
             raise InputError("--platform belongs to --card: without a card the plan is for this machine")
         process_bytes = loaded_bytes()
@@ -65,9 +69,9 @@ def plan(
         check_targets(recipe.report_to)
         check_recipe(recipe, machine)
         base = inputs.fetch_base(recipe, weights=False, progress=progress)
-        decided = inputs.plan_inputs(recipe, machine, inputs.prepare_inputs(recipe, base, progress), first)
-        return forecast_on_cpu(decided, machine, process_bytes) if decided.device == "cpu" else decided
-    target = target_of_card(find_card(card), platform)
+        corpus = inputs.prepare_inputs(recipe, base, progress)
+        return inputs.plan_inputs(recipe, machine, corpus, process_bytes, first)
+    target = target_of_card(row, platform)
     recipe = apply_device(recipe, "cuda")
     check_recipe(recipe, machine, target)
     return make_plan(recipe, machine, survey_facts(recipe, inputs.find_base_here(recipe)), target=target, first=first)
@@ -83,6 +87,8 @@ def alternatives(
 ) -> Iterator[Alternative]:
     """Forecasts a plan for a GPU with one thing changed at a time, a row as soon as it is known.
 
+    Without `card` that is the GPU which the plan was made for: that of this machine, or one of the catalogue.
+
     Rows that have to be compiled, and were not before, hold the figures of their eager step (`is_refined` false). With
     `refine` each of them that may fit comes a second time after all others, with the same settings and the figures of
     its compiled step: half a minute a row, what matters most first. `on_wait` is told before each of these which rows
@@ -90,12 +96,27 @@ def alternatives(
     remembered, so a call that is stopped loses no row.
 
     Raises:
-        InputError: the plan is for a CPU.
+        InputError: the plan is for a CPU, or for a GPU that is neither here nor in the catalogue.
     """
-    from onecard.hardware import find_card
-    from onecard.planner import find_target, list_alternatives, target_of_card
+    from onecard.planner import list_alternatives
 
     if plan.forecast is None or plan.device == "cpu":
         raise InputError("alternatives are forecast for GPUs: name a card, as in --card rtx-4060-laptop")
-    target = target_of_card(find_card(card), platform) if card else find_target(plan.device, probe_here())
+    target = _find_target(plan.device, card or plan.forecast.card, platform, is_given=card is not None)
     return list_alternatives(plan, target, (on_wait or (lambda *_: None)) if refine else None)
+
+
+def _find_target(device: str, card: str, platform: str | None, *, is_given: bool) -> "Target":
+    """The card of that name: unless it was given, the device of this machine where it is that card."""
+    from onecard.hardware import find_card
+    from onecard.planner import find_target, target_of_card
+
+    if not is_given:
+        try:
+            target = find_target(device, probe_here())
+        except InputError:  # no such device here
+            pass
+        else:
+            if target.name == card:
+                return target
+    return target_of_card(find_card(card), platform)

@@ -34,18 +34,18 @@ def train(
     `on_plan(plan, run_folder)` is called once before the first step, `on_event(event)` at everything that happens.
 
     Raises:
-        InputError: input that cannot work, nothing is overwritten.
+        InputError, DoesNotFitError: as `plan`, by the same forecast; nothing is overwritten.
         DivergedError: training cannot go on.
     """
     from onecard.observe.sinks import check_targets
-    from onecard.planner import check_recipe
+    from onecard.planner import check_recipe, loaded_bytes
     from onecard.run.folder import RunFolder, free_folder
     from onecard.run.inputs import fetch_base, plan_inputs, prepare_inputs, settle_base, settle_length
     from onecard.run.outcome import compare
     from onecard.run.session import run_session
     from onecard.run.tasks import prepare_run_tasks, with_facts
 
-    machine = probe_here()
+    machine, process_bytes = probe_here(), loaded_bytes()
     recipe = settle_base(apply_its_device(settle_length(recipe), machine))
     if wish := resume or recipe.resume_from_checkpoint:
         folder, checkpoint = _find_same_run(recipe, "latest" if wish is True else wish, output_dir)
@@ -57,7 +57,7 @@ def train(
     tasks = prepare_run_tasks(recipe, machine)
     base = fetch_base(recipe, weights=True, progress=on_progress)
     corpus = prepare_inputs(recipe, base, on_progress)
-    decided = with_facts(plan_inputs(recipe, machine, corpus), tasks)
+    decided = with_facts(plan_inputs(recipe, machine, corpus, process_bytes), tasks)
     root = expand(given) if given else free_folder(Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = RunFolder.create(root, recipe, decided, corpus.audit)
     with folder.lock(), folder.discarded_unless_begun():

@@ -5,6 +5,8 @@ from typing import Annotated
 import typer
 
 from onecard.cli.cards import cards
+from onecard.cli.chat import chat
+from onecard.cli.compare import compare
 from onecard.cli.evaluate import evaluate
 from onecard.cli.export import export
 from onecard.cli.generate import generate
@@ -12,6 +14,7 @@ from onecard.cli.plan import plan
 from onecard.cli.prepare import prepare
 from onecard.cli.recipes import recipes
 from onecard.cli.resume import resume
+from onecard.cli.serve import serve
 from onecard.cli.train import train
 
 app = typer.Typer(
@@ -25,7 +28,7 @@ app = typer.Typer(
 # Recipe keys are flags that typer does not know: these verbs sort them out themselves.
 for _takes_recipe_keys in (train, plan, prepare):
     app.command(context_settings={"ignore_unknown_options": True})(_takes_recipe_keys)
-for _takes_run in (resume, evaluate, generate, export, recipes, cards):
+for _takes_run in (resume, evaluate, compare, generate, chat, serve, export, recipes, cards):
     app.command()(_takes_run)
 
 

@@ -6,8 +6,8 @@ from onecard.cli.rows import print_rows
 from onecard.spec import Comparison, Evaluation, Score
 
 # What a difference that is no chance is agreed to be.
-_SIGNIFICANT = 0.05
-_LOSSES = ("loss", "perplexity", "bits_per_byte")
+SIGNIFICANT = 0.05
+_LOSSES = ("loss", "perplexity", "bits_per_byte", "bits per byte")
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -29,15 +29,22 @@ def _rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
 
 
 def _cell(score: Score) -> str:
-    error = score.standard_error
-    if not _is_share(score.name):
-        return f"{score.value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
-    return f"{100 * score.value:.1f}%" + (f" ± {100 * error:.1f}" if error is not None else "")
+    return format_score(score.name, score.value, score.standard_error)
+
+
+def format_score(name: str, value: float, error: float | None) -> str:
+    """Writes a score with its standard error; a share of items in percent."""
+    if not _is_share(name):
+        return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+    return f"{100 * value:.1f}%" + (f" ± {100 * error:.1f}" if error is not None else "")
 
 
 def _is_share(score: str) -> bool:
-    """Whether a score is a share of items; one of the harness bears the name of its task before its own."""
-    return not score.rpartition("/")[2].endswith(_LOSSES)
+    """Whether a score is a share of items.
+
+    One of the harness bears the name of its task before its own, one of several protocols says behind it which.
+    """
+    return not score.partition(" (")[0].rpartition("/")[2].endswith(_LOSSES)
 
 
 def _items_of(score: str) -> str:
@@ -56,28 +63,32 @@ def _sentences(evaluation: Evaluation, score: str) -> list[str]:
         lines = [f"{score}: {last}, the last, is the best of {len(evaluation.checkpoints)}."]
     else:
         lines = [_against_last(against_last)]
-    equals = [entry.other for entry in found if entry.corrected_p_value >= _SIGNIFICANT and entry.other != last]
+    equals = [entry.other for entry in found if entry.corrected_p_value >= SIGNIFICANT and entry.other != last]
     if equals:
         lines.append(f"  Not to be told from the best by these items: {_listed(equals)}.")
     return lines
 
 
 def _against_last(entry: Comparison) -> str:
-    beats = "beats" if entry.corrected_p_value < _SIGNIFICANT else "is better than, but not to be told from,"
-    looks = f" after {entry.num_comparisons} looks ({_p(entry.p_value)} for one)" if entry.num_comparisons > 1 else ""
+    beats = "beats" if entry.corrected_p_value < SIGNIFICANT else "is better than, but not to be told from,"
+    looks = (
+        f" after {entry.num_comparisons} looks ({format_p(entry.p_value)} for one)" if entry.num_comparisons > 1 else ""
+    )
     return (
-        f"{entry.score}: {entry.best} {beats} the last, {entry.other}, by {_gain(entry)}, "
-        f"{_p(entry.corrected_p_value)}{looks}, {entry.test} over {entry.n:,} {_items_of(entry.score)}."
+        f"{entry.score}: {entry.best} {beats} the last, {entry.other}, by {format_gain(entry)}, "
+        f"{format_p(entry.corrected_p_value)}{looks}, {entry.test} over {entry.n:,} {_items_of(entry.score)}."
     )
 
 
-def _gain(entry: Comparison) -> str:
+def format_gain(entry: Comparison) -> str:
+    """Writes how much better the best is, with the standard error of the difference."""
     if not _is_share(entry.score):
         return f"{entry.gain:.4f} ± {entry.standard_error:.4f}"
     return f"{100 * entry.gain:.1f} ± {100 * entry.standard_error:.1f} points"
 
 
-def _p(value: float) -> str:
+def format_p(value: float) -> str:
+    """Writes a p-value by two digits, a tiny one as what it is below."""
     return f"p = {value:.2g}" if value >= 0.001 else "p < 0.001"
 
 

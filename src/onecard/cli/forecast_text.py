@@ -9,11 +9,19 @@ if TYPE_CHECKING:
     from onecard.spec import Alternative, Plan, TimeForecast
 
 _BAR_WIDTH = 48
+_LEAST_BAR_WIDTH = 10
+# Indent, two gaps and a size.
+_BESIDE_BAR = 15
+# Of the peak: smaller parts share a bar.
+_LEAST_SHARE = 0.01
 _FULL, _EMPTY = "█", "·"
 _NO_FORECAST = ("fits", "peak_bytes", "context_bytes", "peak_low_bytes", "peak_high_bytes", "allocated_bytes")
-_MEMORY_KEYS = (*_NO_FORECAST, "limit_bytes", "breakdown", "peak_phase", "phase_bytes", "host_peak_bytes", "disk_bytes")
+_MEMORY_KEYS = (
+    *(*_NO_FORECAST, "limit_bytes", "breakdown", "peak_phase", "phase_bytes", "host_peak_bytes", "disk_bytes"),
+)
 _TIME_KEYS = (
     *("step_s", "step_low_s", "step_high_s", "tokens_per_s", "total_s", "limited_by", "share_of_peak", "energy_wh"),
+    *("evaluation_s", "num_evaluations", "save_s", "num_saves"),
 )
 
 
@@ -22,6 +30,8 @@ def forecast_rows(plan: "Plan") -> list[tuple[str, str]]:
     if plan.forecast is None:
         return []
     memory = plan.forecast.memory
+    # Whatever a plan says of a memory limit is that it changes nothing.
+    remarks = [text for text in (memory.note, plan.reasons.get("memory_limit_bytes")) if text]
     verdict = "fits" if memory.fits else "does NOT fit"
     rows = [
         (
@@ -30,7 +40,7 @@ def forecast_rows(plan: "Plan") -> list[tuple[str, str]]:
             f"{format_bytes(memory.peak_high_bytes)}) of {format_bytes(memory.limit_bytes)} that "
             f"{_who_has(plan, memory.context_bytes)}; fullest in: {memory.peak_phase}",
         ),
-        *([("", memory.note)] if memory.note else []),
+        *(("", text) for text in remarks),
         ("phases", ", ".join(f"{phase} {format_bytes(size)}" for phase, size in _phases(memory.phase_bytes))),
         ("host, disk", f"{format_bytes(memory.host_peak_bytes)} of RAM, {format_bytes(memory.disk_bytes)} on the disk"),
     ]
@@ -50,23 +60,35 @@ def _phases(phase_bytes: dict[str, int]) -> list[tuple[str, int]]:
     return [(phase, size) for phase, size in phase_bytes.items() if phase not in ("resident", "batch")]
 
 
-def bar_lines(plan: "Plan") -> list[str]:
-    """Draws what fills the card: a bar per part, on the scale of what can be had."""
+def bar_lines(plan: "Plan", columns: int | None = None) -> list[str]:
+    """Draws what fills the card: a bar per part, on the scale of what can be had, in lines of up to `columns`."""
     if plan.forecast is None:
         return []
     memory = plan.forecast.memory
-    scale = max(memory.limit_bytes, memory.peak_bytes)
-    shown = {part: num_bytes for part, num_bytes in memory.breakdown.items() if num_bytes >= scale / 1000}
+    scale = max(memory.limit_bytes, memory.peak_bytes) + memory.breakdown.get("CUDA context", 0)
+    shown = _shown_parts(memory.breakdown)
     if memory.limit_bytes > memory.peak_bytes:
         shown["free"] = memory.limit_bytes - memory.peak_bytes
-    width = max(map(len, shown))
+    labels = max(map(len, shown))
+    width = _BAR_WIDTH if columns is None else max(_LEAST_BAR_WIDTH, min(_BAR_WIDTH, columns - labels - _BESIDE_BAR))
     lines, before = [], 0
     for part, num_bytes in shown.items():
-        start, end = (round(_BAR_WIDTH * edge / scale) for edge in (before, before + num_bytes))
+        start, end = (round(width * edge / scale) for edge in (before, before + num_bytes))
+        # However little it is, it can be seen.
+        start = min(start, width - 1)
         bar = _EMPTY * start + _FULL * max(1, end - start)
-        lines.append(f"  {part:{width}}  {bar[:_BAR_WIDTH]:{_EMPTY}<{_BAR_WIDTH}}  {format_bytes(num_bytes):>9}")
+        lines.append(f"  {part:{labels}}  {bar:{_EMPTY}<{width}}  {format_bytes(num_bytes):>9}")
         before += num_bytes
     return lines
+
+
+def _shown_parts(breakdown: dict[str, int]) -> dict[str, int]:
+    """The parts that are worth a bar, and what the others are together: they add up to the peak."""
+    total = sum(breakdown.values())
+    shown = {part: num_bytes for part, num_bytes in breakdown.items() if num_bytes >= _LEAST_SHARE * total}
+    if rest := total - sum(shown.values()):
+        shown["other"] = rest
+    return shown
 
 
 def alternative_row(row: "Alternative") -> tuple[str, ...]:
@@ -81,32 +103,12 @@ def changes_of(row: "Alternative") -> str:
     return ", ".join(f"{name} {_word(value)}" for name, value in row.settings.items()) or "as planned"
 
 
-def card_row(plan: "Plan", host: str) -> tuple[str, ...]:
-    """One card of several side by side."""
-    assert plan.forecast is not None
-    memory, time = plan.forecast.memory, plan.forecast.time
-    return (
-        plan.forecast.card,
-        host,
-        "fits" if memory.fits else "does not fit",
-        f"{format_bytes(memory.peak_bytes)} of {format_bytes(memory.limit_bytes)}",
-        f"{plan.micro_batch_size} x {plan.num_micro_batches}" + _recomputed(plan.gradient_checkpointing),
-        "" if time is None else f"{format_count(time.tokens_per_s)} tokens/s",
-        "" if time is None else format_seconds(time.total_s),
-    )
-
-
-def _recomputed(share: float) -> str:
-    if 0 < share < 1:
-        return f", {share:.0%} recomputed"
-    return ", recomputed" if share else ""
-
-
 def plan_document(plan: "Plan", alternatives: "Iterable[Alternative]" = ()) -> dict[str, Any]:
     """The plan for programs; forecasts of a plan for a CPU are null."""
     forecast = plan.forecast
     memory = forecast.memory.model_dump(mode="json") if forecast else {}
     time = forecast.time.model_dump(mode="json") if forecast and forecast.time else {}
+    notes = [text for text in (memory.get("note"), time.get("note")) if text]
     settings = plan.model_dump(mode="json", exclude={"forecast", "alternatives", "reasons"})
     return {
         "card": forecast.card if forecast else None,
@@ -114,6 +116,7 @@ def plan_document(plan: "Plan", alternatives: "Iterable[Alternative]" = ()) -> d
         "is_interpolated": forecast.is_interpolated if forecast else None,
         **{key: memory.get(key) for key in _MEMORY_KEYS},
         **{key: time.get(key) for key in _TIME_KEYS},
+        "note": "; ".join(notes) or None,
         "settings": settings,
         "choices": plan.reasons,
         "alternatives": [row.model_dump(mode="json") for row in alternatives],
@@ -131,7 +134,23 @@ def _time_rows(plan: "Plan", time: "TimeForecast") -> list[tuple[str, str]]:
             f"{time.share_of_peak:.0%} of the {device}'s peak; limited by {time.limited_by}",
         ),
         ("whole run", f"{format_seconds(time.total_s)}{energy}{_per_parameter(plan)}"),
+        *([("of it", aside)] if (aside := _beside_steps(plan, time)) else []),
     ]
+
+
+def _beside_steps(plan: "Plan", time: "TimeForecast") -> str:
+    """What the whole run holds besides its steps, and what it does not hold."""
+    told = [
+        f"{count} {what if count == 1 else f'{what}s'} of {seconds:.2g} s"
+        for count, what, seconds in (
+            (time.num_evaluations, "evaluation", time.evaluation_s),
+            (time.num_saves, "checkpoint", time.save_s),
+        )
+        if count and seconds is not None
+    ]
+    if told and plan.sample_prompts:
+        told.append("samples come on top")
+    return ", ".join(told)
 
 
 def _per_parameter(plan: "Plan") -> str:

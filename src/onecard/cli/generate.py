@@ -8,22 +8,32 @@ from typing import Annotated
 import typer
 
 from onecard.cli.recipe_words import JsonOption
+from onecard.cli.sampling_flags import (
+    CheckpointOption,
+    DeviceOption,
+    RunArgument,
+    SeedOption,
+    TemperatureOption,
+    TokensOption,
+    TopKOption,
+    TopPOption,
+)
 from onecard.errors import InputError
 
 
 def generate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a checkpoint or a model folder.")],
+    run: RunArgument,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", help="Text to answer or to go on from; may be repeated.")
     ] = None,
     prompt_file: Annotated[Path | None, typer.Option("--prompt-file", help="A file with one prompt per line.")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens to write at most.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Choose among the K likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Choose among the likeliest tokens of mass P.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
-    checkpoint: Annotated[str, typer.Option(help="best, last, or the step of a checkpoint.")] = "best",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    max_new_tokens: TokensOption = 128,
+    temperature: TemperatureOption = 0.8,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = 0,
+    checkpoint: CheckpointOption = "best",
+    device: DeviceOption = "auto",
     chat: Annotated[
         bool | None,
         typer.Option("--chat/--plain", help="Answer the prompt, or go on with it; by default as it was trained."),

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from onecard.cli.forecast_text import alternative_row, changes_of
+from onecard.cli.rows import print_folded, print_rows
+from onecard.cli.status import StatusLine
 from onecard.units import format_seconds
 
 if TYPE_CHECKING:
-    from rich.status import Status
-
     from onecard.spec import Alternative
 
 
@@ -20,7 +20,7 @@ class LadderView:
         self._silent = silent
         self._rows: dict[str, Alternative] = {}
         self._waiting: list[str] = []
-        self._status: Status | None = None
+        self._status = StatusLine()
         self._has_waited = False
 
     @property
@@ -38,7 +38,8 @@ class LadderView:
         if is_first:
             print("\nwhat else there is")
         changed, memory, time, verdict = alternative_row(row)
-        print(f"  {changed:32}{memory:>9}  {time:14}  {verdict}".rstrip(), flush=True)
+        print_rows([(f"  {changed:28}", f"{memory:>9}", f"{time:14}", verdict)])
+        sys.stdout.flush()
 
     def on_wait(self, rows: "Sequence[Alternative]", seconds: float) -> None:
         """Says before a row is compiled what is still to come, and for how long."""
@@ -48,14 +49,16 @@ class LadderView:
         left = f"{len(rows)} {'row' if len(rows) == 1 else 'rows'}, about {format_seconds(seconds)}"
         if not self._has_waited:
             self._has_waited = True
-            print(f"\ncompiled, one by one: {left} in all (Ctrl+C keeps what is here)", flush=True)
-        self._tell(f"compiling {self._waiting[0]}; still to come: {left}")
+            print()
+            print_folded(f"compiled, one by one: {left} in all (Ctrl+C keeps what is here)")
+            sys.stdout.flush()
+        self._status.tell(f"compiling {self._waiting[0]}; still to come: {left}")
 
     def finish(self) -> None:
         """Names the rows that were not worth compiling, or could not be."""
         self.close()
         if self._has_waited and (left := self._before_compiling()):
-            print(f"not compiled, for it would not make them fit, or cannot be done: {'; '.join(left)}")
+            print_folded(f"not compiled, for it would not make them fit, or cannot be done: {'; '.join(left)}")
 
     def print_stopped(self) -> None:
         """Says, after Ctrl+C, which rows hold no figures of a compiled step yet."""
@@ -63,23 +66,11 @@ class LadderView:
         # Those that were about to be compiled, or, earlier than that, all.
         left = self._waiting or self._before_compiling()
         told = f"; still before compiling: {'; '.join(left)}" if left else ""
-        print(f"stopped{told}. What is known is remembered: the same command goes on from here", file=sys.stderr)
+        print_folded(f"stopped{told}. What is known is remembered: the same command goes on from here", sys.stderr)
 
     def close(self) -> None:
         """Takes the line about what is going on away."""
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+        self._status.close()
 
     def _before_compiling(self) -> list[str]:
         return [changed for changed, row in self._rows.items() if not row.is_refined]
-
-    def _tell(self, text: str) -> None:
-        from rich.console import Console
-        from rich.text import Text
-
-        console = Console(stderr=True, highlight=False)
-        if console.is_interactive:
-            self.close()
-            self._status = console.status(Text(text))
-            self._status.start()

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onecard.cli.forecast_text import bar_lines, card_row, forecast_rows, plan_document
+from onecard.cli.forecast_text import bar_lines, forecast_rows, plan_document
 from onecard.cli.ladder_view import LadderView
 from onecard.cli.plan_text import reason_rows, summary_rows
 from onecard.cli.preparation import PreparationProgress
 from onecard.cli.recipe_words import ConfigOption, JsonOption, RecipeWords, recipe_from_words
-from onecard.cli.rows import print_rows
+from onecard.cli.rows import print_folded, print_rows, width_of
+from onecard.cli.side_by_side import SideBySide
 from onecard.cli.watching import EXIT_INTERRUPTED
-from onecard.errors import DoesNotFitError
+from onecard.errors import DoesNotFitError, InputError
 
 if TYPE_CHECKING:
+    from onecard.hardware import Card
     from onecard.spec import Plan, Recipe
 
 CardOption = Annotated[
@@ -47,24 +49,50 @@ def plan(
     A compiled step is forecast before compiling first; --no-refine leaves it at that. With --json, --refine-all waits
     for the compiled steps of the alternatives, too, which people see one by one.
     """
+    given = words or []
     if explain is not None:
+        _refuse_beside_explain(given, {"--config": config, "--card": card, "--platform": platform})
         _explain(explain, as_json=as_json)
         return
-    given = words or []
-    recipe = recipe_from_words([word for word in given if word not in (*_NO_REFINE, *_REFINE_ALL)], config)
+    cards = _find_cards(card)
+    recipe = recipe_from_words([word for word in given if word not in (*_NO_REFINE, *_REFINE_ALL)], config, "plan")
     refine = not set(given).intersection(_NO_REFINE)
-    cards = [name.strip() for name in card.split(",") if name.strip()] if card else []
+    refine_all = bool(set(given).intersection(_REFINE_ALL))
     try:
         if len(cards) > 1:
-            _compare(recipe, cards, platform, refine=refine, as_json=as_json)
+            several = SideBySide(recipe, cards, platform, refine, refine_all)
+            several.print_document() if as_json else several.print_table()
             return
-        asked = _Asked(
-            recipe, cards[0] if cards else None, platform, refine, bool(set(given).intersection(_REFINE_ALL))
-        )
+        asked = _Asked(recipe, cards[0].key if cards else None, platform, refine, refine_all)
         _answer_as_json(asked) if as_json else _answer(asked)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _find_cards(names: str | None) -> "list[Card]":
+    """Finds the cards that --card names, before anything is done that takes long."""
+    if names is None:
+        return []
+    from onecard.hardware import find_card
+
+    found = {card.key: card for name in names.split(",") if name.strip() for card in [find_card(name)]}
+    if not found:
+        raise InputError(
+            f"--card {names!r} names no card: give one, as in --card rtx-4060-laptop (`onecard cards` lists them), or "
+            "leave --card out to plan for this machine"
+        )
+    return list(found.values())
+
+
+def _refuse_beside_explain(words: list[str], options: dict[str, object]) -> None:
+    """Refuses what a plan that was made before cannot follow."""
+    given = [*(word for word in words), *(f"{name} {value}" for name, value in options.items() if value is not None)]
+    if given:
+        raise InputError(
+            f"--explain shows the plan of a run as it was made, so these would change nothing: {' '.join(given)}. "
+            "Leave them out, or leave --explain out to make another plan"
+        )
 
 
 @dataclass(frozen=True)
@@ -165,54 +193,57 @@ def _without_forecast(made: "Plan") -> "Plan":
 
 def _print_plan(made: "Plan") -> None:
     print_rows([*summary_rows(made), *forecast_rows(made)])
-    if made.forecast is not None:
-        print("\n".join(["", *bar_lines(made)]))
+    _print_bars(made)
     if made.reasons:
         print()
         print_rows([("decision", "value", "reason"), *reason_rows(made)])
 
 
+def _print_bars(made: "Plan") -> None:
+    if lines := bar_lines(made, width_of(sys.stdout)):
+        print("\n".join(["", *lines]))
+
+
 def _print_first(draft: "Plan") -> None:
     """Shows a plan whose compiled step is not known yet: all of it, with the figures of the eager one."""
     _print_plan(draft)
-    print("\nThese are the figures before compiling; those of the compiled step take up to a minute ...", flush=True)
+    print()
+    print_folded("These are the figures before compiling; those of the compiled step take up to a minute ...")
+    sys.stdout.flush()
 
 
 def _print_refined(made: "Plan") -> None:
     """Shows what was open in the first answer."""
     print("\ncompiled")
     print_rows(forecast_rows(made))
-    print("\n".join(["", *bar_lines(made)]))
+    _print_bars(made)
 
 
 def _explain(folder: Path, *, as_json: bool) -> None:
+    """Shows a saved plan; its alternatives are forecast now, before compiling, for training does not wait for them."""
+    from onecard import api
     from onecard.run.folder import RunFolder
 
-    made = RunFolder.open(folder).plan()
-    if as_json:
-        print(json.dumps(plan_document(made, made.alternatives)))
-    else:
+    run = RunFolder.open(folder)
+    made = run.plan()
+    view = LadderView(silent=as_json)
+    if not as_json:
         _print_plan(made)
-
-
-def _compare(recipe: "Recipe", cards: list[str], platform: str | None, *, refine: bool, as_json: bool) -> None:
-    """Plans for several cards; one on which nothing fits is a row like the others, none is an error."""
-    from onecard import api
-
-    plans: list[Plan] = []
-    problems: list[DoesNotFitError] = []
-    for name in cards:
-        try:
-            plans.append(api.plan(recipe, card=name, platform=platform, refine=refine))
-        except DoesNotFitError as error:
-            if error.plan is None:
-                raise
-            problems.append(error)
-            plans.append(error.plan)
+        if (outcome := run.outcome()) is not None:
+            print()
+            print_rows([("as planned?", outcome.describe())])
+    problem: InputError | None = None
+    try:
+        if made.forecast is not None and made.device != "cpu":
+            for row in api.alternatives(made):
+                view.show(row)
+    except InputError as error:
+        problem = error
+    except KeyboardInterrupt:
+        view.print_stopped()
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
-        print(json.dumps({"cards": [plan_document(made) for made in plans]}))
-    else:
-        rows = [card_row(made, platform or "linux") for made in plans]
-        print_rows([("card", "in", "", "memory", "micro-batches", "speed", "whole run"), *rows])
-    if len(problems) == len(plans):
-        raise problems[0]
+        print(json.dumps(plan_document(made, view.rows or made.alternatives)))
+    elif problem is not None:
+        print()
+        print_folded(f"alternatives cannot be forecast here: {problem}")

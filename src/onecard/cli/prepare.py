@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def prepare(words: RecipeWords = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Builds the token files of a recipe, shows what of chats is learned; `train` does the same when it has to."""
-    recipe = recipe_from_words(words or [], config)
+    recipe = recipe_from_words(words or [], config, "prepare")
     from onecard import api
 
     with PreparationProgress(sys.stderr) as progress:

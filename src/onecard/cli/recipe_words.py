@@ -24,8 +24,8 @@ ConfigOption = Annotated[Path | None, typer.Option("--config", help="The recipe 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 
 
-def recipe_from_words(words: Sequence[str], config: Path | None) -> "Recipe":
-    """Loads the recipe that a command line names, with its flags as overrides."""
+def recipe_from_words(words: Sequence[str], config: Path | None, verb: str = "train") -> "Recipe":
+    """Loads the recipe that a command line of `verb` names, with its flags as overrides."""
     parsed = parse_flags(words, flag_kinds())
     _refuse_resume(parsed.overrides)
     for word in parsed.positionals:
@@ -38,7 +38,7 @@ def recipe_from_words(words: Sequence[str], config: Path | None) -> "Recipe":
             "a value needs its flag before it, as in --dataset FILE"
         )
     if not sources and not parsed.overrides:
-        raise InputError("name a recipe, for example: onecard train demo; `onecard recipes` lists them")
+        raise InputError(f"name a recipe, for example: onecard {verb} demo; `onecard recipes` lists them")
     from onecard import api
 
     overrides: dict[str, Any] = {**parsed.overrides}

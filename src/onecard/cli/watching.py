@@ -10,9 +10,11 @@ import typer
 
 from onecard.cli.audit_text import audit_rows, print_samples
 from onecard.cli.commands import command, quote
+from onecard.cli.forecast_text import bar_lines, forecast_rows
+from onecard.cli.outcome_text import outcome_rows
 from onecard.cli.plan_text import summary_rows
 from onecard.cli.preparation import PreparationProgress
-from onecard.cli.rows import print_rows
+from onecard.cli.rows import print_rows, width_of
 from onecard.errors import DivergedError
 
 if TYPE_CHECKING:
@@ -44,7 +46,9 @@ class RunView:
         self._preparation = PreparationProgress(stream)
         self._sink: ConsoleSink | None = None
         self.run_folder: Path | None = None
+        self.plan: Plan | None = None
         self.finished: FinishedEvent | None = None
+        self.evaluations_s: list[float] = []
 
     def on_progress(self, stage: str, done_bytes: int, total_bytes: int | None) -> None:
         self._preparation(stage, done_bytes, total_bytes)
@@ -54,25 +58,33 @@ class RunView:
         from onecard.run.folder import RunFolder
 
         self._preparation.close()
-        self.run_folder = run_folder
+        self.plan, self.run_folder = plan, run_folder
         folder = RunFolder(run_folder)
         # A run that goes on has told what counts.
         audit = None if folder.has_record() else folder.audit()
-        rows = summary_rows(plan, run_folder)
-        if audit is None:
-            print_rows(rows, self._stream)
-        else:
-            print_rows([*rows[:-1], *audit_rows(audit), rows[-1]], self._stream)
+        *rows, place = summary_rows(plan, run_folder)
+        if audit is not None:
+            rows += audit_rows(audit)
+        rows += [*forecast_rows(plan), place]
+        if plan.reasons:
+            rows.append(("choices", f"with their reasons: {command('onecard')} plan --explain {quote(run_folder)}"))
+        print_rows(rows, self._stream)
+        if audit is not None:
             print_samples(audit, self._stream)
+        if bars := bar_lines(plan, width_of(self._stream)):
+            print("\n".join(["", *bars]), file=self._stream)
+        if bars or audit is not None:
             print(file=self._stream)
         logging_steps = folder.recipe().logging_steps
         self._sink = ConsoleSink(plan, logging_steps=logging_steps, stream=self._stream)
 
     def on_event(self, event: "Event") -> None:
-        from onecard.observe import FinishedEvent
+        from onecard.observe import EvaluatedEvent, FinishedEvent
 
         if isinstance(event, FinishedEvent):
             self.finished = event
+        elif isinstance(event, EvaluatedEvent):
+            self.evaluations_s.append(event.seconds)
         if self._sink is not None:
             self._sink.receive(event)
 
@@ -107,7 +119,7 @@ def watch(train: Trains, *, as_json: bool) -> None:
     if reason == "interrupted":
         _print_stopped(run_folder)
     elif not as_json:
-        _print_next_steps(run_folder)
+        _print_next_steps(view, run_folder)
     if reason in _EXIT_CODES:
         raise typer.Exit(_EXIT_CODES[reason])
 
@@ -117,11 +129,13 @@ def _print_stopped(run_folder: Path | None) -> None:
     print(f"stopped{rest}", file=sys.stderr)
 
 
-def _print_next_steps(run_folder: Path) -> None:
+def _print_next_steps(view: RunView, run_folder: Path) -> None:
     from onecard.run.folder import RunFolder
 
-    if (outcome := RunFolder(run_folder).outcome()) is not None:
-        print(f"{'as planned?':12}{outcome.describe()}")
+    if view.plan is not None and view.finished is not None:
+        outcome = RunFolder(run_folder).outcome()
+        if rows := outcome_rows(view.plan, view.finished, outcome, view.evaluations_s):
+            print_rows(rows)
     onecard, folder = command("onecard"), quote(run_folder)
     rows = [("run folder", str(run_folder)), ("try it", f'{onecard} generate {folder} --prompt "..."')]
     if (run_folder / "tensorboard").exists():

@@ -74,16 +74,6 @@ def add_tokens(model: PreTrainedModel, num_new: int) -> None:
 
 
 @torch.no_grad()
-def start_from_mean(model: PreTrainedModel, tokens: Sequence[int]) -> None:
-    """Puts the rows of tokens that were never trained where new ones begin: at the mean of the others."""
-    is_other_V = torch.ones(model.get_input_embeddings().weight.shape[0], dtype=torch.bool)
-    is_other_V[list(tokens)] = False
-    matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
-    for weight in matrices.values():
-        weight[list(tokens)] = weight[is_other_V].float().mean(0).to(weight.dtype)
-
-
-@torch.no_grad()
 def write_rows(weight_VD: Tensor, rows_ND: Tensor | None, tokens_N: Tensor | None) -> None:
     """Writes what has moved into the matrix it belongs to."""
     if rows_ND is not None and tokens_N is not None:

@@ -14,7 +14,7 @@ from onecard.model.attention import PREFIX
 from onecard.model.build import build_model, finish
 from onecard.model.dropout import set_config_dropout
 from onecard.model.folder import load_plain, refuse_broken
-from onecard.model.new_tokens import add_tokens, start_from_mean
+from onecard.model.new_tokens import add_tokens
 from onecard.model.weight_files import find_weight_files, fingerprint, is_16_bit
 from onecard.spec import BasePlan, ModelPlan
 
@@ -113,8 +113,6 @@ def load_pretrained(plan: ModelPlan, *, seed: int, backend: str = "sdpa", with_w
     torch.manual_seed(seed)
     _check_vocabulary(model, plan)
     add_tokens(model, plan.base.num_new_tokens)
-    if plan.base.untrained_tokens:
-        start_from_mean(model, plan.base.untrained_tokens)
     model.config.name_or_path = _name_for_others(plan.base)
     return finish(model, plan.dropout)
 

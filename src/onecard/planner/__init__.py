@@ -7,6 +7,7 @@ from onecard.planner.eval_tasks import plan_tasks
 from onecard.planner.facts import facts_of, survey_facts
 from onecard.planner.fit import FirstAnswer
 from onecard.planner.ladder import OnWait, list_alternatives
+from onecard.planner.on_cpu import loaded_bytes
 
 __all__ = [
     "FirstAnswer",
@@ -19,6 +20,7 @@ __all__ = [
     "find_target",
     "kind_of",
     "list_alternatives",
+    "loaded_bytes",
     "make_plan",
     "plan_tasks",
     "survey_facts",

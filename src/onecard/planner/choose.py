@@ -83,6 +83,8 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
     step_s = flops_per_token * tokens_per_step(recipe, corpus, batch.total) / (peak_flops * _EAGER_SHARE_OF_PEAK)
     run_s = 3600 * recipe.max_hours if num_steps is None and recipe.max_hours else (num_steps or 1) * step_s
     compiled, reasons["torch_compile"] = _choose_compile(recipe, target, run_s)
+    if (idle := _find_idle_limit(recipe, target)) is not None:
+        reasons["memory_limit_bytes"] = idle
     draft = Plan(
         task=recipe.task,
         packing=_choose_packing(recipe, target, is_compiled=compiled),
@@ -183,6 +185,18 @@ def _memory_limit(recipe: Recipe, target: Target) -> int | None:
         share = AllocatorSettings.from_environment(os.environ, target.allocator_platform).per_process_memory_fraction
         limits.append(int(share * target.total_bytes))
     return min(limits)
+
+
+def _find_idle_limit(recipe: Recipe, target: Target) -> str | None:
+    """Says why memory_limit_gb changes nothing, where it does not."""
+    if recipe.memory_limit_gb is None:
+        return None
+    offered = _memory_limit(recipe.model_copy(update={"memory_limit_gb": None}), target)
+    if offered is None:
+        return "memory_limit_gb is for GPUs: on a CPU it changes nothing"
+    if recipe.memory_limit_gb * GIB <= offered:
+        return None
+    return f"memory_limit_gb {recipe.memory_limit_gb:.4g} changes nothing: it is more than can be had"
 
 
 def _choose_compile(recipe: Recipe, target: Target, run_s: float) -> tuple[bool, str]:

@@ -13,7 +13,7 @@ A share of recomputing layers lies between none and all of them: each phase is t
 on straight lines over the share, so a line between the two ends is never below it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ _NUM_WHOLE_LAYERS = 12
 _DEPTHS = (3, 4)
 _NEGLIGIBLE_BYTES = 4096
 _COMPILED_PHASES = ("forward", "backward")
+_PHASES_OF_STEP = ("batch", "forward", "loss", "backward", "update")
 # Holds what the compiled forward pass keeps.
 _PHASES_OF_COMPILED = (*_COMPILED_PHASES, "loss")
 
@@ -123,7 +124,7 @@ def interpolate(plan: Plan, compute_capability: tuple[int, int]) -> TracedPlan |
         return None
     low, high = (trace_cached(one, compute_capability) for one in shallow)
     num_layers = _num_layers(plan.model.settings)
-    compiled = _extend_work(low.record.work, high.record.work, num_layers)
+    compiled = _extend_work(low.record.work, high.record.work, num_layers, _COMPILED_PHASES)
     if compiled is None:
         return None
     eager = trace_cached(plan.model_copy(update={"torch_compile": False}), compute_capability)
@@ -146,6 +147,24 @@ def _interpolate_share(plan: Plan, compute_capability: tuple[int, int]) -> Trace
 def _ends(plan: Plan) -> tuple[Plan, Plan]:
     kept, recomputed = (plan.model_copy(update={"gradient_checkpointing": value}) for value in (False, True))
     return kept, recomputed
+
+
+def trace_work(plan: Plan, compute_capability: tuple[int, int]) -> Trace:
+    """Traces what an eager step computes; of a deep model from two shallower ones, where the storages are the lower's.
+
+    Raises:
+        CannotTrace: the step does not run on tensors without values.
+    """
+    # No part of a step.
+    plan = plan.model_copy(update={"sample_prompts": ()})
+    # Muon multiplies the matrices of all layers at once: products of another shape at each depth.
+    shallow = None if plan.optimizer.name == "muon" else _shallow_plans(plan)
+    if shallow is not None and not is_traced(plan, compute_capability):
+        low, high = (trace_cached(one, compute_capability) for one in shallow)
+        work = _extend_work(low.record.work, high.record.work, _num_layers(plan.model.settings), _PHASES_OF_STEP)
+        if work is not None:
+            return replace(low, record=replace(low.record, work=work))
+    return trace_cached(plan, compute_capability)
 
 
 def is_known(plan: Plan, compute_capability: tuple[int, int]) -> bool:
@@ -174,10 +193,14 @@ def shallow_plans(plan: Plan) -> tuple[Plan, ...] | None:
     if 0 < plan.gradient_checkpointing < 1:
         kept, recomputed = (shallow_plans(end) for end in _ends(plan))
         return kept + recomputed if kept and recomputed else None
+    return _shallow_plans(plan)
+
+
+def _shallow_plans(plan: Plan) -> tuple[Plan, Plan] | None:
     config = make_config(plan.model.settings)
     num_layers = int(config.num_hidden_layers)
     kinds = getattr(config, "layer_types", None) or ()
-    if num_layers <= _NUM_WHOLE_LAYERS or len(set(kinds)) > 1:
+    if num_layers <= _NUM_WHOLE_LAYERS or len(set(kinds)) > 1 or 0 < plan.gradient_checkpointing < 1:
         return None
     name = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     low, high = (_with_layers(plan, name, depth) for depth in _DEPTHS)
@@ -210,9 +233,9 @@ def _extend_all(low: Mapping[str, int], high: Mapping[str, int], num_layers: int
     return {name: max(0, _extend(low.get(name, 0), high.get(name, 0), num_layers)) for name in high}
 
 
-def _extend_work(low: list[Work], high: list[Work], num_layers: int) -> list[Work] | None:
-    """The compiled work of a deep model; None where the two depths have kernels of other shapes."""
-    before, after = ({_key(work): work for work in part if work.phase in _COMPILED_PHASES} for part in (low, high))
+def _extend_work(low: list[Work], high: list[Work], num_layers: int, phases: Collection[str]) -> list[Work] | None:
+    """The work of a deep model in these phases; None where the two depths have kernels of other shapes."""
+    before, after = ({_key(work): work for work in part if work.phase in phases} for part in (low, high))
     # Random seeds are one tensor, longer with every layer: too small to matter, of another shape at each depth.
     one_sided = before.keys() ^ after.keys()
     if any((before | after)[key].num_bytes > _NEGLIGIBLE_BYTES for key in one_sided):

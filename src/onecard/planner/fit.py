@@ -8,6 +8,7 @@ from onecard.errors import InputError
 from onecard.planner.candidate import RESERVED_SHARE, Candidate, evaluate, is_answered
 from onecard.planner.depth import shallow_plans
 from onecard.planner.device import Target
+from onecard.planner.forecast import predict_eager_step_s
 from onecard.planner.ladder import does_not_fit, micro_batches
 from onecard.planner.shape import usual_loss_chunk
 from onecard.planner.trace_cache import CannotTrace
@@ -220,7 +221,7 @@ def _may_be_faster(draft: Plan, largest: int, than: Candidate, target: Target) -
     if than.step_s is None:
         return True
     changes = {"micro_batch_size": largest, "eval_batch_size": largest}
-    return (evaluate(draft.model_copy(update=changes), target).step_s or 0.0) < than.step_s
+    return (predict_eager_step_s(draft.model_copy(update=changes), target) or 0.0) < than.step_s
 
 
 def _expect_share(looked_at: list[Candidate], size: int) -> float:

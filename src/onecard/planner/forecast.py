@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from onecard.hardware import Card, context_bytes, workspace_bytes
 from onecard.planner.allocator_settings import AllocatorSettings
 from onecard.planner.compiled import CannotTraceCompiled
-from onecard.planner.depth import TracedPlan, trace_any_depth
+from onecard.planner.depth import TracedPlan, trace_any_depth, trace_work
 from onecard.planner.device import Target
 from onecard.planner.outcomes import corrected_efficiencies, memory_factor
 from onecard.planner.replay import Peak
-from onecard.planner.roofline import predict_time
+from onecard.planner.roofline import count_milestones, predict_time
 from onecard.planner.shape import count_adapters
 from onecard.planner.trace import Trace
 from onecard.spec import Forecast, MemoryForecast, Plan, TimeForecast
@@ -71,6 +71,15 @@ def forecast(plan: Plan, target: Target, *, may_compile: bool = True) -> Outlook
     return Outlook(told, found.trace)
 
 
+def predict_eager_step_s(plan: Plan, target: Target) -> float | None:
+    """Predicts the seconds of a step as `forecast` does without the compiler, for less: it leaves memory aside."""
+    assert target.capability is not None
+    if target.card is None:
+        return None
+    trace = trace_work(plan.model_copy(update={"torch_compile": False}), target.capability)
+    return predict_time(trace, plan, target.card, corrected_efficiencies(target.card)).step_s
+
+
 def uncorrected_memory(plan: Plan, target: Target) -> MemoryForecast:
     """The memory of a plan by its trace alone, without what earlier runs on the card have taught."""
     assert target.capability is not None
@@ -97,12 +106,17 @@ def _corrected(memory: MemoryForecast, factor: float) -> MemoryForecast:
 
 def _time(plan: Plan, card: Card, trace: Trace) -> TimeForecast:
     found = predict_time(trace, plan, card, corrected_efficiencies(card))
+    num_evaluations, num_saves = count_milestones(plan)
     return TimeForecast(
         step_s=found.step_s,
         step_low_s=found.low_s,
         step_high_s=found.high_s,
         tokens_per_s=found.tokens_per_s,
         total_s=found.total_s,
+        evaluation_s=found.evaluation_s,
+        num_evaluations=num_evaluations,
+        save_s=found.save_s,
+        num_saves=num_saves,
         limited_by=found.limited_by,
         share_of_peak=found.share_of_peak,
         energy_wh=found.energy_wh,
@@ -125,7 +139,7 @@ def _memory(plan: Plan, target: Target, traced: TracedPlan, note: str | None) ->
     least_bytes = peak.reserved_bytes
     if settings.is_closed:
         least_bytes, above = peak.allocated_bytes, above + _CLOSED_ALLOCATOR_BAND
-    remarks = [note or traced.note, *settings.remarks, target.problem]
+    remarks = [note or traced.note, *traced.trace.record.notes, *settings.remarks, target.problem]
     if may_collect and traced.shallow is not None:
         remarks.insert(1, "garbage_collection_threshold is not followed in an interpolated plan")
     return MemoryForecast(

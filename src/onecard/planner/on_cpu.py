@@ -1,5 +1,7 @@
 """A plan on this machine's CPU: what its own step holds beside the process, and a step that was timed."""
 
+import sys
+
 import psutil
 
 from onecard.errors import DoesNotFitError
@@ -11,11 +13,14 @@ from onecard.planner.roofline import SAVE_BYTES_PER_S, count_milestones, num_eva
 from onecard.planner.trace import Trace
 from onecard.planner.trace_cache import CannotTrace, trace_cached
 from onecard.spec import Forecast, MemoryForecast, Plan, TimeForecast
-from onecard.units import format_bytes
+from onecard.units import GIB, KIB, format_bytes
 
 # Tensors are known to the byte; what malloc and the kernels hold beside them is not: 25 and 45 % in two runs (LOG.md).
 _BESIDE_TENSORS = 0.25
 _MEMORY_BAND = (0.15, 0.2)
+# oneDNN keeps kernels for up to 1,024 shapes, and chats are of many lengths: 1.5 GiB after 200 steps of a 3M model in
+# bf16, 0.6 with that cache off (LOG.md).
+_KERNELS_OF_SHAPES_BYTES = int(1.5 * GIB)
 # Share of a large matrix product's speed that a step reaches: guess and range, for steps that take too long to try.
 _SHARE_OF_PEAK = 0.4
 _SHARES_OF_PEAK = (0.15, 0.8)
@@ -31,14 +36,25 @@ _EVALUATION_SHARE = 1 / 3
 
 
 def loaded_bytes() -> int:
-    """Memory of this process; before anything was prepared or measured, what a run begins with."""
+    """Memory that this process holds now."""
     return int(psutil.Process().memory_info().rss)
+
+
+def peak_process_bytes() -> int:
+    """The most memory this process has held so far, preparation included."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    from resource import RUSAGE_SELF, getrusage
+
+    # In KiB on Linux, in bytes on macOS.
+    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else KIB)
 
 
 def forecast_on_cpu(plan: Plan, machine: Machine, process_bytes: int) -> Plan:
     """Adds memory and time to a plan for this machine's CPU; a plan whose step cannot be traced stays as it is.
 
-    `process_bytes` are those of `loaded_bytes`. Takes about three seconds: a trace, and a few steps if they are short.
+    `process_bytes` are those of `loaded_bytes` when the machine's free memory was read. Takes about three seconds: a
+    trace, and a few steps if they are short.
 
     Raises:
         DoesNotFitError: it needs more memory than is free; says which micro-batch would not.
@@ -48,11 +64,15 @@ def forecast_on_cpu(plan: Plan, machine: Machine, process_bytes: int) -> Plan:
     except CannotTrace as error:
         reason = f"the step cannot be traced ({error}), so memory and time are not known"
         return plan.model_copy(update={"reasons": plan.reasons | {"forecast": reason}})
-    memory = _memory(plan, trace, process_bytes, machine.free_ram_bytes)
+    # What this process holds is not free any more, and is in the peak.
+    limit = machine.free_ram_bytes + process_bytes
+    # What the trace and the text brought along stays for the run.
+    process_bytes = max(process_bytes, loaded_bytes())
+    memory = _memory(plan, trace, process_bytes, limit)
     forecast = Forecast(card="CPU", memory=memory, time=_time(plan, trace))
     made = plan.model_copy(update={"forecast": forecast})
     if not memory.fits:
-        raise _does_not_fit(made, process_bytes, machine.free_ram_bytes)
+        raise _does_not_fit(made, process_bytes)
     return made
 
 
@@ -60,22 +80,27 @@ def _trace(plan: Plan) -> Trace:
     return trace_cached(plan.model_copy(update={"torch_compile": False}), None)
 
 
-def _memory(plan: Plan, trace: Trace, process_bytes: int, free_bytes: int) -> MemoryForecast:
+def _memory(plan: Plan, trace: Trace, process_bytes: int, limit_bytes: int) -> MemoryForecast:
     found = replay(trace, workspace_bytes=0)
     parts = {part: size for part, size in found.parts.items() if part != "workspaces"}
     breakdown = {"process": process_bytes} | dict(sorted(parts.items(), key=lambda part: -part[1]))
     tensor_bytes = sum(parts.values())
     breakdown["malloc"] = int(_BESIDE_TENSORS * tensor_bytes)
     peak = sum(breakdown.values())
-    # What this process holds is not free any more, and is in the peak.
-    limit = free_bytes + process_bytes
     below, above = _MEMORY_BAND
+    remarks = ["the eager step stands in for the compiled one"] if plan.torch_compile else []
+    has_many_shapes = plan.task == "sft" and not plan.has_static_shapes and plan.precision != "fp32"
+    if has_many_shapes:
+        remarks.append(
+            "chats of many lengths: a run of hundreds of steps takes up to "
+            f"{format_bytes(_KERNELS_OF_SHAPES_BYTES)} more for kernels"
+        )
     return MemoryForecast(
-        fits=peak <= limit,
-        limit_bytes=limit,
+        fits=peak <= limit_bytes,
+        limit_bytes=limit_bytes,
         peak_bytes=peak,
         peak_low_bytes=int(peak * (1 - below)),
-        peak_high_bytes=int(peak * (1 + above)),
+        peak_high_bytes=int(peak * (1 + above)) + (_KERNELS_OF_SHAPES_BYTES if has_many_shapes else 0),
         allocated_bytes=tensor_bytes,
         context_bytes=0,
         breakdown=breakdown,
@@ -83,7 +108,7 @@ def _memory(plan: Plan, trace: Trace, process_bytes: int, free_bytes: int) -> Me
         phase_bytes=found.phase_bytes,
         host_peak_bytes=peak,
         disk_bytes=disk_bytes(plan),
-        note="the eager step stands in for the compiled one" if plan.torch_compile else None,
+        note="; ".join([*remarks, *trace.record.notes]) or None,
     )
 
 
@@ -103,20 +128,24 @@ def _time(plan: Plan, trace: Trace) -> TimeForecast:
     num_evaluations, num_saves = count_milestones(plan)
     evaluation_tokens = num_eval_batches(plan) * plan.eval_batch_size * plan.max_seq_length
     evaluation_s = _EVALUATION_SHARE * step_s * evaluation_tokens / plan.tokens_per_step
-    aside_s = num_evaluations * evaluation_s + num_saves * resident_bytes(trace) / SAVE_BYTES_PER_S
+    save_s = resident_bytes(trace) / SAVE_BYTES_PER_S
     return TimeForecast(
         step_s=step_s,
         step_low_s=low_s,
         step_high_s=high_s,
         tokens_per_s=plan.tokens_per_step / step_s,
-        total_s=plan.schedule.num_steps * step_s + aside_s,
+        total_s=plan.schedule.num_steps * step_s + num_evaluations * evaluation_s + num_saves * save_s,
+        evaluation_s=evaluation_s,
+        num_evaluations=num_evaluations,
+        save_s=save_s,
+        num_saves=num_saves,
         limited_by="arithmetic",
         share_of_peak=flops / (step_s * plan.peak_flops),
         energy_wh=None,
     )
 
 
-def _does_not_fit(made: Plan, process_bytes: int, free_bytes: int) -> DoesNotFitError:
+def _does_not_fit(made: Plan, process_bytes: int) -> DoesNotFitError:
     assert made.forecast is not None
     memory = made.forecast.memory
     what = (
@@ -127,7 +156,7 @@ def _does_not_fit(made: Plan, process_bytes: int, free_bytes: int) -> DoesNotFit
     while size > 1:
         size //= 2
         less = made.model_copy(update={"micro_batch_size": size, "eval_batch_size": min(size, made.eval_batch_size)})
-        found = _memory(less, _trace(less), process_bytes, free_bytes)
+        found = _memory(less, _trace(less), process_bytes, memory.limit_bytes)
         if found.fits:
             remedy = f"--per_device_train_batch_size {size} takes {format_bytes(found.peak_bytes)}"
             return DoesNotFitError(f"{what}. {remedy}", made)

@@ -51,7 +51,7 @@ class Record:
     """Storages in the order in which they came and went.
 
     `sizes[i]` bytes and `phases[i]` of storage i; `order` holds i where it is allocated and ~i where it is released.
-    `labels` names what some storages are (weights, gradients ...).
+    `labels` names what some storages are (weights, gradients ...), `omitted` phases that failed, and why.
     """
 
     sizes: list[int] = field(default_factory=list)
@@ -59,6 +59,15 @@ class Record:
     order: list[int] = field(default_factory=list)
     labels: dict[int, str] = field(default_factory=dict)
     work: list[Work] = field(default_factory=list)
+    omitted: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """Says which phases are not in the record."""
+        return [
+            f"{phase} could not be traced ({reason}), so what it takes is not in these figures"
+            for phase, reason in self.omitted.items()
+        ]
 
     @property
     def host_bytes(self) -> int:
@@ -82,6 +91,7 @@ class Recorder(TorchDispatchMode):
         self._ids: dict[int, int] = {}
         self._references: dict[int, Any] = {}
         self._work: dict[tuple[Any, ...], Work] = {}
+        self._forgotten: set[int] = set()
         self._is_closed = False
         self._is_open = False
 
@@ -109,6 +119,14 @@ class Recorder(TorchDispatchMode):
         """Says what a recorded tensor is."""
         if (number := self._ids.get(tensor.untyped_storage()._cdata)) is not None:
             self.record.labels[number] = label
+
+    def omit(self, phase: str, reason: str) -> None:
+        """Forgets what was recorded of a phase that could not be run to its end."""
+        record = self.record
+        self._forgotten |= {number for number, known in enumerate(record.phases) if known == phase}
+        record.order[:] = [step for step in record.order if max(step, ~step) not in self._forgotten]
+        record.work[:] = [work for work in record.work if work.phase != phase]
+        record.omitted[phase] = reason
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -157,7 +175,7 @@ class Recorder(TorchDispatchMode):
         def release(_: Any) -> None:
             # Pointers are used again, so the number goes with the storage.
             del self._ids[key], self._references[key]
-            if not self._is_closed:
+            if not self._is_closed and number not in self._forgotten:
                 self.record.order.append(~number)
 
         self._references[key] = weakref.ref(storage, release)

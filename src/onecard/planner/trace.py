@@ -13,7 +13,7 @@ from onecard.model.attention import DocumentBorders
 from onecard.model.decoder import Decoder
 from onecard.model.target import traced_as
 from onecard.planner.as_cuda import SCRATCH, as_cuda
-from onecard.planner.aside import evaluate, sample, save
+from onecard.planner.aside import PHASES, evaluate, sample, save
 from onecard.planner.compiled import compile_ahead, compiling_for_card
 from onecard.planner.recorder import ON_HOST, Record, Recorder
 from onecard.spec import Plan
@@ -153,13 +153,18 @@ def _step(recorder: Recorder, state: TrainState, num_micro_batches: int, has_bor
 def _do_aside(recorder: Recorder, state: TrainState, has_borders: bool) -> None:
     # Held-out chats are never packed.
     has_heldout_borders = has_borders and state.plan.task == "pretrain"
-    evaluate(recorder, state, _batch(state.plan, state.plan.eval_batch_size, has_heldout_borders))
-    try:
-        sample(recorder, state)
-    # Whatever a family's own code asks of its cache: samples are small beside a step, and no reason not to plan.
-    except Exception:
-        state.model.train()
-    save(recorder, state)
+    runs = (
+        lambda: evaluate(recorder, state, _batch(state.plan, state.plan.eval_batch_size, has_heldout_borders)),
+        lambda: sample(recorder, state),
+        lambda: save(recorder, state),
+    )
+    for phase, run in zip(PHASES, runs, strict=True):
+        try:
+            run()
+        # Whatever a family's own code asks of its cache: a step that can be traced is reason enough to plan.
+        except Exception as error:
+            state.model.train()
+            recorder.omit(phase, " ".join(str(error).split())[:200] or type(error).__name__)
 
 
 def _batch(plan: Plan, rows: int, has_borders: bool) -> Batch:

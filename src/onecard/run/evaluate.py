@@ -24,7 +24,7 @@ from onecard.run.answers import dtype_of
 from onecard.run.find import find_model_folder, find_run
 from onecard.run.folder import RunFolder
 from onecard.run.inputs import OnProgress, fetch_base, prepare_inputs
-from onecard.run.scores import keep_responses, protocol_of, record_scores
+from onecard.run.scores import keep_items, keep_responses, protocol_of, record_scores
 from onecard.run.tasks import OnItem, TaskSettings, make_task
 from onecard.spec import CheckpointScores, Comparison, Evaluation
 from onecard.spec.paths import expand, locate
@@ -114,6 +114,7 @@ def evaluate(
             measured[task.name].append(result)
             if run is not None:
                 keep_responses(run.root, f"{task.name}-{place.name}", result)
+                keep_items(run.root, task.name, place.name, result)
         row = CheckpointScores(
             name=place.name, step=place.step, scores=tuple(score for result in results for score in result.scores)
         )

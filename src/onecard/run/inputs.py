@@ -13,6 +13,7 @@ from onecard.model.hub import find_base, find_cached
 from onecard.model.nf4 import load_operators
 from onecard.model.pretrained import check_weights
 from onecard.planner import FirstAnswer, facts_of, make_plan
+from onecard.planner.on_cpu import forecast_on_cpu
 from onecard.planner.pretrained import find_positions
 from onecard.run.find import find_model_folder
 from onecard.spec import Plan, Recipe
@@ -108,8 +109,12 @@ def prepare_inputs(recipe: Recipe, base: Path | None, progress: OnProgress | Non
     return prepare(CorpusRequest.of(recipe, base), progress)
 
 
-def plan_inputs(recipe: Recipe, machine: Machine, corpus: TrainingData, first: FirstAnswer | None = None) -> Plan:
-    """Plans a recipe for its prepared text on a machine.
+def plan_inputs(
+    recipe: Recipe, machine: Machine, corpus: TrainingData, process_bytes: int, first: FirstAnswer | None = None
+) -> Plan:
+    """Plans a recipe for its prepared text on a machine, with the forecast.
+
+    `process_bytes` are those of `loaded_bytes`, from before anything was prepared.
 
     Raises:
         InputError: something asked for cannot be honoured, the prompts of its samples included.
@@ -123,4 +128,5 @@ def plan_inputs(recipe: Recipe, machine: Machine, corpus: TrainingData, first: F
             f"{error}\nThese are the recipe's sample_prompts: give some in the language of your text, as in "
             '--sample_prompts "..."'
         ) from error
-    return make_plan(recipe, machine, facts_of(corpus), first=first)
+    decided = make_plan(recipe, machine, facts_of(corpus), first=first)
+    return forecast_on_cpu(decided, machine, process_bytes) if decided.device == "cpu" else decided

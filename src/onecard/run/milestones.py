@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from onecard.checkpoint import folder_of_step, write_checkpoint
 from onecard.data import TrainingData
-from onecard.evaluation import measure_heldout_loss
+from onecard.evaluation.heldout import measure_heldout_loss
 from onecard.model.generate import Sampling, complete
 from onecard.observe.events import EvaluatedEvent, Event, FinishReason, Sample, SampledEvent, SavedEvent, SaveReason
 from onecard.observe.jsonl import JsonlSink

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 from onecard.hardware import Machine
 from onecard.observe.events import StepEvent
@@ -12,6 +13,7 @@ from onecard.planner.depth import trace_any_depth
 from onecard.planner.device import Target, find_target
 from onecard.planner.efficiency import default_efficiencies
 from onecard.planner.forecast import uncorrected_memory
+from onecard.planner.on_cpu import peak_process_bytes
 from onecard.planner.outcomes import Outcome, remember
 from onecard.planner.roofline import predict_time
 from onecard.planner.trace_cache import CannotTrace
@@ -21,6 +23,8 @@ from onecard.spec import Plan
 # Steps that say how fast a run is: not the first ones, in which libraries load and compilers work.
 _LEAST_STEPS = 20
 _WARM_UP = 10
+# On a CPU nothing is learned from a run, only told.
+_LEAST_STEPS_ON_CPU = 3
 _SETTINGS = (
     *("precision", "torch_compile", "attn_implementation", "gradient_checkpointing", "max_seq_length"),
     *("micro_batch_size", "total_batch_size", "eval_batch_size", "loss_chunk_size"),
@@ -28,9 +32,13 @@ _SETTINGS = (
 
 
 def compare(folder: RunFolder, machine: Machine, steps: Sequence[StepEvent]) -> None:
-    """Sets what a run on a GPU took beside its plan, in its folder and for the next plan on this card."""
+    """Sets what a run took beside its plan: in its folder, and of a GPU for the next plan on this card."""
     decided = folder.plan()
     if decided.forecast is None:
+        return
+    if decided.device == "cpu":
+        if (outcome := make_outcome_on_cpu(decided, machine, steps, peak_process_bytes())) is not None:
+            folder.write_outcome(outcome)
         return
     outcome = make_outcome(decided, find_target(decided.device, machine), machine, steps)
     if outcome is not None:
@@ -48,19 +56,41 @@ def make_outcome(plan: Plan, target: Target, machine: Machine, steps: Sequence[S
     except (CannotTrace, CannotTraceCompiled):
         return None  # its forecast was no trace of its own step, so it teaches nothing
     predicted = predict_time(trace, plan, target.card, default_efficiencies(target.card))
-    settings = {name: getattr(plan, name) for name in _SETTINGS}
-    settings |= {"optimizer": plan.optimizer.name, "num_parameters": plan.model.num_parameters}
-    settings["model_type"] = plan.model.settings.get("model_type")
     return Outcome(
         card=target.card.key,
-        platform=machine.platform,
-        torch=version("torch"),
         driver=machine.driver,
-        date=datetime.now(UTC).date().isoformat(),
-        settings=settings,
+        **_circumstances(plan, machine),
         predicted_peak_bytes=uncorrected_memory(plan, target).peak_bytes,
         measured_peak_bytes=max(peaks),
         predicted_step_s=predicted.step_s,
-        measured_step_s=statistics.median(step.step_s for step in steps[_WARM_UP:]),
+        measured_step_s=_typical_s(steps),
         seconds=dict(predicted.seconds),
     )
+
+
+def make_outcome_on_cpu(plan: Plan, machine: Machine, steps: Sequence[StepEvent], peak_bytes: int) -> Outcome | None:
+    """Sets what a run on a CPU took beside what was predicted; None where there is too little to tell."""
+    if plan.forecast is None or plan.forecast.time is None or len(steps) < _LEAST_STEPS_ON_CPU:
+        return None
+    return Outcome(
+        card=plan.forecast.card,
+        driver=None,
+        **_circumstances(plan, machine),
+        predicted_peak_bytes=plan.forecast.memory.peak_bytes,
+        measured_peak_bytes=peak_bytes,
+        predicted_step_s=plan.forecast.time.step_s,
+        measured_step_s=_typical_s(steps),
+        seconds={},
+    )
+
+
+def _circumstances(plan: Plan, machine: Machine) -> dict[str, Any]:
+    settings = {name: getattr(plan, name) for name in _SETTINGS}
+    settings |= {"optimizer": plan.optimizer.name, "num_parameters": plan.model.num_parameters}
+    settings["model_type"] = plan.model.settings.get("model_type")
+    date = datetime.now(UTC).date().isoformat()
+    return {"platform": machine.platform, "torch": version("torch"), "date": date, "settings": settings}
+
+
+def _typical_s(steps: Sequence[StepEvent]) -> float:
+    return statistics.median(step.step_s for step in steps[min(_WARM_UP, len(steps) // 2) :])

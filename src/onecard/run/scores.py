@@ -14,7 +14,7 @@ from onecard.model.weight_files import fingerprint
 from onecard.spec import CheckpointScores
 from onecard.spec.score import Protocol
 
-_SCORES = "scores.jsonl"
+_SCORES, _ITEMS = "scores.jsonl", "items"
 
 
 def protocol_of(folder: Path, dtype: torch.dtype, device: str) -> Protocol:
@@ -55,6 +55,26 @@ def keep_responses(root: Path, name: str, result: Result) -> None:
     with (folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
         for entry in result.rows:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def keep_items(root: Path, task: str, checkpoint: str, result: Result) -> None:
+    """Keeps what a model made of each item beside the scores that are made of them, so that runs can be compared.
+
+    Results of another protocol (`--limit`, `--text`) lie beside them.
+    """
+    folder = root / _ITEMS
+    folder.mkdir(exist_ok=True)
+    protocol = {key: value for key, value in result.scores[0].protocol.items() if key != "weights"}
+    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode("utf-8")).hexdigest()[:8]
+    content = {
+        "scores": [score.model_dump(mode="json") for score in result.scores],
+        "sums": result.items.sums.tolist(),
+        "counts": result.items.counts.tolist(),
+    }
+    path = folder / f"{task}-{digest}-{checkpoint}.json"
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(json.dumps(content), encoding="utf-8")
+    beside.replace(path)
 
 
 @cache

@@ -232,6 +232,7 @@ _PHRASE_OF_KEY = {
     "report_to": "tensorboard, wandb, none or a list",
     "eval_tasks": "ifeval, none or a list",
     "device": "auto, cpu, cuda or cuda:N",
+    "memory_limit_gb": "a number of GiB above 0, a number with its unit such as 3.2GB or 3GiB, or null",
 }
 
 

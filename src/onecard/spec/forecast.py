@@ -45,6 +45,11 @@ class TimeForecast(_Frozen):
     step_high_s: float
     tokens_per_s: float
     total_s: float
+    # What `total_s` holds beside steps; None in plans from before it was told.
+    evaluation_s: float | None = None
+    num_evaluations: int | None = None
+    save_s: float | None = None
+    num_saves: int | None = None
     limited_by: str
     share_of_peak: float
     energy_wh: tuple[float, float] | None

@@ -205,7 +205,7 @@ class Recipe(BaseModel):
     )
     attn_implementation: Literal["auto", "sdpa", "varlen"] = Field("auto", description="attention backend")
     memory_limit_gb: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
-        None, description="GiB that training may reserve on the GPU, beside CUDA's own context; enforced in the run"
+        None, description="GiB (or, with its unit, 3.2GB) that training may reserve on the GPU; enforced in the run"
     )
     fit: Literal["given", "auto"] = Field(
         "given", description="given: settings given by hand are binding; auto: they may change so that the run fits"

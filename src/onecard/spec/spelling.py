@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onecard.spec.accepts import FIELDS, MODEL_CONFIG, accepts, default_of, join_or, parse_bool, parse_number
+from onecard.units import GIB, parse_bytes
 
 # What `translate` returns for a value that asks for what happens anyway.
 NO_EFFECT = object()
@@ -186,6 +187,12 @@ def _no_limit(value: Any) -> Any:
     return None if value in (-1, "-1") else value
 
 
+def _gibibytes(value: Any) -> Any:
+    """A plain number is one of GiB; with a unit it says itself what it is."""
+    num_bytes = parse_bytes(value) if isinstance(value, str) else None
+    return value if num_bytes is None else num_bytes / GIB
+
+
 def _device_name(value: Any) -> Any:
     text = str(value).strip().lower()
     if text.isdigit() and not isinstance(value, bool):
@@ -213,6 +220,7 @@ VALUES: dict[str, Callable[[Any], Any]] = {
     "max_grad_norm": _clip,
     "max_steps": _no_limit,
     "device": _device_name,
+    "memory_limit_gb": _gibibytes,
     "report_to": _report_targets,
     "resume_from_checkpoint": _resume,
 }

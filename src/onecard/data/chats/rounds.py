@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from onecard.data.chats.conversation import BadRow, Conversation, Example, PlainText, Rendered
+from onecard.data.chats.conversation import BadRow, Conversation, Example, PlainText, Rendered, Turn
 from onecard.data.chats.template import ChatTemplate
 
 # Finding the answers of a chat costs the square of their number: 375 take 1 s on one core, 1,500 take 20 s.
@@ -40,7 +40,7 @@ def _fit(
     for index, (example, rendered) in enumerate(zip(examples, whole, strict=True)):
         if isinstance(rendered, BadRow) or isinstance(example, PlainText):
             continue
-        num_rounds = len(_round_starts(example))
+        num_rounds = len(round_starts(example.turns))
         fewest = _count_beyond(num_rounds, max_rounds)
         if fewest or (len(rendered.ids) > max_tokens and num_rounds > 1):
             searches[index] = _Search(example, fewest, num_rounds - 1)
@@ -77,14 +77,14 @@ def _shorten(
     chats = {
         index: example
         for index, example in enumerate(examples)
-        if isinstance(example, Conversation) and len(_round_starts(example)) > _MANY_ROUNDS
+        if isinstance(example, Conversation) and len(round_starts(example.turns)) > _MANY_ROUNDS
     }
     shortened: dict[int, _Shortened | BadRow] = {}
     for (index, chat), num_tokens in zip(chats.items(), template.count_tokens(list(chats.values())), strict=True):
         if isinstance(num_tokens, BadRow):
             shortened[index] = num_tokens
             continue
-        num_rounds = len(_round_starts(chat))
+        num_rounds = len(round_starts(chat.turns))
         fewest = _count_beyond(num_rounds, max_rounds)
         if fewest or num_tokens > max_tokens:
             search = _Search(chat, fewest, num_rounds - 1)
@@ -124,7 +124,7 @@ class _Search:
         return (self.fewest + self.most) // 2 if self.rendered else self.fewest
 
     def next_chat(self) -> Conversation:
-        turns, starts = self.chat.turns, _round_starts(self.chat)
+        turns, starts = self.chat.turns, round_starts(self.chat.turns)
         return replace(self.chat, turns=(*turns[: starts[0]], *turns[starts[self._next] :]))
 
     def take(self, rendered: Rendered | BadRow | int, max_tokens: int) -> None:
@@ -138,9 +138,9 @@ class _Search:
             self.fewest = min(dropped + 1, self.most)
 
 
-def _round_starts(chat: Conversation) -> list[int]:
-    """Positions at which rounds begin, the first right after the system prompt."""
-    roles = [turn.role for turn in chat.turns]
+def round_starts(turns: Sequence[Turn]) -> list[int]:
+    """Gives the positions at which rounds begin, the first right after the system prompt."""
+    roles = [turn.role for turn in turns]
     first = 1 if roles[:1] == ["system"] else 0
     return [i for i in range(first, len(roles)) if i == first or (roles[i] == "user" and roles[i - 1] != "user")]
 
