@@ -177,7 +177,7 @@ def _events_of(losses: Sequence[float], plan: Plan) -> Iterator[Event]:
             tokens_seen=step * 128,
             is_finite=True,
             step_s=0.5,
-            tokens_per_s=2000.0 if step > 2 else 10.0,
+            tokens_per_s=10.0 if step in (1, 7) else 2000.0,
             wait_s=0.0,
         )
         if step % 10 == 0:

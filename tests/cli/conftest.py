@@ -11,7 +11,19 @@ import pytest
 import onecard.api
 from onecard.cli import main
 from onecard.observe import Event, FinishedEvent, StepEvent
-from onecard.spec import CorpusFacts, MaskAudit, ModelPlan, OptimizerPlan, Plan, SchedulePlan
+from onecard.spec import (
+    CorpusFacts,
+    Forecast,
+    MaskAudit,
+    MemoryForecast,
+    ModelPlan,
+    OptimizerPlan,
+    Plan,
+    SchedulePlan,
+    TimeForecast,
+)
+
+MIB = 2**20
 
 
 @dataclass
@@ -58,11 +70,48 @@ def plan() -> Plan:
         eval_steps=20,
         save_steps=40,
         sample_steps=20,
+        sample_prompts=(),
         reasons={
             "micro_batch_size": "half of the batch is fastest on two cores",
             "schedule.num_steps": "of the recipe",
         },
     )
+
+
+@pytest.fixture
+def forecast() -> Forecast:
+    """A small run on a large card: 100 MiB of 10 GiB, 40 steps of 0.1 s, two evaluations and one checkpoint."""
+    breakdown = {"activations": 60 * MIB, "weights": 39 * MIB, "batch": MIB // 2, "loss": MIB // 2}
+    memory = MemoryForecast(
+        fits=True,
+        limit_bytes=10240 * MIB,
+        peak_bytes=100 * MIB,
+        peak_low_bytes=97 * MIB,
+        peak_high_bytes=104 * MIB,
+        allocated_bytes=90 * MIB,
+        context_bytes=400 * MIB,
+        breakdown=breakdown,
+        peak_phase="loss",
+        phase_bytes={"loss": 90 * MIB},
+        host_peak_bytes=3000 * MIB,
+        disk_bytes=50 * MIB,
+        note="a remark",
+    )
+    time = TimeForecast(
+        step_s=0.1,
+        step_low_s=0.05,
+        step_high_s=0.2,
+        tokens_per_s=81920.0,
+        total_s=10.0,
+        evaluation_s=2.5,
+        num_evaluations=2,
+        save_s=1.0,
+        num_saves=1,
+        limited_by="launches",
+        share_of_peak=0.1,
+        energy_wh=(100.0, 200.0),
+    )
+    return Forecast(card="RTX 3060 12GB", memory=memory, time=time)
 
 
 def steps(first: int, last: int) -> list[Event]:
@@ -108,6 +157,7 @@ class FakeApi:
     finished: FinishedEvent = FINISHED
     raises: BaseException | None = None
     audit: MaskAudit | None = None
+    heard: list[Event] = field(default_factory=list)
 
     def plan(self, recipe: Any, **_: Any) -> Plan:
         self.calls.append(("plan", {"recipe": recipe}))
@@ -146,7 +196,7 @@ class FakeApi:
     def _tell(self, *, on_event: Any, on_plan: Any, on_progress: Any) -> Path:
         on_progress("tokenizing", 1, 2)
         on_plan(self.plan_made, self.run_folder)
-        for event in steps(1, 40):
+        for event in [*steps(1, 40), *self.heard]:
             on_event(event)
         if self.raises is not None:
             raise self.raises

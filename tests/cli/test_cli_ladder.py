@@ -1,6 +1,7 @@
 """How `onecard plan` shows alternatives while they become known, and what stays after Ctrl+C."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -105,6 +106,16 @@ def test_rows_come_before_compiling_and_then_one_by_one(run, planner: Planner) -
         "optimizer muon 2.0 GiB 1 s a step fits",
         "not compiled, for it would not make them fit, or cannot be done: micro_batch_size 64",
     ]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_rows_fold_to_the_terminal(run, planner: Planner, monkeypatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    done = run(*WORDS)
+    assert "before compiling" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= columns
+    assert " ".join(done.stdout.split()).count("1 s a step does not fit, before compiling") == 1
 
 
 def test_no_refine_leaves_all_rows_before_compiling(run, planner: Planner) -> None:

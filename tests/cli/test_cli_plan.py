@@ -1,9 +1,15 @@
 """`onecard plan` for cards that are not here."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from onecard import api
+from onecard.run.folder import RunFolder
+from onecard.spec import load_recipe
 
 WORDS = [
     *("plan", "--dataset", "text.txt", "--tokenizer", "bytes", "--max_seq_length", "256", "--max_steps", "100"),
@@ -81,6 +87,7 @@ def test_a_card_side_by_side_that_pytorch_does_not_support_is_named(run, monkeyp
     builds = [line for line in notes.splitlines() if "install the cu126 build" in line]
     assert [line.partition(":")[0] for line in builds] == ["GTX 1080 Ti", "V100 PCIe 16GB"]
     document = json.loads(run(*WORDS, "--card", "gtx-1080-ti,rtx-3060-12gb", "--json").stdout)
+    assert all(len(card["alternatives"]) > 4 for card in document["cards"])
     assert ["cu126" in (card["note"] or "") for card in document["cards"]] == [True, False]
 
 
@@ -98,12 +105,71 @@ def test_what_cannot_fit_ends_with_3(run) -> None:
         (["--card", "rtx-3060"], "rtx-3060-12gb"),
         (["--card", "rtx-3060-12gb", "--platform", "dos"], "platform 'dos' is unknown"),
         (["--platform", "windows"], "--platform belongs to --card"),
+        (["--card", ""], "--card '' names no card"),
+        (["--card", " , "], "--card ' , ' names no card"),
+        (["--card", "rtx-3060-12gb", "--device", "cpu"], "a plan for RTX 3060 12GB cannot be one for device cpu"),
+        (["--explain", "runs/a"], "would change nothing: --dataset text.txt"),
     ],
 )
 def test_what_cannot_be_planned_is_explained(run, words: list[str], message: str) -> None:
     done = run(*WORDS, *words)
     assert done.code == 2
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("option", [["--card", "zzz"], ["--config", "x.yaml"], ["--platform", "linux"]])
+def test_an_explained_plan_takes_nothing_else(run, option: list[str]) -> None:
+    done = run("plan", "--explain", "runs/a", *option)
+    assert done.code == 2
+    assert f"would change nothing: {' '.join(option)}" in done.stderr
+
+
+def test_an_unknown_card_is_refused_before_anything_heavy_is_loaded() -> None:
+    code = (
+        "import sys\n"
+        "from onecard.cli import main\n"
+        "try: main(['plan', 'demo', '--card', 'rtx-3060-12gb,rtx-9999'])\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
+    assert "card 'rtx-9999' is not in the catalogue" in done.stderr
+    assert done.stdout.strip() == "False"
+
+
+def test_a_limit_beyond_the_card_is_told(run) -> None:
+    words = [*WORDS, "--card", "rtx-3060-12gb", "--no-refine"]
+    told = "memory_limit_gb 100 changes nothing: it is more than can be had"
+    done = run(*words, "--memory_limit_gb", "100")
+    place = next(number for number, line in enumerate(done.stdout.splitlines()) if line.startswith("memory  "))
+    assert done.stdout.splitlines()[place + 1].strip().endswith(told)
+    assert (
+        json.loads(run(*words, "--memory_limit_gb", "100GiB", "--json").stdout)["choices"]["memory_limit_bytes"] == told
+    )
+    assert "changes nothing" not in run(*words, "--memory_limit_gb", "3.2GB").stdout
+
+
+def test_the_whole_run_is_its_steps_evaluations_and_checkpoints(run) -> None:
+    told = json.loads(run(*WORDS, "--card", "rtx-3060-12gb", "--no-refine", "--json").stdout)
+    parts = [(100, told["step_s"]), *((told[f"num_{what}s"], told[f"{what}_s"]) for what in ("evaluation", "save"))]
+    assert all(count > 0 and seconds > 0 for count, seconds in parts)
+    assert sum(count * seconds for count, seconds in parts) == pytest.approx(told["total_s"])
+
+
+def test_a_saved_plan_is_explained_with_its_alternatives(run, tmp_path: Path) -> None:
+    recipe = load_recipe(None, **dict(zip((word[2:] for word in WORDS[1::2]), WORDS[2::2], strict=True)))
+    made = api.plan(recipe, card="rtx-3060-12gb", refine=False)
+    RunFolder.create(tmp_path / "run", recipe, made)
+    done = run("plan", "--explain", str(tmp_path / "run"))
+    assert done.code == 0, done.stderr
+    ladder = done.stdout[done.stdout.index("what else there is") :].splitlines()
+    assert ladder[1].split()[:2] == ["as", "planned"]
+    document = json.loads(run("plan", "--explain", str(tmp_path / "run"), "--json").stdout)
+    assert len(document["alternatives"]) == len(ladder) - 1 > 4
+    away = made.forecast.model_copy(update={"card": "a card of nobody"})
+    RunFolder.create(tmp_path / "other", recipe, made.model_copy(update={"forecast": away}))
+    done = run("plan", "--explain", str(tmp_path / "other"))
+    assert done.code == 0
+    assert "alternatives cannot be forecast here: card 'a card of nobody' is not in the catalogue" in done.stdout
 
 
 def test_a_missing_text_is_no_obstacle(run) -> None:

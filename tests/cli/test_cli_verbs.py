@@ -9,6 +9,7 @@ import pytest
 
 from onecard.cli.rows import format_rows
 from onecard.errors import DivergedError
+from onecard.observe import EvaluatedEvent
 from onecard.spec.mask_audit import MaskAudit, RowLengths, SampleRow, SourceFormats
 
 AUDIT = MaskAudit(
@@ -47,6 +48,29 @@ def test_train_tells_the_story_of_a_run(run, api) -> None:
     assert "completed: 40 steps" in lines[-5]
     assert lines[-2].endswith(f'onecard generate {api.run_folder} --prompt "..."')
     assert lines[-1].endswith(f"tensorboard --logdir {api.run_folder}")
+
+
+def test_train_shows_its_whole_plan_and_what_came_of_it(run, api, plan, forecast) -> None:
+    api.plan_made = plan.model_copy(update={"device": "cuda:0", "forecast": forecast})
+    evaluated = {"step": 20, "elapsed_s": 3.0, "loss": 1.9, "bits_per_byte": None, "standard_error": 0.1}
+    api.heard = [
+        EvaluatedEvent(**evaluated, num_target_tokens=9, is_best=True, seconds=seconds) for seconds in (4.0, 6.0)
+    ]
+    lines = run("train", "--dataset", "a.txt").stdout.splitlines()
+    begins = lines[: next(number for number, line in enumerate(lines) if line.startswith("step "))]
+    told = {line[:12].strip(): line[12:] for line in begins if not line.startswith("  ")}
+    assert told["memory"].startswith("fits: 100.0 MiB (97.0 MiB to 104.0 MiB) of 10.0 GiB")
+    assert told["whole run"] == "0:10, 0.1 to 0.2 kWh; 0.1 tokens per parameter"
+    assert told["of it"] == "2 evaluations of 2.5 s, 1 checkpoint of 1 s"
+    assert told["choices"].endswith(f"onecard plan --explain {api.run_folder}")
+    assert [line.split()[0] for line in begins if "█" in line] == ["activations", "weights", "other", "free"]
+    place = next(number for number, line in enumerate(lines) if line.startswith("as planned?"))
+    assert [line[13:] for line in lines[place : place + 2]] == [
+        "evaluation 5 s, predicted 2.5 (+100%)",
+        "whole run 0:04, predicted 0:10 (-60%)",
+    ]
+    api.finished = replace(api.finished, step=17, reason="stopped early")
+    assert "whole run 0:" not in run("train", "--dataset", "a.txt").stdout
 
 
 def test_train_as_json_prints_one_document_and_nothing_else(run, api) -> None:

@@ -1,5 +1,6 @@
 """Forecasts for cards that are not here, and the settings that fit them."""
 
+import gzip
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from onecard.planner.device import Target, target_of_card
 from onecard.planner.fit import FirstAnswer, fit_plan
 from onecard.planner.forecast import forecast
 from onecard.planner.ladder import list_alternatives
+from onecard.planner.state_size import least_state
 from onecard.spec import AdaptPlan, BasePlan, Plan, Recipe
 
 MIB = 2**20
@@ -54,7 +56,11 @@ def recipe_of(**changes: Any) -> Recipe:
 def test_the_parts_add_up_to_the_peak(draft: Callable[..., Plan], target: Target) -> None:
     memory = forecast(draft(), target).forecast.memory
     assert memory.fits
-    assert sum(memory.breakdown.values()) == memory.peak_bytes
+    assert sum(memory.breakdown.values()) == memory.peak_bytes + memory.context_bytes
+    assert memory.breakdown["CUDA context"] == memory.context_bytes
+    # Each kind has its row, even where there is nothing of it at the peak.
+    kinds = {"weights", "gradients", "optimizer", "activations", "loss", "workspaces", "allocator slack"}
+    assert kinds <= memory.breakdown.keys()
     assert memory.peak_low_bytes < memory.peak_bytes < memory.peak_high_bytes < memory.limit_bytes
     assert memory.breakdown["workspaces"] == 2 * 8_519_680
     assert memory.breakdown["activations"] > memory.breakdown["weights"]
@@ -90,8 +96,11 @@ def test_a_phase_that_cannot_be_traced_is_told(
 def test_a_damaged_trace_is_made_again(draft: Callable[..., Plan], target: Target, tmp_path: Path) -> None:
     first = forecast(draft(), target)
     (file,) = (tmp_path / "cache" / "traces").iterdir()
-    file.write_bytes(b"nothing")
-    assert forecast(draft(), target) == first
+    whole = file.read_bytes()
+    for content in (b"nothing", whole[: len(whole) // 2], whole[:20] + b"damaged" + whole[27:], gzip.compress(b"[1]")):
+        file.write_bytes(content)
+        assert forecast(draft(), target) == first
+        assert file.read_bytes() == whole
 
 
 def test_what_is_given_stays(draft: Callable[..., Plan], target: Target) -> None:
@@ -153,8 +162,61 @@ def test_a_step_that_cannot_be_traced_is_no_end_where_it_can_be_tried(
 
 
 def test_a_limit_below_the_weights_says_so(draft: Callable[..., Plan], target: Target) -> None:
-    with pytest.raises(DoesNotFitError, match="weights and optimizer state alone are"):
+    words = r"weights, gradients and optimizer state alone are .* and 204\.8 KiB"
+    with pytest.raises(DoesNotFitError, match=words) as caught:
         fit_plan(draft(0.2), recipe_of(), target)
+    # Nothing but the limit is in the way, and there is no other method for a model from scratch.
+    assert "method" not in str(caught.value)
+    (row,) = caught.value.plan.alternatives
+    assert row.fits
+    assert f"--memory_limit_gb {row.settings['memory_limit_gb']}: " in str(caught.value)
+    raised = draft(1024 * row.settings["memory_limit_gb"])
+    plan = fit_plan(raised, recipe_of(per_device_train_batch_size=1, gradient_checkpointing=True), target)
+    assert plan.forecast is not None
+    assert plan.forecast.memory.fits
+
+
+def test_a_limit_that_is_the_cards_own_cannot_be_raised(draft: Callable[..., Plan], target: Target) -> None:
+    small = replace(target, limit_bytes=MIB // 5)
+    with pytest.raises(DoesNotFitError, match="choose a smaller model, or a card with more memory") as caught:
+        fit_plan(draft(0.2), recipe_of(), small)
+    assert caught.value.plan.alternatives == ()
+
+
+def test_what_no_trace_could_save_is_refused_without_one(
+    draft: Callable[..., Plan], target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace_cache, "trace_plan", None)
+    large = draft(num_parameters=72 * 10**9, optimizer="adamw")
+    with pytest.raises(
+        DoesNotFitError, match=r"optimizer state alone are 1206\.\d GiB, and 10\.9 GiB can be had"
+    ) as caught:
+        fit_plan(large, recipe_of(), target)
+    told = caught.value.plan.forecast
+    assert not told.memory.fits
+    assert told.memory.peak_bytes == 18 * 72 * 10**9
+    assert "not traced" in told.memory.note
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "adamw_8bit", "paged_adamw"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_no_trace_needs_less_than_arithmetic_says(
+    method: str,
+    optimizer: str,
+    precision: str,
+    draft: Callable[..., Plan],
+    settings_of: Callable[..., dict[str, Any]],
+    target: Target,
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    base = {"base": BasePlan(name="existing"), "init": "pretrained", "settings": settings_of("llama", **WIDE)}
+    adapt = None if method == "full" else AdaptPlan(method=method, r=8)
+    small = {"micro_batch_size": 1, "eval_batch_size": 1, "total_batch_size": 1, "max_seq_length": 16}
+    plan = draft(optimizer=optimizer, adapt=adapt, **small, **base).model_copy(update={"precision": precision})
+    memory, least = forecast(plan, target).forecast.memory, least_state(plan)
+    assert sum(least.values()) <= memory.phase_bytes["update"]
+    assert sum(least.values()) >= 0.4 * memory.phase_bytes["update"]
 
 
 def test_smaller_state_is_a_remedy_where_nothing_else_is(
@@ -178,24 +240,26 @@ def test_smaller_state_is_a_remedy_where_nothing_else_is(
     for limit in limits:
         with pytest.raises(DoesNotFitError, match=r"What would:\n  --optim adamw_8bit: .* MiB"):
             fit_plan(draft(limit, **heavy, **smallest), given, target)
-    with pytest.raises(DoesNotFitError, match="weights and optimizer state alone are"):
+    with pytest.raises(DoesNotFitError, match=r"\n  --memory_limit_gb \d\.\d: ") as caught:
         fit_plan(draft(small.peak_bytes / MIB - 1, **heavy, **smallest), given, target)
+    assert "--optim" not in str(caught.value)
 
 
 def test_alternatives_change_one_thing_each(draft: Callable[..., Plan], target: Target) -> None:
     rows = list(list_alternatives(draft(micro_batch_size=4), target))
     assert [list(row.settings) for row in rows] == [
         [],
-        ["micro_batch_size"],
-        ["micro_batch_size"],
-        ["micro_batch_size"],
+        ["micro_batch_size", "total_batch_size"],
+        ["micro_batch_size", "total_batch_size"],
+        ["micro_batch_size", "total_batch_size"],
         ["gradient_checkpointing"],
         ["gradient_checkpointing"],
         ["torch_compile"],
         ["optimizer"],
         ["optimizer"],
-        ["max_seq_length"],
+        ["max_seq_length", "total_batch_size"],
     ]
+    assert [row.settings["total_batch_size"] for row in rows if "total_batch_size" in row.settings] == [8, 8, 8, 16]
     assert [row.settings["optimizer"] for row in rows[7:9]] == ["adamw", "adamw_8bit"]
     assert rows[0].is_chosen
     by_size = {row.settings.get("micro_batch_size", 4): row.peak_bytes for row in rows[:4]}

@@ -285,6 +285,8 @@ def test_paged_state_needs_a_card_under_linux() -> None:
     recipe, card = Recipe(**SMALL, optim="paged_adamw"), find_card("rtx-3060-12gb")
     with pytest.raises(InputError, match=r"needs Linux.*Use optim adamw_8bit"):
         check_recipe(recipe, MACHINE, target_of_card(card, "windows"))
+    with pytest.raises(InputError, match=r"needs Linux"):
+        check_recipe(recipe, MACHINE, target_of_card(card, "wsl"))
     check_recipe(recipe, MACHINE, target_of_card(card, "linux"))
 
 
@@ -470,6 +472,38 @@ def test_compiling_is_chosen_when_the_run_is_long_enough(monkeypatch: pytest.Mon
     assert not chosen(max_steps=10_000)
     assert plan_of().reasons["torch_compile"] == "no compiler"
     assert "torch_compile cannot be used: no compiler" in refusal(torch_compile=True)
+
+
+@pytest.mark.parametrize(
+    ("card", "platform", "problem"),
+    [
+        ("gtx-1080-ti", "linux", "Triton needs compute capability 7.0 or newer, and GTX 1080 Ti has 6.1"),
+        ("rtx-3060-12gb", "linux", None),
+        ("rtx-3060-12gb", "wsl", None),
+        ("rtx-3060-12gb", "windows", "PyTorch for Windows comes without Triton"),
+    ],
+)
+def test_no_compiled_step_is_planned_where_there_is_no_compiler(
+    card: str, platform: str, problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "fit_plan", lambda draft, *_: draft)
+    target = target_of_card(find_card(card), platform)
+    recipe = load_recipe(SMALL | {"device": "cuda", "max_steps": 10**9})
+    plan = make_plan(recipe, MACHINE, facts(), FAST, target)
+    assert plan.torch_compile == (problem is None)
+    # Without a length: the forecast has a better one than what this is judged by.
+    assert plan.reasons["torch_compile"] == (problem or "pays back within the run")
+    if problem:
+        with pytest.raises(InputError, match=problem):
+            make_plan(recipe.model_copy(update={"torch_compile": True}), MACHINE, facts(), FAST, target)
+
+
+def test_wsl_has_the_memory_of_windows_and_the_pytorch_of_linux() -> None:
+    windows, wsl = (target_of_card(find_card("rtx-3060-12gb"), platform) for platform in ("windows", "wsl"))
+    assert wsl.limit_bytes == windows.limit_bytes
+    assert (wsl.allocator_platform, windows.allocator_platform) == ("linux", "win32")
+    with pytest.raises(InputError, match="windows or wsl"):
+        target_of_card(find_card("rtx-3060-12gb"), "macos")
 
 
 def test_a_missing_cpp_compiler_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ def test_the_next_plan_is_corrected(plan: Plan, target: Target) -> None:
         remember(outcome)
     after = forecast(plan, target).forecast
     assert after.memory.peak_bytes == pytest.approx(1.1 * before.memory.peak_bytes, rel=1e-3)
-    assert sum(after.memory.breakdown.values()) == after.memory.peak_bytes
+    assert sum(after.memory.breakdown.values()) == after.memory.peak_bytes + after.memory.context_bytes
     assert after.memory.note is not None
     assert "+10.0%" in after.memory.note
     other = target_of_card(find_card("rtx-4090"))
@@ -126,15 +126,47 @@ def test_the_next_plan_is_corrected(plan: Plan, target: Target) -> None:
     assert forecast(plan, other).forecast.memory.note is None
 
 
-def test_a_correction_has_limits(plan: Plan, target: Target) -> None:
-    remember(replace(outcome_of(plan, target, 1.0), measured_peak_bytes=10**12))
+@pytest.fixture
+def slow_target(target: Target) -> Target:
+    """A card whose memory is so slow that steps wait for it, not for Python."""
     assert target.card is not None
-    assert memory_factor(target.card) == 1.2
+    return replace(target, card=replace(target.card, bandwidth_bytes_per_s=1e8))
+
+
+def test_what_is_far_beyond_every_error_of_a_plan_corrects_nothing(plan: Plan, slow_target: Target) -> None:
+    target = slow_target
+    assert target.card is not None
+    before = forecast(plan, target).forecast
+    remember(replace(outcome_of(plan, target, 1.0), measured_peak_bytes=10**12))
+    assert memory_factor(target.card) == 1.0
+    remember(replace(outcome_of(plan, target, 1.0), measured_step_s=1e9))
+    after = forecast(plan, target).forecast
+    assert after.memory.peak_bytes == before.memory.peak_bytes
+    assert after.memory.note == "1 earlier run on this card, too far from what was predicted, left out"
+    # The run with too much memory took twice the time, which is believable, and the other one is left out.
+    assert before.time.step_s < after.time.step_s < 2.1 * before.time.step_s
+    assert "1 earlier run on this card" in after.time.note
+
+
+def test_a_corrected_time_says_so(plan: Plan, slow_target: Target) -> None:
+    before = forecast(plan, slow_target).forecast.time
+    assert before.note is None
+    for _ in range(5):
+        remember(outcome_of(plan, slow_target, 1.0))
+    after = forecast(plan, slow_target).forecast.time
+    share = after.step_s / before.step_s - 1
+    assert share > 0.5
+    assert after.note == f"corrected by {share:+.1%} after earlier runs on this card"
 
 
 def test_lines_that_are_no_outcomes_are_skipped(plan: Plan, target: Target) -> None:
     remember(outcome_of(plan, target, 1.0))
     with outcomes_file().open("a", encoding="utf-8") as file:
         file.write("nothing\n{}\n[1]\n")
+        whole = asdict(outcome_of(plan, target, 1.0))
+        damaged = [{"measured_step_s": value} for value in ("x", None, float("nan"), float("inf"), 0, True, 10**400)]
+        damaged += [{"seconds": value} for value in ({"gemm_16bit": None}, {"gemm_16bit": -1.0}, {"copy": "x"}, [])]
+        damaged += [{"measured_peak_bytes": "1"}, {"predicted_peak_bytes": None}, {"card": 3}, {"settings": None}]
+        file.writelines(json.dumps(whole | change) + "\n" for change in damaged)
     assert len(outcomes_of()) == len(outcomes_of("rtx-3060-12gb")) == 1
     assert outcomes_of("rtx-4090") == []

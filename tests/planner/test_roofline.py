@@ -197,6 +197,11 @@ def test_the_band_of_a_laptop_spans_its_power_limits(tiny_plan: MakePlan) -> Non
     assert narrow.energy_wh is None
     assert wide.energy_wh is not None
     assert wide.energy_wh[0] < wide.energy_wh[1]
+    # More power, less time: neither end of the one meets that of the other.
+    low_w, high_w = laptop.power_limits_w
+    run_s = [wide.total_s * bound_s / wide.step_s / 3600 for bound_s in (wide.low_s, wide.high_s)]
+    assert wide.energy_wh[0] > 1.2 * low_w * run_s[0]
+    assert wide.energy_wh[1] < 0.9 * high_w * run_s[1]
 
 
 def test_the_slower_memory_of_some_laptops_is_in_the_band(tiny_plan: MakePlan) -> None:

@@ -56,6 +56,13 @@ def test_every_checkpoint_has_the_loss_that_the_run_measured(outcome: "Outcome")
     assert {"dtype", "device", "torch", "transformers", "onecard", "data"} <= recorded[0]["protocol"].keys()
 
 
+def test_what_each_item_took_is_kept_for_comparing_runs(outcome: "Outcome", tmp_path: Path) -> None:
+    onecard.evaluate(outcome.root)
+    other = shutil.copytree(outcome.root, tmp_path / "other")
+    (entry,) = onecard.compare([outcome.root, other]).comparisons
+    assert (entry.score, entry.gain, entry.p_value, entry.n > 1) == ("loss", 0, 1, True)
+
+
 def test_neither_batch_size_nor_the_other_checkpoints_change_a_score(outcome: "Outcome") -> None:
     whole = losses(onecard.evaluate(outcome.root, batch_size=1).checkpoints)
     assert losses(onecard.evaluate(outcome.root, batch_size=64).checkpoints) == pytest.approx(whole, rel=1e-6)

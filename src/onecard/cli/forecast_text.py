@@ -14,6 +14,8 @@ _LEAST_BAR_WIDTH = 10
 _BESIDE_BAR = 15
 # Of the peak: smaller parts share a bar.
 _LEAST_SHARE = 0.01
+# Less than that does not show in the digits of the sum.
+_TOLD_SHARE = 0.0005
 _FULL, _EMPTY = "█", "·"
 _NO_FORECAST = ("fits", "peak_bytes", "context_bytes", "peak_low_bytes", "peak_high_bytes", "allocated_bytes")
 _MEMORY_KEYS = (
@@ -41,7 +43,7 @@ def forecast_rows(plan: "Plan") -> list[tuple[str, str]]:
             f"{_who_has(plan, memory.context_bytes)}; fullest in: {memory.peak_phase}",
         ),
         *(("", text) for text in remarks),
-        ("phases", ", ".join(f"{phase} {format_bytes(size)}" for phase, size in _phases(memory.phase_bytes))),
+        ("tensors in", ", ".join(f"{phase} {format_bytes(size)}" for phase, size in _phases(memory.phase_bytes))),
         ("host, disk", f"{format_bytes(memory.host_peak_bytes)} of RAM, {format_bytes(memory.disk_bytes)} on the disk"),
     ]
     if plan.forecast.time is not None:
@@ -86,7 +88,7 @@ def _shown_parts(breakdown: dict[str, int]) -> dict[str, int]:
     """The parts that are worth a bar, and what the others are together: they add up to the peak."""
     total = sum(breakdown.values())
     shown = {part: num_bytes for part, num_bytes in breakdown.items() if num_bytes >= _LEAST_SHARE * total}
-    if rest := total - sum(shown.values()):
+    if (rest := total - sum(shown.values())) >= _TOLD_SHARE * total:
         shown["other"] = rest
     return shown
 
@@ -133,6 +135,7 @@ def _time_rows(plan: "Plan", time: "TimeForecast") -> list[tuple[str, str]]:
             f"{format_count(time.tokens_per_s)} tokens/s, "
             f"{time.share_of_peak:.0%} of the {device}'s peak; limited by {time.limited_by}",
         ),
+        *([("", time.note)] if time.note else []),
         ("whole run", f"{format_seconds(time.total_s)}{energy}{_per_parameter(plan)}"),
         *([("of it", aside)] if (aside := _beside_steps(plan, time)) else []),
     ]

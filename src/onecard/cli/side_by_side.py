@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from onecard.hardware import Card
     from onecard.spec import Forecast, Plan, Recipe
 
-# Each with its width: rows come one by one, so none can wait for a wider one.
-_COLUMNS = (("card", 24), ("in", 14), ("", 12), ("memory", 36), ("micro-batches", 24), ("speed", 16), ("whole run", 32))
-_LAST_COLUMN = "step"
-_TABLE_COLUMNS = sum(width + 2 for _, width in _COLUMNS) + 32
+_COLUMNS = ("card", "in", "", "memory", "micro-batches", "speed", "whole run", "step")
+# Of those between place and step. Rows come one by one, so none can wait for a wider one.
+_WIDTHS = (12, 46, 25, 15, 30)
+_STEP_WIDTH = len("compiled, interpolated")
 
 
 @dataclass
@@ -49,14 +49,15 @@ class SideBySide:
         """
         status = StatusLine()
         width = width_of(sys.stdout)
-        is_table = width is None or width >= _TABLE_COLUMNS
+        widths = (max(len(card.name) for card in self.cards), len(self._host), *_WIDTHS)
+        is_table = width is None or width >= sum(widths) + 2 * len(widths) + _STEP_WIDTH
         if is_table:
-            print(_in_columns((*(name for name, _ in _COLUMNS), _LAST_COLUMN)))
+            print(_in_columns(_COLUMNS, widths))
         try:
             for made in self._plan_all(status):
                 status.close()
-                row = card_row(made, self.platform or "linux")
-                print(_in_columns(row)) if is_table else _print_block(row)
+                row = card_row(made, self._host)
+                print(_in_columns(row, widths)) if is_table else _print_block(row)
                 sys.stdout.flush()
         except KeyboardInterrupt:
             status.close()
@@ -90,6 +91,10 @@ class SideBySide:
             raise typer.Exit(EXIT_INTERRUPTED) from None
         print(json.dumps({"cards": documents}))
         self._raise_if_none_fits()
+
+    @property
+    def _host(self) -> str:
+        return self.platform or "linux"
 
     def _plan_all(self, status: StatusLine) -> "Iterator[Plan]":
         for number, card in enumerate(self.cards, 1):
@@ -195,14 +200,13 @@ def _recomputed(share: float) -> str:
     return ", recomputed" if share else ""
 
 
-def _in_columns(cells: tuple[str, ...]) -> str:
+def _in_columns(cells: tuple[str, ...], widths: tuple[int, ...]) -> str:
     *others, last = cells
-    padded = (f"{cell:{width}}" for cell, (_, width) in zip(others, _COLUMNS, strict=True))
-    return "  ".join([*padded, last]).rstrip()
+    return "  ".join([*(f"{cell:{width}}" for cell, width in zip(others, widths, strict=True)), last]).rstrip()
 
 
 def _print_block(cells: tuple[str, ...]) -> None:
     """A card in a terminal that is too narrow for the table."""
     card, host, verdict, *rest, step = cells
     print_folded(f"{card} in {host}: {verdict}, {step}")
-    print_rows([(f"  {name}", cell) for (name, _), cell in zip(_COLUMNS[3:], rest, strict=True) if cell])
+    print_rows([(f"  {name}", cell) for name, cell in zip(_COLUMNS[3:-1], rest, strict=True) if cell])

@@ -142,4 +142,4 @@ def _print_next_steps(view: RunView, run_folder: Path) -> None:
         rows.append(("see curves", f"{command('tensorboard')} --logdir {folder}"))
     for label, text in rows:
         # One line each, however long, so that it can be copied.
-        print(f"{label:12}{text}")
+        print(f"{label:13}{text}")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from onecard.units import GIB
 
-CardHost = Literal["linux-headless", "linux-desktop", "windows"]
+CardHost = Literal["linux-headless", "linux-desktop", "windows", "wsl"]
 
 # Of all numbers here the sources are in catalogue.toml, which names them for every card.
 _INLINE_ECC_SHARE = 1 / 16
@@ -107,11 +107,11 @@ class Card:
 def usable_bytes(card: Card, host: CardHost) -> int:
     """Bytes that PyTorch's allocator may reserve on a card that nothing but `host` itself shares.
 
-    On Windows more can be had, from system memory and about eight times as slow. WSL counts as Windows: its ceiling
+    On Windows more can be had, from system memory and about eight times as slow. WSL is as Windows: its ceiling
     lies below what the driver shows as free. A live reading of free memory, where there is one, is the better guide.
     """
     total = card.memory_bytes * (1 - _INLINE_ECC_SHARE if card.has_inline_ecc else 1)
-    if host == "windows":
+    if host in ("windows", "wsl"):
         return int(total * _WINDOWS_SHARE)
     visible = total * (1 - _DRIVER_SHARE) if card.visible_bytes is None else card.visible_bytes
     headless = int(visible) - context_bytes(card, host)
@@ -119,7 +119,7 @@ def usable_bytes(card: Card, host: CardHost) -> int:
         return headless
     if host == "linux-desktop":
         return headless - _DESKTOP_BYTES
-    raise ValueError(f"host {host!r} is none of linux-headless, linux-desktop, windows")
+    raise ValueError(f"host {host!r} is none of linux-headless, linux-desktop, windows, wsl")
 
 
 def context_bytes(card: Card, host: CardHost) -> int:

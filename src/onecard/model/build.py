@@ -44,6 +44,12 @@ def make_config(settings: dict[str, Any], dropout: float = 0.0) -> PreTrainedCon
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise InputError(f"model_config: model_type {model_type!r} is no causal language model: try qwen3, llama, gpt2")
     allowed = set(known.to_dict()) | set(known.attribute_map)
+    inner = known.get_text_config()
+    if "num_attention_heads" not in allowed | set(inner.to_dict()) | set(inner.attribute_map):
+        raise InputError(
+            f"model_type {model_type!r} is no plain decoder with attention (it has no num_attention_heads), and "
+            "onecard trains nothing else: try qwen3, llama or gpt2"
+        )
     if unknown := sorted(key for key in settings if key not in allowed and not _is_value(known, key)):
         raise InputError(f"model_config: {model_type} has no setting named {', '.join(unknown)}")
     try:

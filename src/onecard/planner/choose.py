@@ -1,6 +1,5 @@
 """Recipe + machine + corpus -> Plan."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,9 +7,8 @@ from typing import Any, Literal
 import torch
 
 from onecard.hardware import Machine
-from onecard.planner.allocator_settings import AllocatorSettings
 from onecard.planner.decisions import Grounds, decide, draft_steps
-from onecard.planner.device import Target, find_compiler_problem, find_target
+from onecard.planner.device import Target, find_compiler_problem, find_target, offered_bytes
 from onecard.planner.eval_tasks import plan_tasks, with_cache
 from onecard.planner.fit import FirstAnswer, fit_plan
 from onecard.planner.measure import measure_peak, measure_step
@@ -175,16 +173,10 @@ def _peak_of_card(target: Target, precision: str) -> float:
 
 def _memory_limit(recipe: Recipe, target: Target) -> int | None:
     """What the allocator may reserve: the least of what card, recipe and environment allow; None on a CPU."""
-    if target.limit_bytes is None:
-        return None
-    limits = [target.limit_bytes]
-    if recipe.memory_limit_gb is not None:
-        limits.append(int(recipe.memory_limit_gb * GIB))
-    if target.total_bytes is not None:
-        # The run sets a share of its own, which overrides that of the environment.
-        share = AllocatorSettings.from_environment(os.environ, target.allocator_platform).per_process_memory_fraction
-        limits.append(int(share * target.total_bytes))
-    return min(limits)
+    offered = offered_bytes(target)
+    if offered is None or recipe.memory_limit_gb is None:
+        return offered
+    return min(offered, int(recipe.memory_limit_gb * GIB))
 
 
 def _find_idle_limit(recipe: Recipe, target: Target) -> str | None:
@@ -206,5 +198,6 @@ def _choose_compile(recipe: Recipe, target: Target, run_s: float) -> tuple[bool,
         return False, problem
     threshold = _COMPILE_PAYS_AFTER_S[target.kind]
     if run_s < threshold:
-        return False, f"a run of about {format_seconds(run_s)} is over before compiling pays"
-    return True, f"pays back within a run of about {format_seconds(run_s)}"
+        return False, "the run is over before compiling pays"
+    # Without its length: the forecast has a better one.
+    return True, "pays back within the run"

@@ -10,7 +10,7 @@ does not: it is taken from the eager step of the whole model, whose tensors are 
 they have more. Whatever is not compiled (update, evaluation) is that of the whole model's eager step.
 
 A share of recomputing layers lies between none and all of them: each phase is the fullest of several moments, which are
-on straight lines over the share, so a line between the two ends is never below it.
+on straight lines over the share, so a line between the two ends is hardly ever below it (0.57 % once, for slack).
 """
 
 from collections.abc import Collection, Mapping

@@ -1,5 +1,6 @@
 """Which device, and what it can do."""
 
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ import torch
 
 from onecard.errors import InputError
 from onecard.hardware import Card, CardHost, Machine, all_cards, card_of, usable_bytes
+from onecard.planner.allocator_settings import AllocatorSettings
 from onecard.spec import Recipe
 
 _HOSTS: dict[str, CardHost] = {
@@ -15,8 +17,10 @@ _HOSTS: dict[str, CardHost] = {
     "linux-desktop": "linux-desktop",
     "linux-headless": "linux-headless",
     "windows": "windows",
-    "wsl": "windows",
+    "wsl": "wsl",
 }
+# Triton compiles for nothing older (is_triton_capable in PyTorch 2.13's torch/_dynamo/device_interface.py).
+_LEAST_OF_TRITON = (7, 0)
 _WHEELS = "https://pytorch.org/get-started/locally/"
 _INDEX = "https://download.pytorch.org/whl"
 # What `pip install torch` brings on Linux; taken where this PyTorch is one without CUDA.
@@ -90,7 +94,7 @@ class Target:
 
     @property
     def allocator_platform(self) -> str:
-        """The platform as `AllocatorSettings` asks for it."""
+        """The platform as `AllocatorSettings` asks for it; inside WSL that is PyTorch for Linux."""
         return "win32" if self.host == "windows" else "linux"
 
 
@@ -115,14 +119,14 @@ def find_target(wish: str, machine: Machine) -> Target:
 
 
 def target_of_card(card: Card, platform: str | None = None) -> Target:
-    """A card of the catalogue in a machine of this kind: linux (the default; a desktop), linux-headless or windows.
+    """A card of the catalogue in a machine of this kind: linux (the default; a desktop), linux-headless, windows, wsl.
 
     Raises:
         InputError: another platform.
     """
     host = _HOSTS.get(platform or "linux")
     if host is None:
-        raise InputError(f"platform {platform!r} is unknown: use linux (a desktop), linux-headless or windows")
+        raise InputError(f"platform {platform!r} is unknown: use linux (a desktop), linux-headless, windows or wsl")
     limit = usable_bytes(card, host)
     problem = _find_build_problem(card)
     reason = f"a plan for {card.name}" + (f"; {problem}" if problem else "")
@@ -130,9 +134,23 @@ def target_of_card(card: Card, platform: str | None = None) -> Target:
     return Target("cuda:0", reason, card.name, card.compute_capability, card, host, limit, total, False, problem)
 
 
+def offered_bytes(target: Target) -> int | None:
+    """What PyTorch's allocator may reserve there by card and environment; None on a CPU.
+
+    Raises:
+        InputError: the environment holds settings that PyTorch refuses.
+    """
+    if target.limit_bytes is None or target.total_bytes is None:
+        return target.limit_bytes
+    # The run sets a share of its own, which overrides that of the environment.
+    share = AllocatorSettings.from_environment(os.environ, target.allocator_platform).per_process_memory_fraction
+    return min(target.limit_bytes, int(share * target.total_bytes))
+
+
 def _host_of(machine: Machine) -> CardHost:
     # A card of this machine is asked how much is free, so whether a desktop runs on it needs no guess.
-    return "windows" if machine.platform in ("windows", "wsl") else "linux-headless"
+    hosts: dict[str, CardHost] = {"windows": "windows", "wsl": "wsl"}
+    return hosts.get(machine.platform, "linux-headless")
 
 
 def choose_precision(recipe: Recipe, target: Target, machine: Machine) -> tuple[str, str]:
@@ -181,6 +199,9 @@ def choose_attention(recipe: Recipe, target: Target, precision: str, dropout: fl
 
 def find_compiler_problem(target: Target) -> str | None:
     """Says why `torch.compile` cannot work there; None where nothing speaks against it."""
+    if target.capability is not None and target.capability < _LEAST_OF_TRITON:
+        number = ".".join(map(str, target.capability))
+        return f"Triton needs compute capability 7.0 or newer, and {target.name} has {number}"
     if not target.is_here:
         return "PyTorch for Windows comes without Triton" if target.host == "windows" else None
     if target.kind == "cuda":

@@ -8,16 +8,20 @@ from onecard.errors import InputError
 from onecard.planner.candidate import RESERVED_SHARE, Candidate, evaluate, is_answered
 from onecard.planner.depth import shallow_plans
 from onecard.planner.device import Target
-from onecard.planner.forecast import predict_eager_step_s
+from onecard.planner.forecast import forecast_state, predict_eager_step_s
 from onecard.planner.ladder import does_not_fit, micro_batches
 from onecard.planner.shape import usual_loss_chunk
+from onecard.planner.state_size import least_state
 from onecard.planner.trace_cache import CannotTrace
 from onecard.spec import Plan, Recipe
 from onecard.units import format_bytes
 
+# What does not depend on the micro-batch.
+_STATE = ("weights", "gradients", "optimizer")
 # Shares of the layers that may recompute where not all have to; the middle one is looked at first.
 _SHARES = (0.25, 0.5, 0.75)
-# A micro-batch expected to need this much of what there is has not to be traced to be ruled out.
+# A micro-batch whose tensors take at least this much of what there is has not to be traced to be ruled out, however
+# earlier runs on the card correct its trace.
 _HOPELESS_SHARE = 1.2
 
 
@@ -55,6 +59,9 @@ def fit_plan(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | N
 
 def _fit(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | None) -> Plan:
     choices = _Choices.of(draft, recipe)
+    if sum(least_state(draft).values()) > (target.limit_bytes or 0):
+        # Nothing that may be chosen changes what stays, and a trace of what no card holds takes minutes.
+        raise does_not_fit(Candidate(draft, forecast_state(draft, target)), target)
     if choices.is_none:
         given = _refine(evaluate(draft, target, may_compile=is_answered(draft, target)), target, first)
         if not given.forecast.memory.fits:
@@ -208,9 +215,9 @@ def _largest_that_fits(draft: Plan, sizes: list[int], target: Target) -> Candida
         candidate = evaluate(draft.model_copy(update=changes), target)
         looked_at.append(candidate)
         low, high = (place + 1, high) if candidate.is_safe else (low, place - 1)
-        expected = [_expect_share(looked_at, size) for size in sizes[low : high + 1]]
-        if expected and expected[0] > _HOPELESS_SHARE:
+        if low <= high and _least_share(candidate, sizes[low]) > _HOPELESS_SHARE:
             break
+        expected = [_expect_share(looked_at, size) for size in sizes[low : high + 1]]
         place = low + max(0, sum(share <= 1.0 for share in expected) - 1)
     fitting = [candidate for candidate in looked_at if candidate.is_safe]
     return min(fitting, key=lambda one: (one.step_s or 0.0, -one.plan.micro_batch_size)) if fitting else None
@@ -235,10 +242,24 @@ def _expect_share(looked_at: list[Candidate], size: int) -> float:
         before = looked_at[-2]
         start, start_bytes = before.plan.micro_batch_size, before.forecast.memory.peak_bytes
     else:
-        start, start_bytes = 0, sum(memory.breakdown.get(part, 0) for part in ("weights", "gradients", "optimizer"))
+        start, start_bytes = 0, sum(memory.breakdown.get(part, 0) for part in _STATE)
     slope = (memory.peak_bytes - start_bytes) / (last.plan.micro_batch_size - start)
     expected = memory.peak_bytes + slope * (size - last.plan.micro_batch_size)
     return expected / (RESERVED_SHARE * memory.limit_bytes)
+
+
+def _least_share(seen: Candidate, size: int) -> float:
+    """Share of what a plan may take that the tensors of another micro-batch will at the least.
+
+    At the peak that was seen a larger one keeps more activations and may have all else as it is; a smaller one has the
+    same state and may have less of all else.
+    """
+    memory, growth = seen.forecast.memory, size / seen.plan.micro_batch_size
+    if growth > 1:
+        changing = memory.breakdown.get("activations", 0)
+    else:
+        changing = memory.allocated_bytes - sum(memory.breakdown.get(part, 0) for part in _STATE)
+    return (memory.allocated_bytes + (growth - 1) * changing) / (RESERVED_SHARE * memory.limit_bytes)
 
 
 def _reasons(chosen: Candidate, found: list[Candidate], has_sizes: bool, has_checkpointing: bool) -> dict[str, str]:

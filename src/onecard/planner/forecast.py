@@ -8,10 +8,12 @@ from onecard.planner.allocator_settings import AllocatorSettings
 from onecard.planner.compiled import CannotTraceCompiled
 from onecard.planner.depth import TracedPlan, trace_any_depth, trace_work
 from onecard.planner.device import Target
-from onecard.planner.outcomes import corrected_efficiencies, memory_factor
+from onecard.planner.efficiency import default_efficiencies
+from onecard.planner.outcomes import corrected_efficiencies, count_left_out, memory_factor
 from onecard.planner.replay import Peak
 from onecard.planner.roofline import count_milestones, predict_time
 from onecard.planner.shape import count_adapters
+from onecard.planner.state_size import least_state
 from onecard.planner.trace import Trace
 from onecard.spec import Forecast, MemoryForecast, Plan, TimeForecast
 from onecard.units import GIB
@@ -33,6 +35,10 @@ _PROCESS_BYTES = int(2.5 * GIB)
 _UNKNOWN_WORKSPACE_BYTES = 33_554_432
 _UNKNOWN_CONTEXT_BYTES = int(0.45 * GIB)
 _SINGLE_PRECISION_BYTES = 4
+# Kinds that a breakdown tells of even where there is nothing of them at the peak.
+_PARTS = dict.fromkeys(("weights", "gradients", "optimizer", "activations", "loss", "workspaces"), 0)
+# A correction that the digits of a plan do not show.
+_UNTOLD_SHARE = 0.0005
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def forecast(plan: Plan, target: Target, *, may_compile: bool = True) -> Outlook
         found = trace_any_depth(plan.model_copy(update={"torch_compile": False}), target.capability)
     memory = _memory(plan, target, found, note)
     if target.card is not None:
-        memory = _corrected(memory, memory_factor(target.card))
+        memory = _corrected(memory, memory_factor(target.card), count_left_out(target.card)[0])
     time = _time(plan, target.card, found.trace) if target.card else None
     told = Forecast(
         card=target.name,
@@ -80,17 +86,40 @@ def predict_eager_step_s(plan: Plan, target: Target) -> float | None:
     return predict_time(trace, plan, target.card, corrected_efficiencies(target.card)).step_s
 
 
+def forecast_state(plan: Plan, target: Target) -> Forecast:
+    """Tells of a plan whose weights, gradients and optimizer state alone are too much how much they are, untraced."""
+    assert plan.memory_limit_bytes is not None
+    parts = least_state(plan)
+    total, context = sum(parts.values()), _context_bytes(target)
+    memory = MemoryForecast(
+        fits=total <= plan.memory_limit_bytes,
+        limit_bytes=plan.memory_limit_bytes,
+        peak_bytes=total,
+        peak_low_bytes=total,
+        peak_high_bytes=total,
+        allocated_bytes=total,
+        context_bytes=context,
+        breakdown=_PARTS | parts | {"CUDA context": context},
+        peak_phase="update",
+        phase_bytes={"update": total},
+        host_peak_bytes=_host_bytes(plan),
+        disk_bytes=disk_bytes(plan),
+        note="weights, gradients and optimizer state alone: the step takes more and was not traced",
+    )
+    return Forecast(card=target.name, memory=memory, time=None)
+
+
 def uncorrected_memory(plan: Plan, target: Target) -> MemoryForecast:
     """The memory of a plan by its trace alone, without what earlier runs on the card have taught."""
     assert target.capability is not None
     return _memory(plan, target, trace_any_depth(plan, target.capability), None)
 
 
-def _corrected(memory: MemoryForecast, factor: float) -> MemoryForecast:
+def _corrected(memory: MemoryForecast, factor: float, num_left_out: int) -> MemoryForecast:
+    note = _join(memory.note, _tell_correction(factor), _tell_left_out(num_left_out))
     if factor == 1.0:
-        return memory
+        return memory.model_copy(update={"note": note})
     peak = int(memory.peak_bytes * factor)
-    correction = f"corrected by {factor - 1:+.1%} after earlier runs on this card"
     slack = memory.breakdown["allocator slack"] + peak - memory.peak_bytes
     return memory.model_copy(
         update={
@@ -99,14 +128,32 @@ def _corrected(memory: MemoryForecast, factor: float) -> MemoryForecast:
             "peak_low_bytes": int(memory.peak_low_bytes * factor),
             "peak_high_bytes": int(memory.peak_high_bytes * factor),
             "breakdown": memory.breakdown | {"allocator slack": slack},
-            "note": "; ".join(part for part in (memory.note, correction) if part),
+            "note": note,
         }
     )
+
+
+def _tell_correction(factor: float) -> str | None:
+    return (
+        None if abs(factor - 1) < _UNTOLD_SHARE else f"corrected by {factor - 1:+.1%} after earlier runs on this card"
+    )
+
+
+def _tell_left_out(num_runs: int) -> str | None:
+    if not num_runs:
+        return None
+    runs = "1 earlier run" if num_runs == 1 else f"{num_runs} earlier runs"
+    return f"{runs} on this card, too far from what was predicted, left out"
+
+
+def _join(*remarks: str | None) -> str | None:
+    return "; ".join(remark for remark in remarks if remark) or None
 
 
 def _time(plan: Plan, card: Card, trace: Trace) -> TimeForecast:
     found = predict_time(trace, plan, card, corrected_efficiencies(card))
     num_evaluations, num_saves = count_milestones(plan)
+    before = predict_time(trace, plan, card, default_efficiencies(card))
     return TimeForecast(
         step_s=found.step_s,
         step_low_s=found.low_s,
@@ -120,6 +167,7 @@ def _time(plan: Plan, card: Card, trace: Trace) -> TimeForecast:
         limited_by=found.limited_by,
         share_of_peak=found.share_of_peak,
         energy_wh=found.energy_wh,
+        note=_join(_tell_correction(found.step_s / before.step_s), _tell_left_out(count_left_out(card)[1])),
     )
 
 
@@ -149,14 +197,18 @@ def _memory(plan: Plan, target: Target, traced: TracedPlan, note: str | None) ->
         peak_low_bytes=int(least_bytes * (1 - below)),
         peak_high_bytes=int(peak.reserved_bytes * (1 + above)),
         allocated_bytes=peak.allocated_bytes,
-        context_bytes=context_bytes(target.card, target.host) if target.card else _UNKNOWN_CONTEXT_BYTES,
-        breakdown=_breakdown(peak),
+        context_bytes=_context_bytes(target),
+        breakdown=_breakdown(peak) | {"CUDA context": _context_bytes(target)},
         peak_phase=peak.phase,
         phase_bytes=peak.phase_bytes,
         host_peak_bytes=_host_bytes(plan) + traced.trace.record.host_bytes,
         disk_bytes=disk_bytes(plan),
-        note="; ".join(remark for remark in remarks if remark) or None,
+        note=_join(*remarks),
     )
+
+
+def _context_bytes(target: Target) -> int:
+    return context_bytes(target.card, target.host) if target.card else _UNKNOWN_CONTEXT_BYTES
 
 
 def _band_of(plan: Plan, traced: TracedPlan, note: str | None) -> tuple[float, float]:
@@ -169,7 +221,7 @@ def _band_of(plan: Plan, traced: TracedPlan, note: str | None) -> tuple[float, f
 
 def _breakdown(peak: Peak) -> dict[str, int]:
     """Parts of the reserved peak, largest kinds first; what the allocator holds beyond tensors is its slack."""
-    parts = dict(sorted(peak.parts.items(), key=lambda part: -part[1]))
+    parts = dict(sorted((_PARTS | peak.parts).items(), key=lambda part: -part[1]))
     return parts | {"allocator slack": max(0, peak.reserved_bytes - sum(parts.values()))}
 
 

@@ -4,26 +4,28 @@ Compiled rows come by their eager steps first, all of them in seconds each; the 
 so it is asked in the order of what a person would want to know.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
 from onecard.errors import DoesNotFitError, InputError
 from onecard.planner.candidate import Candidate, evaluate, is_answered
 from onecard.planner.depth import expect_trace_s
-from onecard.planner.device import Target, find_compiler_problem
+from onecard.planner.device import Target, find_compiler_problem, offered_bytes
 from onecard.planner.optimizers import other_optimizers
 from onecard.planner.shape import usual_loss_chunk
+from onecard.planner.state_size import least_state
 from onecard.planner.trace_cache import CannotTrace
 from onecard.spec import AdaptPlan, Alternative, Plan
-from onecard.units import format_bytes
+from onecard.units import GIB, format_bytes
 
 _HALF = 0.5
 _NUM_REMEDIES = 2
-# Changes that follow from others.
-_HIDDEN = ("eval_batch_size", "total_batch_size")
+# A change that follows from others, told where it is to be typed.
+_FOLLOWING = "eval_batch_size"
 
 
 # Told before each row that is compiled: the rows still to come, the next one first, and seconds for all of them.
@@ -55,7 +57,8 @@ class _Rung:
 
     @property
     def row(self) -> Alternative:
-        return _row(self.candidate, self.changes, is_chosen=self.is_chosen)
+        shown = {key: value for key, value in self.changes.items() if key != _FOLLOWING}
+        return _row(self.candidate, shown, is_chosen=self.is_chosen)
 
     @property
     def is_open(self) -> bool:
@@ -98,7 +101,7 @@ def _refine(rungs: list[_Rung], target: Target, on_wait: OnWait) -> Iterator[Alt
             taken_s, expected_s = taken_s + time.monotonic() - started, expected_s + each_s[0]
         # Where the compiler fails, what was told stands.
         if candidate.forecast.is_refined:
-            yield _row(candidate, rung.changes, is_chosen=rung.is_chosen)
+            yield replace(rung, candidate=candidate).row
 
 
 def micro_batches(plan: Plan) -> list[int]:
@@ -108,21 +111,24 @@ def micro_batches(plan: Plan) -> list[int]:
 
 
 def does_not_fit(given: Candidate, target: Target) -> DoesNotFitError:
-    """Says what is missing and which changes would fit, each with its figures."""
+    """Says what is missing and which changes would fit, each with its figures and all that it takes to get them."""
     plan, memory = given.plan, given.forecast.memory
-    what = (
-        f"this does not fit {target.name}: a step of {plan.micro_batch_size} x {plan.max_seq_length} tokens needs "
-        f"{format_bytes(memory.peak_bytes)}, and {format_bytes(memory.limit_bytes)} can be had"
+    state_bytes = sum(least_state(plan).values())
+    is_state_too_large = state_bytes > memory.limit_bytes
+    what = f"this does not fit {target.name}: " + (
+        f"weights, gradients and optimizer state alone are {format_bytes(state_bytes)}"
+        if is_state_too_large
+        else f"a step of {plan.micro_batch_size} x {plan.max_seq_length} tokens needs {format_bytes(memory.peak_bytes)}"
     )
-    static = sum(memory.breakdown.get(part, 0) for part in ("weights", "optimizer"))
-    remedies = [*_settings_that_fit(plan, target, static > memory.limit_bytes), *_method_that_fits(plan, target)]
+    what += f", and {format_bytes(memory.limit_bytes)} can be had"
+    remedies = [
+        *_settings_that_fit(plan, target, is_state_too_large),
+        *_method_that_fits(plan, target),
+        *_limit_that_fits(given, target),
+    ]
     told = plan.model_copy(update={"forecast": given.forecast, "alternatives": tuple(remedies)})
-    if static > memory.limit_bytes and not remedies:
-        return DoesNotFitError(
-            f"{what}; weights and optimizer state alone are {format_bytes(static)}: choose a smaller model, a larger "
-            "card, or another method",
-            told,
-        )
+    if is_state_too_large and not remedies:
+        return DoesNotFitError(f"{what}: choose a smaller model, or a card with more memory", told)
     if not remedies:
         return DoesNotFitError(f"{what}; a single sequence at a time does not fit either: choose a smaller model", told)
     lines = [f"{what}. What would:"]
@@ -136,7 +142,7 @@ def does_not_fit(given: Candidate, target: Target) -> DoesNotFitError:
 
 def _row(candidate: Candidate, changes: dict[str, Any], *, is_chosen: bool = False) -> Alternative:
     memory = candidate.forecast.memory
-    shown = {key: value for key, value in changes.items() if key not in _HIDDEN}
+    shown = dict(changes)
     if "optimizer" in shown:
         shown["optimizer"] = shown["optimizer"].name
     if "adapt" in shown:
@@ -157,7 +163,7 @@ def _changes(plan: Plan, target: Target) -> Iterator[dict[str, Any]]:
     micro, length = plan.micro_batch_size, plan.max_seq_length
     for size in (2 * micro, micro // 2, 1):
         if 1 <= size <= plan.rows_per_step and size != micro:
-            yield {"micro_batch_size": size, "eval_batch_size": min(plan.eval_batch_size, size)}
+            yield _micro_batch(plan, size)
     for share in (False, _HALF, True):
         if share != plan.gradient_checkpointing:
             yield {"gradient_checkpointing": share}
@@ -170,6 +176,12 @@ def _changes(plan: Plan, target: Target) -> Iterator[dict[str, Any]]:
         # The same tokens per step, in shorter sequences; as many chats, which are cut.
         total = plan.total_batch_size if plan.task == "sft" else 2 * plan.total_batch_size
         yield {"max_seq_length": length // 2, "total_batch_size": total}
+
+
+def _micro_batch(plan: Plan, size: int) -> dict[str, Any]:
+    """Another micro-batch, with the total that keeps the step as it is whatever a recipe accumulates."""
+    evaluation = min(plan.eval_batch_size, size)
+    return {"micro_batch_size": size, "total_batch_size": plan.total_batch_size, "eval_batch_size": evaluation}
 
 
 def _other_losses(plan: Plan) -> Iterator[dict[str, Any]]:
@@ -212,7 +224,7 @@ def _settings_that_fit(plan: Plan, target: Target, is_state_too_large: bool) -> 
     if not recomputes_all:
         tried.append({"gradient_checkpointing": True})
     for kept in [{}] if recomputes_all else [{}, {"gradient_checkpointing": True}]:
-        tried += [{"micro_batch_size": size, "eval_batch_size": size, **kept} for size in sizes]
+        tried += [_micro_batch(plan, size) | kept for size in sizes]
     if is_state_too_large:
         tried = []
     if plan.optimizer.name in ("adamw", "paged_adamw") and "adamw_8bit" in other_optimizers(plan):
@@ -221,11 +233,11 @@ def _settings_that_fit(plan: Plan, target: Target, is_state_too_large: bool) -> 
         if not recomputes_all:
             tried.append(smaller | {"gradient_checkpointing": True})
         if sizes:
-            tried.append(tried[-1] | {"micro_batch_size": 1, "eval_batch_size": 1})
+            tried.append(tried[-1] | _micro_batch(plan, 1))
     num_found = 0
     for changes in tried:
-        row = _row(evaluate(plan.model_copy(update=changes), target), changes)
-        if row.fits:
+        changed = plan.model_copy(update=changes)
+        if _may_hold(changed) and (row := _row(evaluate(changed, target), changes)).fits:
             yield row
             num_found += 1
         if num_found == _NUM_REMEDIES:
@@ -235,10 +247,12 @@ def _settings_that_fit(plan: Plan, target: Target, is_state_too_large: bool) -> 
 def _method_that_fits(plan: Plan, target: Target) -> Iterator[Alternative]:
     """The first of the methods with less state that fits: by itself, recomputing, and with single sequences, too."""
     recomputing: list[dict[str, Any]] = [] if plan.gradient_checkpointing == 1 else [{"gradient_checkpointing": True}]
-    single = {"micro_batch_size": 1, "eval_batch_size": 1, "gradient_checkpointing": True}
+    single = _micro_batch(plan, 1) | {"gradient_checkpointing": True}
     for method in _other_methods(plan):
         if method["adapt"] is None or (method["adapt"].method == "lora" and plan.adapt is not None):
             continue  # has more state, not less
+        if not _may_hold(plan.model_copy(update=method)):
+            continue
         for more in ({}, *recomputing, single):
             candidate = _try_method(plan, method | more, target)
             if candidate is not None and candidate.forecast.memory.fits:
@@ -246,6 +260,23 @@ def _method_that_fits(plan: Plan, target: Target) -> Iterator[Alternative]:
                 return
 
 
+def _may_hold(plan: Plan) -> bool:
+    """Whether there is room for what stays, so that a trace may tell more: that of a large model takes minutes."""
+    return sum(least_state(plan).values()) <= (plan.memory_limit_bytes or 0)
+
+
+def _limit_that_fits(given: Candidate, target: Target) -> Iterator[Alternative]:
+    """The plan as it is, where only its own memory_limit_gb is in the way."""
+    memory, offered = given.forecast.memory, offered_bytes(target)
+    enough_gb = math.ceil(10 * memory.peak_bytes / GIB) / 10
+    if offered is not None and memory.limit_bytes < offered and enough_gb * GIB <= offered:
+        yield _row(given, {"memory_limit_gb": enough_gb}).model_copy(update={"fits": True})
+
+
 def _flag(key: str, value: Any) -> str:
-    names = {"micro_batch_size": "per_device_train_batch_size", "optimizer": "optim"}
+    names = {
+        "micro_batch_size": "per_device_train_batch_size",
+        "eval_batch_size": "per_device_eval_batch_size",
+        "optimizer": "optim",
+    }
     return f"--{names.get(key, key)} {str(value).lower()}"

@@ -155,9 +155,14 @@ def _does_not_fit(made: Plan, process_bytes: int) -> DoesNotFitError:
     size = made.micro_batch_size
     while size > 1:
         size //= 2
-        less = made.model_copy(update={"micro_batch_size": size, "eval_batch_size": min(size, made.eval_batch_size)})
+        evaluation = min(size, made.eval_batch_size)
+        less = made.model_copy(update={"micro_batch_size": size, "eval_batch_size": evaluation})
         found = _memory(less, _trace(less), process_bytes, memory.limit_bytes)
         if found.fits:
-            remedy = f"--per_device_train_batch_size {size} takes {format_bytes(found.peak_bytes)}"
+            flags = (
+                f"--per_device_train_batch_size {size} --total_batch_size {made.total_batch_size} "
+                f"--per_device_eval_batch_size {evaluation}"
+            )
+            remedy = f"{flags} takes {format_bytes(found.peak_bytes)}"
             return DoesNotFitError(f"{what}. {remedy}", made)
     return DoesNotFitError(f"{what}; a single sequence at a time does not fit either: choose a smaller model", made)

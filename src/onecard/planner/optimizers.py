@@ -19,7 +19,7 @@ def check_optimizer(recipe: Recipe, target: Target) -> None:
         raise InputError(
             f"optim {recipe.optim} needs a GPU: on a CPU the state is in the host's memory anyway. Use optim {unpaged}"
         )
-    if recipe.optim != unpaged and target.host == "windows":
+    if recipe.optim != unpaged and target.host in ("windows", "wsl"):
         # Without concurrentManagedAccess (CUDA C++ Programming Guide, unified memory) all of it must fit the card.
         raise InputError(
             f"optim {recipe.optim} needs Linux: CUDA on Windows, WSL included, cannot move single pages to the card. "

@@ -14,7 +14,9 @@ from onecard.planner.trace import Trace
 
 # Fragments settle after the first steps; later ones find the segments of earlier ones.
 _NUM_STEPS = 3
-_PART_OF_PHASE = {"forward": "activations", "backward": "activations", "loss": "loss", "batch": "activations"}
+# What has no other name is called by the phase that made it: what a backward pass makes is recomputed activations and
+# gradients on their way to others.
+_PART_OF_PHASE = {"forward": "activations"}
 # Autograd runs the backward pass on a thread of its own, with a cuBLAS handle of its own.
 _NUM_WORKSPACES = 2
 

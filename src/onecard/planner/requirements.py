@@ -10,7 +10,7 @@ from onecard.units import format_bytes, format_count
 def check_compiler(recipe: Recipe, target: Target) -> None:
     """Refuses compiling that is asked for and cannot be had."""
     if recipe.torch_compile is True and (problem := find_compiler_problem(target)):
-        raise InputError(f"torch_compile cannot be used: {problem}. Install it, or set torch_compile to auto or false")
+        raise InputError(f"torch_compile cannot be used: {problem}. Set torch_compile to auto or false")
 
 
 def check_heldout(recipe: Recipe, corpus: CorpusFacts) -> None:

@@ -77,7 +77,8 @@ def predict_time(trace: Trace, plan: Plan, card: Card, efficiencies: Efficiencie
     step = _pass(list(_of_step(trace, plan)), card, efficiencies, plan.max_seq_length)
     data_s = plan.tokens_per_step / (_DATA_TOKENS_PER_S * max(1, plan.dataloader_num_workers))
     step_s = max(step.all_s, data_s)
-    low_s, high_s = _band(trace, plan, card, efficiencies)
+    slow, fast = (_band(trace, plan, _at_power_limit(card, place), efficiencies) for place in (0, 1))
+    low_s, high_s = fast[0], slow[1]
     evaluation_s = _evaluation_s(trace, plan, card, efficiencies)
     save_s = resident_bytes(trace) / SAVE_BYTES_PER_S
     num_evaluations, num_saves = count_milestones(plan)
@@ -95,7 +96,7 @@ def predict_time(trace: Trace, plan: Plan, card: Card, efficiencies: Efficiencie
         evaluation_s=evaluation_s,
         save_s=save_s,
         total_s=total_s,
-        energy_wh=_energy(card, total_s * low_s / step_s, total_s * high_s / step_s),
+        energy_wh=_energy(card, [[total_s * bound_s / step_s for bound_s in band] for band in (slow, fast)]),
     )
 
 
@@ -141,13 +142,12 @@ def _limit(step: _Passed) -> Literal["arithmetic", "bandwidth", "launches"]:
 
 
 def _band(trace: Trace, plan: Plan, card: Card, efficiencies: Efficiencies) -> tuple[float, float]:
-    """Seconds of a step if everything uncertain goes well, or badly."""
+    """Seconds of a step if everything uncertain but the card's power goes well, or badly."""
     work = list(_of_step(trace, plan))
     bounds = []
-    for place, factor in ((1, efficiencies.low), (0, efficiencies.high)):
-        at_limit = _at_power_limit(card, place)
-        hosts = replace(efficiencies, dispatch_s=efficiencies.dispatch_s * efficiencies.dispatch_range[1 - place])
-        passed = _pass(work, at_limit, hosts, plan.max_seq_length)
+    for factor, dispatch in zip((efficiencies.low, efficiencies.high), efficiencies.dispatch_range, strict=True):
+        hosts = replace(efficiencies, dispatch_s=efficiencies.dispatch_s * dispatch)
+        passed = _pass(work, card, hosts, plan.max_seq_length)
         bounds.append(max(passed.card_s * factor, passed.host_s))
     low, high = bounds
     if plan.torch_compile and not any(is_fused(each) for each, _ in work):
@@ -204,7 +204,13 @@ def _peak_of(plan: Plan, card: Card) -> float:
     return card.flops_16bit or card.fp16_flops or card.fp32_flops
 
 
-def _energy(card: Card, low_s: float, high_s: float) -> tuple[float, float] | None:
-    """Watt-hours of the card alone, at full power from start to end."""
-    power = card.power_limits_w or ((card.tdp_w, card.tdp_w) if card.tdp_w else None)
-    return None if power is None else (power[0] * low_s / 3600, power[1] * high_s / 3600)
+def _energy(card: Card, run_s: list[list[float]]) -> tuple[float, float] | None:
+    """Watt-hours of the card alone, at full power from start to end.
+
+    `run_s` bounds the seconds of a run at the card's lowest power limit, and at its highest, where it takes less.
+    """
+    power_w = card.power_limits_w or ((card.tdp_w, card.tdp_w) if card.tdp_w else None)
+    if power_w is None:
+        return None
+    spent_wh = [watts * seconds / 3600 for watts, bounds in zip(power_w, run_s, strict=True) for seconds in bounds]
+    return min(spent_wh), max(spent_wh)

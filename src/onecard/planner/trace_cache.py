@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -81,7 +82,7 @@ def _read(path: Path) -> Trace | None:
         work = [Work(**entry | {"shape": tuple(entry["shape"])}) for entry in record.pop("work")]
         labels = {int(number): label for number, label in record.pop("labels").items()}
         return Trace(record=Record(**record, labels=labels, work=work), **content)
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, zlib.error):
         return None  # a memory only: traced again
 
 

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,11 +48,11 @@ class RunRecord:
         """The events of a kind, in their order."""
         return [event for event in self.events if isinstance(event, kind)]
 
-    @property
+    @cached_property
     def steps(self) -> list[StepEvent]:
         return self.of(StepEvent)
 
-    @property
+    @cached_property
     def evaluated(self) -> list[EvaluatedEvent]:
         return self.of(EvaluatedEvent)
 

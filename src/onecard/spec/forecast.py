@@ -14,7 +14,9 @@ class MemoryForecast(_Frozen):
 
     `peak_bytes` is what PyTorch's allocator reserves, between `peak_low_bytes` and `peak_high_bytes`;
     `allocated_bytes` what tensors hold of it; `context_bytes` what CUDA takes beside it. `breakdown` adds up to
-    `peak_bytes`, `peak_phase` says where in the run it is, `phase_bytes` what each phase holds at its fullest.
+    `peak_bytes`, and on a GPU `context_bytes`; in it "batch", "loss" and "backward" are what these phases made and have
+    no other name for. `peak_phase` says where in the run the peak is, `phase_bytes` what tensors hold at the fullest
+    moment of each phase, without cuBLAS workspaces and what the allocator holds beyond tensors.
     `limit_bytes` is what the allocator may reserve on the card. `note` says what the figures leave open.
     """
 
@@ -37,7 +39,7 @@ class TimeForecast(_Frozen):
     """Seconds of one step, between `step_low_s` and `step_high_s`, and of the whole run with evaluation and saving.
 
     `limited_by` names what a step waits for: arithmetic, bandwidth, launches or data. `share_of_peak` is of the card's
-    arithmetic; `energy_wh`, from and to, is None where the card's power is not known.
+    arithmetic; `energy_wh`, from and to, is None where the card's power is not known. `note` says what corrected them.
     """
 
     step_s: float
@@ -53,6 +55,7 @@ class TimeForecast(_Frozen):
     limited_by: str
     share_of_peak: float
     energy_wh: tuple[float, float] | None
+    note: str | None = None
 
 
 class Forecast(_Frozen):
