@@ -47,7 +47,7 @@ class _Settings:
 
 
 class HarnessModel(TemplateLM):
-    """Log-likelihoods by hidden states and a head in chunks, generation in batches of like length.
+    """Log-likelihoods by hidden states and a head in chunks, generation of many texts at once.
 
     A text begins as the model's training text did, which for a published model is what its tokenizer adds.
     """

@@ -31,6 +31,7 @@ __all__ = [
     "decode_after",
     "encode_prompts",
     "opening_of",
+    "plainly",
 ]
 
 
