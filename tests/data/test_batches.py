@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onecard.data.batches import NO_TARGET, Batch, BlockSteps, gather_batch, heldout_batches, share_batches
+from onecard.data.batches import NO_TARGET, Batch, BlockSteps, gather_batch, heldout_batches, share_rows
 from onecard.data.sampler import BlockSampler
 from onecard.data.stream import BatchStream, StreamSettings
 from onecard.data.token_file import TokenFile
@@ -103,13 +103,13 @@ def test_heldout_targets_each_token_once_whatever_the_batch_size(
 
 
 def test_a_limit_takes_blocks_from_the_whole_heldout_part(tokens: TokenFile) -> None:
-    batches = list(heldout_batches(tokens, 20, 5, SEP, limit_batches=4))
+    batches = list(heldout_batches(tokens, 20, 5, SEP, limit_rows=20))
     everything = torch.cat([batch.ids for batch in heldout_batches(tokens, 20, 5, SEP)])
     chosen = torch.cat([batch.ids for batch in batches])
     places = [int((everything == row).all(dim=1).nonzero()[0]) for row in chosen]
     assert len(places) == 20
     assert places == list(range(0, 200, 10))
-    assert len(list(heldout_batches(tokens, 20, 5, SEP, limit_batches=1000))) == 40
+    assert len(list(heldout_batches(tokens, 20, 5, SEP, limit_rows=1000))) == 40
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -228,6 +228,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 
 
 def test_a_limit_of_batches_holds_over_all_heldout_parts() -> None:
-    assert share_batches([900, 90, 10], 10) == [9, 1, 1]
-    assert share_batches([5, 5], 1) == [1, 1]
-    assert share_batches([5, 5], None) == [None, None]
+    assert share_rows([900, 90, 10], 10) == [9, 1, 1]
+    assert share_rows([5, 5], 1) == [1, 1]
+    assert share_rows([5, 5], None) == [None, None]

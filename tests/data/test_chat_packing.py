@@ -203,6 +203,6 @@ def test_heldout_conversations_come_once_whatever_the_batch_size(
 
 def test_a_limit_takes_heldout_conversations_from_all_over(tmp_path: Path) -> None:
     chats = write_chats(tmp_path, [3] * 100)
-    batches = list(heldout_chats(chats, BatchShape(64, 5), PAD, limit_batches=4))
+    batches = list(heldout_chats(chats, BatchShape(64, 5), PAD, limit_rows=20))
     assert sorted(first // 3 for batch in batches for first in conversations_in(batch)) == list(range(0, 100, 5))
-    assert sum(len(batch.ids) for batch in heldout_chats(chats, BatchShape(64, 5), PAD, limit_batches=999)) == 100
+    assert sum(len(batch.ids) for batch in heldout_chats(chats, BatchShape(64, 5), PAD, limit_rows=999)) == 100

@@ -11,6 +11,7 @@ from onecard.data.tokenizer import train_tokenizer
 from onecard.errors import InputError
 from onecard.evaluation import responses
 from onecard.evaluation.responses import respond
+from onecard.model.generate import AtOnce
 
 PROMPTS = ["a", "a much longer prompt", "two words", "b"]
 
@@ -53,12 +54,12 @@ def test_a_batch_that_does_not_fit_is_halved(
     sizes = []
     generate = responses.complete_ids
 
-    def small(model: Any, prompts: Any, *rest: Any) -> Any:
-        sizes.append(len(prompts))
-        if len(prompts) > 1:
+    def small(*arguments: Any, at_once: AtOnce) -> Any:
+        sizes.append(at_once.num_texts)
+        if at_once.num_texts > 1:
             raise torch.OutOfMemoryError
-        return generate(model, prompts, *rest)
+        return generate(*arguments, at_once=at_once)
 
     monkeypatch.setattr(responses, "complete_ids", small)
     assert respond(model, tokenizer, PROMPTS, 6, 4) == whole
-    assert sizes == [4, 2, 1, 1, 1, 1]
+    assert sizes == [4, 2, 1]

@@ -1,6 +1,6 @@
 """Text in, batches out: sources, tokenizers, token files, sampling, batches."""
 
-from onecard.data.batches import NO_TARGET, Batch, BlockSteps, gather_batch, heldout_batches, share_batches
+from onecard.data.batches import NO_TARGET, Batch, BlockSteps, gather_batch, heldout_batches, share_rows
 from onecard.data.cache import cache_folder
 from onecard.data.chats.conversation import Turn
 from onecard.data.chats.corpus import ChatCorpus, ChatRequest, prepare_chats
@@ -47,7 +47,7 @@ __all__ = [
     "prepare",
     "prepare_chats",
     "separator_id",
-    "share_batches",
+    "share_rows",
     "survey",
     "survey_chats",
     "train_tokenizer",

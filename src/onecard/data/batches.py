@@ -90,17 +90,16 @@ def heldout_batches(
     block_length: int,
     batch_size: int,
     separator_id: int,
-    limit_batches: int | None = None,
+    limit_rows: int | None = None,
 ) -> Iterator[Batch]:
     """Streams the held-out part in blocks that do not overlap: every token but the first is a target exactly once.
 
     Which targets count does not depend on the batch size. The last row may be padded (target -100), the last batch may
-    have fewer rows. A limit takes that many batches of blocks spread evenly over the part, always the same ones.
+    have fewer rows. A limit takes that many blocks spread evenly over the part, always the same ones.
     """
     starts, lengths = heldout_blocks(token_file.num_tokens, block_length)
-    if limit_batches is not None and limit_batches * batch_size < len(starts):
-        num_chosen = limit_batches * batch_size
-        chosen = np.arange(num_chosen) * len(starts) // num_chosen
+    if limit_rows is not None and limit_rows < len(starts):
+        chosen = np.arange(limit_rows) * len(starts) // limit_rows
         starts, lengths = starts[chosen], lengths[chosen]
     for first in range(0, len(starts), batch_size):
         picked = slice(first, first + batch_size)
@@ -112,12 +111,12 @@ def heldout_batches(
         yield _build(ids, targets, separator_id, int(lengths[picked].sum()))
 
 
-def share_batches(num_tokens: Sequence[int], limit: int | None) -> list[int | None]:
-    """Divides a number of batches among held-out parts by their size, at least one each; None leaves all whole."""
+def share_rows(sizes: Sequence[int], limit: int | None) -> list[int | None]:
+    """Divides a number of rows among held-out parts by their size, at least one each; None leaves all whole."""
     if limit is None:
-        return [None] * len(num_tokens)
-    total = sum(num_tokens)
-    return [max(1, round(limit * tokens / total)) for tokens in num_tokens]
+        return [None] * len(sizes)
+    total = sum(sizes)
+    return [max(1, round(limit * size / total)) for size in sizes]
 
 
 def _build(ids: np.ndarray, targets: np.ndarray, separator_id: int, num_targets: int) -> Batch:

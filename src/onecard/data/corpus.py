@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecard.data.batches import Batch, BlockSteps, heldout_batches, share_batches
+from onecard.data.batches import Batch, BlockSteps, heldout_batches, share_rows
 from onecard.data.build import prepare_corpus
 from onecard.data.cache import cache_folder, explained_disk_errors, locked, log, short_hash, slug
 from onecard.data.fingerprint import Fingerprint, Progress, fingerprint_source
@@ -113,11 +113,9 @@ class Corpus:
         steps = BlockSteps(self.train, sampler, self.separator_id, settings.micro_batch_size)
         return BatchStream(steps, settings, position)
 
-    def heldout_batches(
-        self, max_seq_length: int, batch_size: int, limit_batches: int | None = None
-    ) -> Iterator[Batch]:
-        """Streams the held-out blocks, all of them or so many batches spread evenly."""
-        shares = share_batches([file.num_tokens for file in self.heldout], limit_batches)
+    def heldout_batches(self, max_seq_length: int, batch_size: int, limit_rows: int | None = None) -> Iterator[Batch]:
+        """Streams the held-out blocks, all of them or so many spread evenly."""
+        shares = share_rows([file.num_tokens for file in self.heldout], limit_rows)
         for file, limit in zip(self.heldout, shares, strict=True):
             yield from heldout_batches(file, max_seq_length, batch_size, self.separator_id, limit)
 

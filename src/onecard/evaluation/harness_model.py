@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from onecard.errors import InputError
 from onecard.evaluation.responses import Report
 from onecard.model.attention import attention_of
-from onecard.model.generate import Sampling, complete_ids, opening_of
+from onecard.model.generate import AtOnce, Sampling, complete_ids, opening_of
 from onecard.model.loss import find_head, score_tokens
 
 # What the harness takes where a task does not say.
@@ -47,7 +47,7 @@ class _Settings:
 
 
 class HarnessModel(TemplateLM):
-    """Log-likelihoods by hidden states and a head in chunks, generation in batches of like length.
+    """Log-likelihoods by hidden states and a head in chunks, generation of many texts at once.
 
     A text begins as the model's training text did, which for a published model is what its tokenizer adds.
     """
@@ -157,18 +157,20 @@ class HarnessModel(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         encoded = [self.tok_encode(request.args[0]) for request in requests]
         settings = [_Settings.of(request.args[1]) for request in requests]
+        groups: dict[str, list[int]] = {}
+        for index, entry in enumerate(settings):
+            groups.setdefault(repr(entry), []).append(index)
         texts: dict[int, str] = {}
-        # Rows of a batch share their settings; the longest first, so that what does not fit is known at once.
-        waiting = sorted(range(len(requests)), key=lambda index: (repr(settings[index]), -len(encoded[index])))
-        while waiting:
-            alike = settings[waiting[0]]
-            batch = [index for index in waiting[: self._batch_size] if settings[index] == alike]
-            texts.update(zip(batch, self._generate([encoded[index] for index in batch], alike), strict=True))
-            waiting = waiting[len(batch) :]
-            self._report(len(texts), len(requests))
+        for group in groups.values():
+
+            def end(place: int, new: list[int], group: list[int] = group) -> None:
+                texts[group[place]] = settings[group[place]].cut(self.tokenizer.decode(new, skip_special_tokens=True))
+                self._report(len(texts), len(requests))
+
+            self._generate([encoded[index] for index in group], settings[group[0]], AtOnce(self._batch_size, end))
         return [texts[index] for index in range(len(requests))]
 
-    def _generate(self, encoded: list[list[int]], settings: "_Settings") -> list[str]:
+    def _generate(self, encoded: list[list[int]], settings: "_Settings", at_once: AtOnce) -> None:
         room = self.max_length - settings.sampling.max_new_tokens
         if room < 1:
             raise InputError(
@@ -180,11 +182,11 @@ class HarnessModel(TemplateLM):
             tail = self.tokenizer.decode(new[-_NUM_TAIL_TOKENS:])
             return any(word and word in tail for word in settings.until)
 
-        new = complete_ids(
+        complete_ids(
             self._model,
             [ids[-room:] for ids in encoded],
             [self.eot_token_id],
             settings.sampling,
             is_over if settings.until else None,
+            at_once,
         )
-        return [settings.cut(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in new]

@@ -1,9 +1,8 @@
 """The loss on a run's own held-out text or chats, as a task."""
 
 import math
-from collections.abc import Iterator
 
-from onecard.data import Batch, TrainingData
+from onecard.data import TrainingData
 from onecard.evaluation.heldout import measure_blocks, summarize
 from onecard.evaluation.task import Result, Subject
 from onecard.model.attention import PREFIX, attention_of
@@ -29,8 +28,9 @@ class LossTask:
 
     def measure(self, subject: Subject) -> Result:
         """Measures one model."""
+        batches = self._corpus.heldout_batches(self._plan.max_seq_length, self._batch_size, self._limit)
         with attention_of(subject.model, PREFIX + self._backend):
-            blocks = measure_blocks(subject.model, find_head(subject.model), self._batches(), self._backend)
+            blocks = measure_blocks(subject.model, find_head(subject.model), batches, self._backend)
         found, facts = summarize(blocks), self._plan.corpus
         perplexity = math.exp(min(found.loss, 700.0))  # beyond, a float ends
         num_tokens = facts.num_heldout_target_tokens or facts.num_heldout_tokens
@@ -54,10 +54,3 @@ class LossTask:
             for name, (value, error) in values.items()
         )
         return Result(scores, blocks)
-
-    def _batches(self) -> Iterator[Batch]:
-        length = self._plan.max_seq_length
-        if self._limit is None:
-            return self._corpus.heldout_batches(length, self._batch_size)
-        # One at a time: which blocks are chosen must not depend on how many fit the machine.
-        return self._corpus.heldout_batches(length, 1, self._limit)

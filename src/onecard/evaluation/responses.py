@@ -1,4 +1,4 @@
-"""Responses to many prompts: greedy, in batches of like length, each as if it were alone."""
+"""Responses to many prompts: greedy, many at once, each as if it were alone."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from onecard.data import ChatTemplate, Turn
 from onecard.errors import InputError
-from onecard.model.generate import Sampling, complete_ids, decode_after, encode_prompts
+from onecard.model.generate import AtOnce, Sampling, complete_ids, decode_after, encode_prompts
 
 # Rows at once where nobody says: more hardly speed up a CPU; a GPU halves what does not fit.
 BATCH_SIZES = {"cpu": 16, "cuda": 64}
@@ -48,26 +48,27 @@ def respond(
     """
     encoded, stop_ids = _encode(model, tokenizer, prompts)
     limit = _token_limit(model, encoded, max_new_tokens)
-    # The longest first: what does not fit is known at once.
-    waiting = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
     done: dict[int, list[int]] = {}
-    while waiting:
-        batch = waiting[:batch_size]
+    while waiting := [index for index in range(len(encoded)) if index not in done]:
+
+        def end(place: int, new: list[int], waiting: list[int] = waiting) -> None:
+            done[waiting[place]] = new
+            if report is not None:
+                report(len(done), len(encoded))
+
+        at_once, texts = AtOnce(batch_size, end), [encoded[index] for index in waiting]
         try:
-            new = complete_ids(model, [encoded[index] for index in batch], stop_ids, Sampling(limit, temperature=0))
+            complete_ids(model, texts, stop_ids, Sampling(limit, temperature=0), at_once=at_once)
         except torch.OutOfMemoryError:
-            if len(batch) == 1:
+            if batch_size == 1:
                 raise
-            batch_size = len(batch) // 2
+            batch_size = min(batch_size, len(waiting)) // 2
             torch.cuda.empty_cache()
-            continue
-        done.update(zip(batch, new, strict=True))
-        waiting = waiting[batch_size:]
-        if report is not None:
-            report(len(done), len(encoded))
-    num_unfinished = sum(not ids or ids[-1] not in stop_ids for ids in done.values())
-    texts = tuple(decode_after(tokenizer, ids, done[index]) for index, ids in enumerate(encoded))
-    return Responses(texts, limit, num_unfinished, _name_template(tokenizer))
+    num_unfinished = sum(ids[-1] not in stop_ids for ids in done.values())
+    # A tokenizer need not know that a stop token is no text.
+    bodies = [done[index][: len(done[index]) - (done[index][-1] in stop_ids)] for index in range(len(encoded))]
+    responses = tuple(decode_after(tokenizer, ids, body) for ids, body in zip(encoded, bodies, strict=True))
+    return Responses(responses, limit, num_unfinished, _name_template(tokenizer))
 
 
 def _name_template(tokenizer: PreTrainedTokenizerBase) -> str:

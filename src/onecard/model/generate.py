@@ -1,7 +1,6 @@
-"""Text from prompts: transformers' own generation with a cache, for many prompts at once."""
+"""Text from prompts, many at once: by `batching.py` where the architecture allows, else by transformers' `generate`."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,64 +16,29 @@ from transformers import (
 
 from onecard.errors import InputError
 from onecard.model.attention import attention_of
+from onecard.model.batching import Batcher, OnEnd, Request, suits
 from onecard.model.build import DOCUMENT_START
+from onecard.model.sampling import IsOver, Sampling
 
-# Logits divided by less than this leave the range of fp32.
-_LEAST_TEMPERATURE = 1e-4
-
-
-# Whether what has been generated is complete.
-IsOver = Callable[[Sequence[int]], bool]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen; temperature 0 takes the likeliest."""
-
-    max_new_tokens: int = 128
-    temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
-
-    def check(self) -> None:
-        """Refuses values without a meaning.
-
-        Raises:
-            InputError: every such value, together.
-        """
-        problems = []
-        if self.max_new_tokens < 1:
-            problems.append(f"max_new_tokens is {self.max_new_tokens}: give 1 or more")
-        if not (self.temperature == 0 or _LEAST_TEMPERATURE <= self.temperature < math.inf):
-            problems.append(
-                f"temperature is {self.temperature}: give 0 (the likeliest token) or at least {_LEAST_TEMPERATURE}"
-            )
-        if not 0 <= self.seed < 2**63:
-            problems.append(f"seed is {self.seed}: give a number from 0 to 2^63 - 1")
-        if self.top_k is not None and self.top_k < 1:
-            problems.append(f"top_k is {self.top_k}: give 1 or more")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            problems.append(f"top_p is {self.top_p}: give a share above 0 and at most 1")
-        if problems:
-            raise InputError("\n".join(problems))
-
-    def keywords(self) -> dict[str, bool | int | float]:
-        """The same for transformers' `generate`."""
-        if self.temperature == 0:
-            return {"do_sample": False}
-        return {
-            "do_sample": True,
-            "temperature": self.temperature,
-            "top_k": self.top_k or 0,
-            "top_p": self.top_p or 1.0,
-        }
+__all__ = [
+    "AtOnce",
+    "IsOver",
+    "OnEnd",
+    "Sampling",
+    "check_prompts",
+    "complete",
+    "complete_ids",
+    "decode_after",
+    "encode_prompts",
+    "opening_of",
+    "plainly",
+]
 
 
 def complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], sampling: Sampling
 ) -> list[str]:
-    """Completes each prompt, without repeating it, as one padded batch with a key-value cache.
+    """Completes each prompt, without repeating it, all at once, with a key-value cache.
 
     A prompt begins as the model's training text did. A completion ends at the end of text or after `max_new_tokens`.
     Where it would outgrow the length the model was trained on, the window slides: the newer half stays as context.
@@ -109,6 +73,14 @@ def decode_after(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids:
     return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(ids, skip_special_tokens=True)
 
 
+@dataclass(frozen=True)
+class AtOnce:
+    """How many texts run at once; `on_end(index, new_ids)` hears of each that has ended."""
+
+    num_texts: int
+    on_end: OnEnd = lambda index, new_ids: None
+
+
 @torch.no_grad()
 def complete_ids(
     model: PreTrainedModel,
@@ -116,11 +88,12 @@ def complete_ids(
     stop_ids: Sequence[int],
     sampling: Sampling,
     is_over: IsOver | None = None,
+    at_once: AtOnce | None = None,
 ) -> list[list[int]]:
     """Continues each prompt of ids, as `complete` does; gives the new ids alone.
 
-    A row that ended by itself has one of `stop_ids` as its last id. `is_over(new_ids)` ends a row for other reasons,
-    such as a text to stop at, with the first of `stop_ids` after them.
+    A text that ended by itself has one of `stop_ids` as its last id. `is_over(new_ids)` ends a text for other reasons,
+    such as words to stop at, with the first of `stop_ids` after them. `at_once` bounds how many texts run together.
 
     Raises:
         InputError: sampling values without a meaning, a prompt without ids, or no stop id.
@@ -130,10 +103,21 @@ def complete_ids(
         raise InputError("generation needs a stop id and at least one id in every prompt: give the end-of-text token")
     device = model.get_input_embeddings().weight.device
     devices = [device] if device.type == "cuda" else []
-    # transformers' own attention honours the padding mask.
-    with torch.random.fork_rng(devices=devices), attention_of(model, "sdpa"), plainly(model):
+    at_once = at_once or AtOnce(len(prompts))
+    done: dict[int, list[int]] = {}
+
+    def end(index: int, new: list[int]) -> None:
+        done[index] = new
+        at_once.on_end(index, new)
+
+    with torch.random.fork_rng(devices=devices), plainly(model):
         torch.manual_seed(sampling.seed)
-        return _complete_ids(model, [list(ids) for ids in prompts], list(stop_ids), sampling, is_over)
+        request = Request(tuple(stop_ids), sampling, at_once.num_texts, is_over, end)
+        if suits(model):
+            Batcher(model, request).run(prompts)
+        else:
+            _run_by_generate(model, prompts, request)
+    return [done[index] for index in range(len(prompts))]
 
 
 @contextmanager
@@ -198,13 +182,18 @@ def _opening(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
     return list(whole[:place])
 
 
-def _complete_ids(
-    model: PreTrainedModel,
-    encoded: list[list[int]],
-    stops: list[int],
-    sampling: Sampling,
-    is_over: IsOver | None,
-) -> list[list[int]]:
+def _run_by_generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], request: Request) -> None:
+    """Runs texts that no `RowCache` can hold, such as those of recurrent models, in padded batches."""
+    # transformers' own attention honours the padding mask.
+    with attention_of(model, "sdpa"):
+        for first in range(0, len(prompts), request.num_rows):
+            batch = [list(ids) for ids in prompts[first : first + request.num_rows]]
+            for offset, new in enumerate(_complete_batch(model, batch, request)):
+                request.on_end(first + offset, new)
+
+
+def _complete_batch(model: PreTrainedModel, encoded: list[list[int]], request: Request) -> list[list[int]]:
+    stops, sampling, is_over = list(request.stop_ids), request.sampling, request.is_over
     context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
     texts, done = [list(ids) for ids in encoded], [False] * len(encoded)
     remaining = sampling.max_new_tokens

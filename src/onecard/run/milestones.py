@@ -109,7 +109,8 @@ class Milestones:
 
     def _evaluate(self) -> EvaluatedEvent:
         started, plan, progress = time.perf_counter(), self._plan, self._state.progress
-        batches = self._corpus.heldout_batches(plan.max_seq_length, plan.eval_batch_size, plan.eval_batches)
+        limit = None if plan.eval_batches is None else plan.eval_batches * plan.eval_batch_size
+        batches = self._corpus.heldout_batches(plan.max_seq_length, plan.eval_batch_size, limit)
         result = measure_heldout_loss(self._state.model, self._state.head, batches, plan.attn_implementation)
         progress.heldout_loss = result.loss
         is_best = math.isfinite(result.loss) and (progress.best_loss is None or result.loss < progress.best_loss)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def keep_items(root: Path, task: str, checkpoint: str, result: Result) -> None:
     beside.replace(path)
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return version(package)

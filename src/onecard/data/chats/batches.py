@@ -73,15 +73,15 @@ def lay_out(pairs: Sequence[Pair], shape: BatchShape, padding_id: int) -> list[B
 
 
 def heldout_chats(
-    chats: Conversations, shape: BatchShape, padding_id: int, limit_batches: int | None = None
+    chats: Conversations, shape: BatchShape, padding_id: int, limit_rows: int | None = None
 ) -> Iterator[Batch]:
     """Streams held-out conversations, one per row, those of like length together, each exactly once.
 
-    A limit takes that many batches of conversations spread evenly over the part, always the same ones. Which tokens
+    A limit takes that many conversations spread evenly over the part, always the same ones. Which tokens
     count does not depend on the shape.
     """
     num_rows = chats.num_rows
-    count = num_rows if limit_batches is None else min(num_rows, limit_batches * shape.rows)
+    count = num_rows if limit_rows is None else min(num_rows, limit_rows)
     chosen = np.arange(count) * num_rows // count
     lengths = np.concatenate(list(chats.lengths()))[chosen]
     chosen = chosen[np.argsort(lengths, kind="stable")]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from onecard.data.batches import Batch, share_batches
+from onecard.data.batches import Batch, share_rows
 from onecard.data.cache import cache_folder, explained_disk_errors
 from onecard.data.chats.audit import audit_chats, merge_skipped
 from onecard.data.chats.batches import BatchShape, ChatSteps, heldout_chats
@@ -141,12 +141,10 @@ class ChatCorpus:
         self._check_length(max_seq_length)
         return BatchStream(ChatSteps(self.train, sampler, shape, self.separator_id), settings, position)
 
-    def heldout_batches(
-        self, max_seq_length: int, batch_size: int, limit_batches: int | None = None
-    ) -> Iterator[Batch]:
-        """Streams the held-out conversations, one per row, all of them or so many batches spread evenly."""
+    def heldout_batches(self, max_seq_length: int, batch_size: int, limit_rows: int | None = None) -> Iterator[Batch]:
+        """Streams the held-out conversations, one per row, all of them or so many spread evenly."""
         self._check_length(max_seq_length)
-        shares = share_batches([part.num_rows for part in self.heldout], limit_batches)
+        shares = share_rows([part.num_rows for part in self.heldout], limit_rows)
         for part, limit in zip(self.heldout, shares, strict=True):
             yield from heldout_chats(part, BatchShape(max_seq_length, batch_size), self.separator_id, limit)
 
