@@ -132,7 +132,8 @@ def test_usable_memory_of_common_cards() -> None:
     assert usable_bytes(find_card("t4"), "linux-headless") == pytest.approx((15 * 0.98 - 0.45) * GIB, rel=1e-3)
     with pytest.raises(ValueError, match="linux-headless"):
         usable_bytes(find_card("t4"), "linux")
-    assert set(get_args(CardHost)) == {"windows", "linux-desktop", "linux-headless"}
+    assert usable_bytes(find_card("rtx-5060"), "wsl") == usable_bytes(find_card("rtx-5060"), "windows")
+    assert set(get_args(CardHost)) == {"windows", "wsl", "linux-desktop", "linux-headless"}
 
 
 def test_workspaces_grow_with_hopper() -> None:
