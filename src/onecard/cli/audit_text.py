@@ -65,7 +65,11 @@ def audit_rows(audit: "MaskAudit") -> list[tuple[str, str]]:
         )
     for label, count, text in (
         ("no stop token", audit.num_rows_without_stop, "with an answer that ends without a stop token"),
-        ("not shown", audit.num_partial_rows, "with tools, tool calls or reasoning that the template leaves out"),
+        (
+            "not shown",
+            audit.num_partial_rows,
+            "with a system prompt, tools, tool calls or reasoning that the template leaves out",
+        ),
         ("double BOS", audit.num_double_bos_rows, "with two begin-of-text tokens at the start"),
         ("duplicates", audit.num_duplicate_rows, "to train on, the same as another one"),
         ("overlap", audit.num_rows_in_heldout, "to train on, also held out: the held-out loss says little about them"),

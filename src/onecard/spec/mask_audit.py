@@ -59,8 +59,8 @@ class MaskAudit(_Frozen):
 
     Rows, tokens, targets and lengths are those to train on; `num_heldout_rows` are kept out of it. What was skipped,
     cut or looks wrong is counted over everything that was read. `num_rows_in_heldout` are rows to train on whose turns
-    are also in the held-out data; `num_duplicate_rows` are those that repeat another one; `num_partial_rows` have
-    tools, calls of tools or reasoning that the template does not show.
+    are also in the held-out data; `num_duplicate_rows` are those that repeat another one; `num_partial_rows` have a
+    system prompt, tools, calls of tools or reasoning that the template does not show.
     """
 
     template: str

@@ -63,7 +63,7 @@ class Rendered:
 
     `target_bytes` is the UTF-8 text of the targets, stop tokens left out. `lost_tokens` were left out to keep to the
     length, `lost_rounds` are the rounds among them that were dropped whole; `is_cut` tells of a turn that was cut,
-    `is_partial` of tools, calls or reasoning that the template does not show.
+    `is_partial` of a system prompt, tools, calls or reasoning that the template does not show.
     """
 
     ids: np.ndarray
