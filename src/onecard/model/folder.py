@@ -8,7 +8,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from onecard.errors import CheckpointError, InputError
@@ -51,11 +57,17 @@ def save_adapter_folder(
 ) -> None:
     """Saves the adapter of a model in PEFT's format, with `masters` (fp32, by parameter name) for its parameters.
 
-    `base` is the model it belongs to, which a note beside the adapter tells from others of its shape.
+    `base` is the model it belongs to, which a note beside the adapter tells from others of its shape. What ends its
+    answers stands in a generation_config.json, which PEFT does not read by itself.
     """
     from onecard.model import lora  # PEFT takes a second to import, which runs without adapters need not wait for
 
     lora.save(model, masters, folder, base.fingerprint if base else None)
+    own = model.generation_config
+    if own is not None and own.eos_token_id is not None:
+        # The ids alone: settings of the base for sampling stay with the base.
+        ends = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        GenerationConfig(**ends).save_pretrained(folder)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
