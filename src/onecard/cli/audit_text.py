@@ -70,6 +70,7 @@ def audit_rows(audit: "MaskAudit") -> list[tuple[str, str]]:
             audit.num_partial_rows,
             "with a system prompt, tools, tool calls or reasoning that the template leaves out",
         ),
+        ("spared", audit.num_spared_rows, "held out, of the lowest hash, since eval_fraction drew none"),
         ("double BOS", audit.num_double_bos_rows, "with two begin-of-text tokens at the start"),
         ("duplicates", audit.num_duplicate_rows, "to train on, the same as another one"),
         ("overlap", audit.num_rows_in_heldout, "to train on, also held out: the held-out loss says little about them"),

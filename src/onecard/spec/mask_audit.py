@@ -60,7 +60,8 @@ class MaskAudit(_Frozen):
     Rows, tokens, targets and lengths are those to train on; `num_heldout_rows` are kept out of it. What was skipped,
     cut or looks wrong is counted over everything that was read. `num_rows_in_heldout` are rows to train on whose turns
     are also in the held-out data; `num_duplicate_rows` are those that repeat another one; `num_partial_rows` have a
-    system prompt, tools, calls of tools or reasoning that the template does not show.
+    system prompt, tools, calls of tools or reasoning that the template does not show; `num_spared_rows` are held out
+    although the fraction drew none of their source.
     """
 
     template: str
@@ -70,6 +71,7 @@ class MaskAudit(_Frozen):
     num_target_tokens: int
     num_heldout_rows: int
     num_heldout_target_tokens: int
+    num_spared_rows: int = 0
     lengths: RowLengths
     skipped: tuple[SkippedRows, ...] = ()
     num_cut_rows: int = 0

@@ -14,9 +14,15 @@ _SAMPLES_SHOWN = 3
 
 
 def audit_chats(
-    names: Sequence[str], train: Sequence[PreparedChats], evaluated: Sequence[PreparedChats], template: str
+    names: Sequence[str],
+    train: Sequence[PreparedChats],
+    evaluated: Sequence[PreparedChats],
+    template: str,
+    fraction: float,
 ) -> MaskAudit:
     """Puts together the audit of all sources; `names` are theirs, in the order of `train` and `evaluated`.
+
+    `fraction` was asked to be held out; a source split by a larger one drew none by it.
 
     Reads lengths and hashes once, in blocks: about 0.1 s per million rows.
     """
@@ -38,6 +44,9 @@ def audit_chats(
         num_tokens=sum(entry.manifest.train.tokens for entry in train),
         num_target_tokens=sum(entry.manifest.train.target_tokens for entry in train),
         num_heldout_rows=sum(counts.rows for counts in heldout_counts),
+        num_spared_rows=sum(
+            entry.manifest.heldout.rows for entry in train if entry.manifest.key["split"]["fraction"] > fraction
+        ),
         num_heldout_target_tokens=sum(counts.target_tokens for counts in heldout_counts),
         lengths=_lengths(to_train),
         skipped=merge_skipped(prepared),
