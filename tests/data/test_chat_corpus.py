@@ -232,6 +232,17 @@ def test_the_default_fraction_holds_out_one_of_few_rows_and_says_so(
         prepare_chats(request_for(path, eval_fraction=0.001))
 
 
+def test_empty_turns_of_the_system_and_new_tokens_are_in_the_audit(tmp_path: Path, request_for: Request) -> None:
+    rows = [chat(seed) for seed in range(20)]
+    for row in rows[:3]:
+        row["messages"].insert(0, {"role": "system", "content": ""})  # type: ignore[attr-defined]
+    path = write_chats(tmp_path / "a.jsonl", rows)
+    audit = prepare_chats(request_for(path, chat_template="chatml", eval_fraction=0.0)).audit
+    assert (audit.num_rows, audit.num_empty_system_rows) == (20, 3)
+    assert audit.new_tokens == ("<|im_start|>", "<|im_end|>")
+    assert prepare_chats(request_for(path, eval_fraction=0.0)).audit.new_tokens == ()
+
+
 def test_a_fraction_that_draws_some_spares_none(chats: Path, request_for: Request) -> None:
     audit = prepare_chats(request_for(chats, eval_fraction=ChatRequest.eval_fraction)).audit
     assert (audit.num_heldout_rows > 1, audit.num_spared_rows) == (True, 0)

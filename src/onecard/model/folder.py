@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import LogRecord
 from pathlib import Path
 from typing import Any, cast
 
@@ -204,7 +205,7 @@ def load_plain(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
         CheckpointError: no model, or weights that are missing, too many or of other shapes than the config says.
     """
     refuse_integers(read_headers([file for file in find_weight_files(folder) if file.suffix == ".safetensors"]))
-    with _explained(folder, "model"), _without_progress_bars():
+    with _explained(folder, "model"), _without_progress_bars(), _without_load_report():
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -260,6 +261,22 @@ def _explained(folder: Path | str, what: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(f"{folder} holds no {what} that transformers can read: {reason}") from error
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keeps transformers from printing a table, in colour, of what `load_plain` says in a sentence."""
+    logger = logging.get_logger("transformers.modeling_utils")
+    logger.addFilter(_is_no_load_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_load_report)
+
+
+def _is_no_load_report(record: LogRecord) -> bool:
+    # transformers has no switch for it, and other warnings of that logger are to be heard.
+    return " LOAD REPORT" not in record.getMessage()
 
 
 @contextmanager

@@ -61,7 +61,8 @@ class MaskAudit(_Frozen):
     cut or looks wrong is counted over everything that was read. `num_rows_in_heldout` are rows to train on whose turns
     are also in the held-out data; `num_duplicate_rows` are those that repeat another one; `num_partial_rows` have a
     system prompt, tools, calls of tools or reasoning that the template does not show; `num_spared_rows` are held out
-    although the fraction drew none of their source.
+    although the fraction drew none of their source; `num_empty_system_rows` lost an empty turn of the system.
+    `new_tokens` were added to the vocabulary for the template.
     """
 
     template: str
@@ -80,8 +81,10 @@ class MaskAudit(_Frozen):
     num_double_bos_rows: int = 0
     num_rows_without_stop: int = 0
     num_partial_rows: int = 0
+    num_empty_system_rows: int = 0
     num_duplicate_rows: int = 0
     num_rows_in_heldout: int = 0
+    new_tokens: tuple[Shown, ...] = ()
     samples: tuple[SampleRow, ...] = ()
 
     @property

@@ -71,6 +71,7 @@ class Flaws:
     double_bos_rows: int = 0
     rows_without_stop: int = 0
     partial_rows: int = 0
+    empty_system_rows: int = 0
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns in order, a system prompt first if there is one; `tools` are JSON schemas that the template may show."""
+    """Turns in order, a system prompt first if there is one; `tools` are JSON schemas that the template may show.
+
+    `had_empty_system`: an empty turn of the system was left out.
+    """
 
     turns: tuple[Turn, ...]
     tools: tuple[dict[str, Any], ...] = ()
+    had_empty_system: bool = False
 
 
 @dataclass(frozen=True)

@@ -286,5 +286,5 @@ def _corpus(
         stop_ids=template.stop_ids,
         control_tokens=template.control_tokens,
         new_tokens=template.new_tokens,
-        audit=audit_chats(names, train, evaluated, template.name, request.eval_fraction),
+        audit=audit_chats(names, train, evaluated, template, request.eval_fraction),
     )
