@@ -29,6 +29,10 @@ FLAWED = CLEAN.model_copy(
         "num_lost_tokens": 999,
         "num_double_bos_rows": 5,
         "num_rows_without_stop": 6,
+        "num_partial_rows": 2,
+        "num_empty_system_rows": 11,
+        "num_spared_rows": 10,
+        "new_tokens": ("<|im_start|>", "<|im_end|>"),
         "num_duplicate_rows": 8,
         "num_rows_in_heldout": 9,
     }
@@ -54,6 +58,10 @@ def test_every_flaw_has_its_line() -> None:
     for expected in (
         "shortened      4 old rounds dropped, 3 conversations cut inside a turn: 999 tokens lost",
         "no stop token  6 ",
+        "not shown      2 conversations with a system prompt",
+        "empty system   11 ",
+        "spared         10 ",
+        "new tokens     <|im_start|>, <|im_end|>",
         "double BOS     5 ",
         "duplicates     8 ",
         "overlap        9 ",

@@ -209,6 +209,45 @@ def test_an_empty_side_is_an_error_that_says_what_to_change(tmp_path: Path, requ
     assert (corpus.has_heldout, corpus.num_train_rows, list(corpus.heldout_batches(600, 2))) == (False, 2, [])
 
 
+@pytest.mark.parametrize("num_rows", [4, 9])
+def test_the_default_fraction_holds_out_one_of_few_rows_and_says_so(
+    tmp_path: Path, request_for: Request, num_rows: int
+) -> None:
+    default = ChatRequest.eval_fraction
+    seeds, drawn = list[int](), Split(default, "documents")
+    for seed in range(100):  # none that the fraction draws
+        texts = [f"{turn['role']}\x1f{turn['content']}" for turn in chat(seed)["messages"]]  # type: ignore[attr-defined]
+        if not drawn.holds_out("\x1e".join(texts).encode()) and len(seeds) < num_rows:
+            seeds.append(seed)
+    path = write_chats(tmp_path / "few.jsonl", [chat(seed) for seed in seeds])
+    asked = request_for(path, eval_fraction=default)
+    corpus = prepare_chats(asked)
+    audit = corpus.audit
+    assert (audit.num_rows, audit.num_heldout_rows, audit.num_spared_rows) == (num_rows - 1, 1, 1)
+    assert corpus.heldout[0].hashes[0] < min(corpus.train[0].hashes[:])
+    again = find_prepared_chats(asked)
+    assert again is not None
+    assert again.fingerprint == corpus.fingerprint
+    with pytest.raises(DataError, match=f"held-out part of its {num_rows} rows is empty"):
+        prepare_chats(request_for(path, eval_fraction=0.001))
+
+
+def test_empty_turns_of_the_system_and_new_tokens_are_in_the_audit(tmp_path: Path, request_for: Request) -> None:
+    rows = [chat(seed) for seed in range(20)]
+    for row in rows[:3]:
+        row["messages"].insert(0, {"role": "system", "content": ""})  # type: ignore[attr-defined]
+    path = write_chats(tmp_path / "a.jsonl", rows)
+    audit = prepare_chats(request_for(path, chat_template="chatml", eval_fraction=0.0)).audit
+    assert (audit.num_rows, audit.num_empty_system_rows) == (20, 3)
+    assert audit.new_tokens == ("<|im_start|>", "<|im_end|>")
+    assert prepare_chats(request_for(path, eval_fraction=0.0)).audit.new_tokens == ()
+
+
+def test_a_fraction_that_draws_some_spares_none(chats: Path, request_for: Request) -> None:
+    audit = prepare_chats(request_for(chats, eval_fraction=ChatRequest.eval_fraction)).audit
+    assert (audit.num_heldout_rows > 1, audit.num_spared_rows) == (True, 0)
+
+
 def test_what_was_prepared_is_opened_again_and_work_is_refused_where_asked(chats: Path, request_for: Request) -> None:
     asked = request_for(chats)
     assert find_prepared_chats(asked) is None

@@ -151,6 +151,17 @@ def test_a_file_has_one_format(tmp_path: Path) -> None:
     assert len(reader.formats) == 2
 
 
+@pytest.mark.parametrize("num_unread", [0, 200])
+def test_the_format_is_that_of_most_rows_at_the_beginning(tmp_path: Path, num_unread: int) -> None:
+    odd, usual = json.dumps({"text": "x"}).encode(), json.dumps(CHAT).encode()
+    write_lines(tmp_path / "a.jsonl", *[b'{"unheard": 1}'] * num_unread, odd, *[usual] * 100)
+    reader = ExampleReader(Source(str(tmp_path)))
+    (batch,) = reader.batches()
+    assert reader.formats == ["messages"]
+    assert len(batch.origins) == 100
+    assert [origin for origin, bad in batch.bad if bad.kind == "mixed formats"] == [f"a.jsonl:{num_unread + 1}"]
+
+
 def test_half_a_surrogate_pair_is_a_bad_row(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", json.dumps(CHAT).encode(), b'{"text": "x"}', b'{"text": "\\ud800"}')
     write_lines(tmp_path / "b.jsonl", b'{"text": "\\ud800"}', b'{"text": "x"}')

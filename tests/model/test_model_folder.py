@@ -1,6 +1,7 @@
 """Saved models are what every other tool opens."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,25 @@ def test_transformers_loads_the_same_logits(
     found = load_masters(tmp_path)
     assert found.keys() == masters.keys()
     assert all(torch.equal(found[key], masters[key]) for key in masters)
+
+
+def test_weights_of_other_shapes_are_told_in_a_sentence_alone(model_folder: Path) -> None:
+    config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
+    config["num_hidden_layers"] += 1
+    config["vocab_size"] += 8
+    (model_folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    heard, logger = list[str](), logging.getLogger("transformers.modeling_utils")
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(CheckpointError, match=r"(?s)its weights are not those.*missing.*another shape"):
+            load_model_folder(model_folder, torch.float32)
+        assert heard == []
+        logger.warning("something else")
+        assert heard == ["something else"]
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path, settings_of: Callable[..., dict[str, Any]]) -> None:

@@ -72,6 +72,12 @@ def test_adapters_learn_eight_chats_by_heart_for_plain_peft(
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>" if template == "chatml" else "<|endoftext|>")
     model = PeftModel.from_pretrained(base, outcome.last).eval()
     assert ask_transformers(model, outcome.last, [stop]) == list(ANSWERS[:3])
+    model.generation_config = GenerationConfig.from_pretrained(outcome.last)
+    question = CHATS[0][:1]
+    asked = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    (written,) = model.generate(**asked, do_sample=False, max_new_tokens=64)
+    assert written[-1] == stop
+    assert written.tolist().count(stop) == asked["input_ids"].tolist()[0].count(stop) + 1
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -233,6 +233,8 @@ def test_a_missing_dataset_is_reported_unless_it_was_given_wrongly() -> None:
     assert problems_of() == (missing,)
     assert problems_of(dataset={"weight": 1}) == ("dataset has no path: give a file, a folder, a glob or a name",)
     assert problems_of(n_heads=3, hidden_dim=64)[-1] == missing
+    for settings in ({}, {"learning_rate": "fast"}):
+        assert "dataset is missing: name chats: a file of" in problems_of(model_name_or_path="base", **settings)[-1]
 
 
 def test_flags_that_break_an_unchosen_variant_are_fine() -> None:

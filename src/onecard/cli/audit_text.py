@@ -44,6 +44,7 @@ def audit_rows(audit: "MaskAudit") -> list[tuple[str, str]]:
             f" read as {', '.join(formats) or 'nothing'}",
         ),
         ("template", audit.template),
+        *([("new tokens", _safe(", ".join(audit.new_tokens)))] if audit.new_tokens else []),
         (
             "counted",
             f"{audit.target_share:.1%} of the tokens: {format_count(audit.num_target_tokens)} of"
@@ -63,21 +64,30 @@ def audit_rows(audit: "MaskAudit") -> list[tuple[str, str]]:
                 f" {format_count(audit.num_lost_tokens)} tokens lost",
             )
         )
-    for label, count, text in (
-        ("no stop token", audit.num_rows_without_stop, "with an answer that ends without a stop token"),
-        ("not shown", audit.num_partial_rows, "with tools, tool calls or reasoning that the template leaves out"),
-        ("double BOS", audit.num_double_bos_rows, "with two begin-of-text tokens at the start"),
-        ("duplicates", audit.num_duplicate_rows, "to train on, the same as another one"),
-        ("overlap", audit.num_rows_in_heldout, "to train on, also held out: the held-out loss says little about them"),
-    ):
-        if count:
-            rows.append((label, f"{_count(count, 'conversation')} {text}"))
+    rows += _flaw_rows(audit)
     if audit.skipped:
         rows.append(("left out", _count(audit.num_skipped_rows, "row")))
     for skipped in audit.skipped:
         rows.append(("", f"{skipped.num_rows:,} x {skipped.kind}{', the first:' if skipped.num_rows > 1 else ':'}"))
         rows += [("", f"  {_safe(place.origin)}: {_safe(place.reason)}") for place in skipped.places]
     return rows
+
+
+def _flaw_rows(audit: "MaskAudit") -> list[tuple[str, str]]:
+    flaws = (
+        ("no stop token", audit.num_rows_without_stop, "with an answer that ends without a stop token"),
+        (
+            "not shown",
+            audit.num_partial_rows,
+            "with a system prompt, tools, tool calls or reasoning that the template leaves out",
+        ),
+        ("empty system", audit.num_empty_system_rows, "with an empty turn of the system, left out"),
+        ("spared", audit.num_spared_rows, "held out, of the lowest hash, since eval_fraction drew none"),
+        ("double BOS", audit.num_double_bos_rows, "with two begin-of-text tokens at the start"),
+        ("duplicates", audit.num_duplicate_rows, "to train on, the same as another one"),
+        ("overlap", audit.num_rows_in_heldout, "to train on, also held out: the held-out loss says little about them"),
+    )
+    return [(label, f"{_count(count, 'conversation')} {text}") for label, count, text in flaws if count]
 
 
 def _count(number: int, noun: str) -> str:

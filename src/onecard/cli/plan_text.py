@@ -16,6 +16,7 @@ def summary_rows(plan: "Plan", run_folder: Path | None = None) -> list[tuple[str
     rows = [
         ("device", _describe_device(plan)),
         ("model", _describe_model(plan)),
+        *([("new tokens", f"{', '.join(new)}, of the chat template")] if (new := plan.corpus.new_tokens) else ()),
         *([("learned too", learned)] if (learned := plan.reasons.get("model.base.untrained_tokens")) else ()),
         ("batch", _describe_batch(plan)),
         (

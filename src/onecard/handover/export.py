@@ -237,7 +237,7 @@ def _write_adapter(request: ExportRequest, trained: _Trained, partial: Path) -> 
     dtype = _TORCH_DTYPES[request.dtype]
     tensors = load_file(request.source / _ADAPTER)
     save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, partial / _ADAPTER, {"format": "pt"})
-    for name in ("adapter_config.json", lora.NOTE):
+    for name in ("adapter_config.json", "generation_config.json", lora.NOTE):
         if (request.source / name).is_file():
             shutil.copyfile(request.source / name, partial / name)
     trained.tokenizer.save_pretrained(partial)

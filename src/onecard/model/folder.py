@@ -3,12 +3,19 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import LogRecord
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from onecard.errors import CheckpointError, InputError
@@ -51,11 +58,17 @@ def save_adapter_folder(
 ) -> None:
     """Saves the adapter of a model in PEFT's format, with `masters` (fp32, by parameter name) for its parameters.
 
-    `base` is the model it belongs to, which a note beside the adapter tells from others of its shape.
+    `base` is the model it belongs to, which a note beside the adapter tells from others of its shape. What ends its
+    answers stands in a generation_config.json, which PEFT does not read by itself.
     """
     from onecard.model import lora  # PEFT takes a second to import, which runs without adapters need not wait for
 
     lora.save(model, masters, folder, base.fingerprint if base else None)
+    own = model.generation_config
+    if own is not None and own.eos_token_id is not None:
+        # The ids alone: settings of the base for sampling stay with the base.
+        ends = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        GenerationConfig(**ends).save_pretrained(folder)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
@@ -192,7 +205,7 @@ def load_plain(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
         CheckpointError: no model, or weights that are missing, too many or of other shapes than the config says.
     """
     refuse_integers(read_headers([file for file in find_weight_files(folder) if file.suffix == ".safetensors"]))
-    with _explained(folder, "model"), _without_progress_bars():
+    with _explained(folder, "model"), _without_progress_bars(), _without_load_report():
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -248,6 +261,22 @@ def _explained(folder: Path | str, what: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(f"{folder} holds no {what} that transformers can read: {reason}") from error
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keeps transformers from printing a table, in colour, of what `load_plain` says in a sentence."""
+    logger = logging.get_logger("transformers.modeling_utils")
+    logger.addFilter(_is_no_load_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_load_report)
+
+
+def _is_no_load_report(record: LogRecord) -> bool:
+    # transformers has no switch for it, and other warnings of that logger are to be heard.
+    return " LOAD REPORT" not in record.getMessage()
 
 
 @contextmanager

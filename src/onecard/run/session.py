@@ -97,7 +97,9 @@ def _assemble(plan: Plan, corpus: TrainingData, checkpoint: Path | None) -> Trai
         state = assemble(plan)
     if isinstance(corpus, ChatCorpus):
         # So that a checkpoint ends its answers in whatever tool opens it.
-        state.model.generation_config.eos_token_id = list(corpus.stop_ids)
+        ends, pad_id = list(corpus.stop_ids), corpus.tokenizer.pad_token_id
+        state.model.generation_config.eos_token_id = ends
+        state.model.generation_config.pad_token_id = ends[0] if pad_id is None else pad_id
     return state
 
 

@@ -38,7 +38,7 @@ def load_recipe(
     problems[:0] = file_problems
     recipe = _assemble(found, file, flags, problems)
     if require_dataset and _lacks_dataset(recipe, file, flags):
-        problems.append("dataset is missing: name a text file, a folder, a glob, a Hub data set or python-stdlib")
+        problems.append(f"dataset is missing: name {_wanted_data(recipe, file, flags)}")
     if problems or recipe is None:
         raise RecipeError(found.origin, list(dict.fromkeys(problems)))
     return recipe
@@ -137,6 +137,13 @@ def _lacks_dataset(recipe: Recipe | None, file: Layer, flags: Layer) -> bool:
     if recipe is not None:
         return not recipe.dataset and not any(section.get("dataset") for section in recipe.on_device.values())
     return not (file.values.get("dataset") or flags.values.get("dataset"))
+
+
+def _wanted_data(recipe: Recipe | None, file: Layer, flags: Layer) -> str:
+    task = recipe.task if recipe is not None else derive(file.values | flags.values, []).get("task")
+    if task == "sft":
+        return "chats: a file of conversations (.jsonl, .json, .parquet), a folder, a glob or a Hub data set"
+    return "a text file, a folder, a glob, a Hub data set or python-stdlib"
 
 
 def _no_such_size(size: str, sizes: list[str]) -> str:

@@ -59,8 +59,10 @@ class MaskAudit(_Frozen):
 
     Rows, tokens, targets and lengths are those to train on; `num_heldout_rows` are kept out of it. What was skipped,
     cut or looks wrong is counted over everything that was read. `num_rows_in_heldout` are rows to train on whose turns
-    are also in the held-out data; `num_duplicate_rows` are those that repeat another one; `num_partial_rows` have
-    tools, calls of tools or reasoning that the template does not show.
+    are also in the held-out data; `num_duplicate_rows` are those that repeat another one; `num_partial_rows` have a
+    system prompt, tools, calls of tools or reasoning that the template does not show; `num_spared_rows` are held out
+    although the fraction drew none of their source; `num_empty_system_rows` lost an empty turn of the system.
+    `new_tokens` were added to the vocabulary for the template.
     """
 
     template: str
@@ -70,6 +72,7 @@ class MaskAudit(_Frozen):
     num_target_tokens: int
     num_heldout_rows: int
     num_heldout_target_tokens: int
+    num_spared_rows: int = 0
     lengths: RowLengths
     skipped: tuple[SkippedRows, ...] = ()
     num_cut_rows: int = 0
@@ -78,8 +81,10 @@ class MaskAudit(_Frozen):
     num_double_bos_rows: int = 0
     num_rows_without_stop: int = 0
     num_partial_rows: int = 0
+    num_empty_system_rows: int = 0
     num_duplicate_rows: int = 0
     num_rows_in_heldout: int = 0
+    new_tokens: tuple[Shown, ...] = ()
     samples: tuple[SampleRow, ...] = ()
 
     @property

@@ -494,8 +494,8 @@ def test_tools_reach_the_text(tokenizer: PreTrainedTokenizerBase) -> None:
     assert isinstance(second, Rendered)
     assert "weather" in tokenizer.decode(first.ids)
     assert first.is_target.sum() == second.is_target.sum()
-    assert template.shows_tools
-    assert not template_named(tokenizer, "llama3").shows_tools
+    assert template.shows.tools
+    assert not template_named(tokenizer, "llama3").shows.tools
 
 
 def test_characters_that_a_tokenizer_drops_are_not_lost_in_silence() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from onecard.data.chats.formats import recognise, to_example
 
 U, A, S, T = (lambda text, role=role: Turn(role, text) for role in ("user", "assistant", "system", "tool"))
 PLAIN = Conversation((U("Hi"), A("Hello")))
+UNLED = replace(PLAIN, had_empty_system=True)
 KIND = Conversation((S("Be kind."), U("Hi"), A("Hello")))
+LED_TWICE = replace(KIND, had_empty_system=True)
 LONG = Conversation((U("Hi"), A("Hello"), U("And?"), A("Yes.")))
 
 
@@ -39,7 +42,8 @@ GOOD: list[tuple[Any, str, Any]] = [
         PLAIN,
     ),
     ({"messages": [turn("developer", "Be kind."), turn("user", "Hi"), turn("assistant", "Hello")]}, "messages", KIND),
-    ({"messages": [turn("system", ""), turn("user", "Hi"), turn("assistant", "Hello")]}, "messages", PLAIN),
+    ({"messages": [turn("system", ""), turn("user", "Hi"), turn("assistant", "Hello")]}, "messages", UNLED),
+    (of_turns(turn("system", ""), HI, HELLO) | {"system": "Be kind."}, "messages", LED_TWICE),
     ({"conversations": [said("human", "Hi"), said("gpt", "Hello")], "system": "Be kind."}, "sharegpt", KIND),
     ({"conversations": [said("system", "Be kind."), *ASKED], "system": "Be kind."}, "sharegpt", KIND),
     ({"conversations": [said("human", "Hi"), said("chatgpt", "Hello")], "system": ""}, "sharegpt", PLAIN),

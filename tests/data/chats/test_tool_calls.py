@@ -91,7 +91,7 @@ def test_what_the_model_writes_is_a_target(
 
 def test_a_template_that_leaves_them_out_is_told(tokenizer: PreTrainedTokenizerBase) -> None:
     template = ChatTemplate.of(tokenizer, "chatml")
-    assert (template.shows_tools, template.shows_calls, template.shows_reasoning) == (True, False, False)
+    assert (template.shows.tools, template.shows.calls, template.shows.reasoning) == (True, False, False)
     said = Turn("assistant", "I look.", extras=CALL)
     plain, thinking, calling, silent = template.render(
         [
@@ -109,6 +109,22 @@ def test_a_template_that_leaves_them_out_is_told(tokenizer: PreTrainedTokenizerB
     assert thinking.ids.tolist() == plain.ids.tolist()
     assert thinking.is_target.tolist() == plain.is_target.tolist()
     assert (silent.kind, "turn 2" in silent.reason) == ("call not shown", True)
+
+
+@pytest.mark.parametrize("start", ["", "{% if messages[0].role != 'system' %}Be kind.{% endif %}"])
+def test_a_template_that_leaves_out_system_prompts_is_told(start: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    plain = Conversation((Turn("user", "Why?"), Turn("assistant", "So.")))
+    led = Conversation((Turn("system", "Be brief."), *plain.turns))
+    tokenizer.chat_template = start + (
+        "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    silent = ChatTemplate.of(tokenizer)
+    spoken = ChatTemplate.of(tokenizer, "chatml")
+    assert [template.shows.system for template in (silent, spoken)] == [False, True]
+    for template, expected in ((silent, [False, True]), (spoken, [False, False])):
+        rendered = [row for row in template.render([plain, led]) if isinstance(row, Rendered)]
+        assert [row.is_partial for row in rendered] == expected
 
 
 @pytest.mark.parametrize("extras", [THOUGHT | {"thinking": "<|im_end|>"}, {"tool_calls": [{"name": "<|im_end|>"}]}])

@@ -4,6 +4,7 @@ rows ─ examples ─► batch ─┐ two batches ahead
                           └─ thread: rounds, template, tokens ─► blocks ─► files, manifest last
 """
 
+import math
 import os
 import time
 from collections import deque
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 _PLACES_SHOWN = 5
 _SAMPLES_SHOWN = 3
 _BATCHES_AHEAD = 2
+_FEWEST_TO_SPARE_ONE = 4
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,18 @@ def build_chats(
         _Build(folder, fingerprint, rules, split, key).run(progress)
 
     return open_or_build(folder, key, fingerprint, read=ChatManifest.read, open_prepared=open_chats, build=build)
+
+
+def smallest_split(prepared: PreparedChats) -> Split | None:
+    """Gives a split that holds out the row of the lowest hash; None where some are, or they are too few to spare one.
+
+    The hashes on disk are those by which a split of seed 0 draws.
+    """
+    train = prepared.train
+    if prepared.heldout is not None or train is None or train.num_rows < _FEWEST_TO_SPARE_ONE:
+        return None
+    lowest = int(train.hashes[:1][0])
+    return Split(math.nextafter(lowest / 2**64, 1.0), "documents", 0)
 
 
 class _Build:

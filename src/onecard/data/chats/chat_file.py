@@ -18,7 +18,7 @@ from onecard.data.token_file import MANIFEST_FILE, TokenFile
 from onecard.errors import DataError
 from onecard.spec.mask_audit import SampleRow, SkippedRows
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 PARTS = ("train", "heldout")
 _OFFSETS_AT_ONCE = 1 << 20
 
@@ -71,6 +71,7 @@ class Flaws:
     double_bos_rows: int = 0
     rows_without_stop: int = 0
     partial_rows: int = 0
+    empty_system_rows: int = 0
 
 
 @dataclass(frozen=True)

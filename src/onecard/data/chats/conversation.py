@@ -33,10 +33,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns in order, a system prompt first if there is one; `tools` are JSON schemas that the template may show."""
+    """Turns in order, a system prompt first if there is one; `tools` are JSON schemas that the template may show.
+
+    `had_empty_system`: an empty turn of the system was left out.
+    """
 
     turns: tuple[Turn, ...]
     tools: tuple[dict[str, Any], ...] = ()
+    had_empty_system: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Rendered:
 
     `target_bytes` is the UTF-8 text of the targets, stop tokens left out. `lost_tokens` were left out to keep to the
     length, `lost_rounds` are the rounds among them that were dropped whole; `is_cut` tells of a turn that was cut,
-    `is_partial` of tools, calls or reasoning that the template does not show.
+    `is_partial` of a system prompt, tools, calls or reasoning that the template does not show.
     """
 
     ids: np.ndarray

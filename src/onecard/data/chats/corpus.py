@@ -11,7 +11,7 @@ from onecard.data.batches import Batch, share_rows
 from onecard.data.cache import cache_folder, explained_disk_errors
 from onecard.data.chats.audit import audit_chats, merge_skipped
 from onecard.data.chats.batches import BatchShape, ChatSteps, heldout_chats
-from onecard.data.chats.build import ChatRules, build_chats
+from onecard.data.chats.build import ChatRules, build_chats, smallest_split
 from onecard.data.chats.chat_file import Conversations, PreparedChats
 from onecard.data.chats.rows import list_all_files
 from onecard.data.chats.template import ChatTemplate
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OnBadRow = Literal["error", "skip"]
+_DEFAULT_FRACTION: float = Recipe.model_fields["eval_fraction"].default
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class ChatRequest:
 
     `tokenizer` is that of the base model: a folder or a Hub name. `chat_template` is what
     `ChatTemplate.of` takes; `max_rounds` None keeps all rounds that fit in `max_seq_length`. With
-    `eval_sources` nothing of `sources` is held out, else whole rows by a hash of their turns, drawn by `seed`.
+    `eval_sources` nothing of `sources` is held out, else whole rows by a hash of their turns, drawn by `seed`; with the
+    default `eval_fraction` at least one of four rows or more.
     `num_proc` None means all cores; `cache_dir` None means $ONECARD_CACHE, else ~/.cache/onecard.
     """
 
@@ -50,7 +52,7 @@ class ChatRequest:
     max_seq_length: int = 1024
     max_rounds: int | None = None
     on_bad_row: OnBadRow = "error"
-    eval_fraction: float = 0.05
+    eval_fraction: float = _DEFAULT_FRACTION
     eval_split: str = "auto"
     seed: int = 0
     num_proc: int | None = None
@@ -177,7 +179,10 @@ def prepare_chats(request: ChatRequest, progress: Progress | None = None) -> Cha
         listed = list_all_files((*request.sources, *request.eval_sources))
         for (source, files), rule in zip(listed, split_of, strict=True):
             fingerprint = fingerprint_source(source, cache_root, progress, files)
-            prepared.append(build_chats(fingerprint, rules, rule, cache_root, progress))
+            built = build_chats(fingerprint, rules, rule, cache_root, progress)
+            if rule.fraction == _DEFAULT_FRACTION and (least := smallest_split(built)) is not None:
+                built = build_chats(fingerprint, rules, least, cache_root, progress)
+            prepared.append(built)
         _refuse_bad_rows(request, prepared)
         _refuse_empty(request, prepared)
         return _corpus(request, prepared, open_copy(tokenizer, prepared[0].folder / TOKENIZER_FOLDER), template)
@@ -281,5 +286,5 @@ def _corpus(
         stop_ids=template.stop_ids,
         control_tokens=template.control_tokens,
         new_tokens=template.new_tokens,
-        audit=audit_chats(names, train, evaluated, template.name),
+        audit=audit_chats(names, train, evaluated, template, request.eval_fraction),
     )

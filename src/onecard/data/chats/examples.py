@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from onecard.data.chats.conversation import BadRow, Example, PlainText
 from onecard.data.chats.formats import recognise, to_example
@@ -15,6 +17,7 @@ from onecard.data.sources import Source
 # About 100 bytes of memory per character while a batch is rendered, and three batches are under way at a time.
 BATCH_CHARACTERS = 400_000
 BATCH_ROWS = 2_000
+_ROWS_ASKED = 64
 
 
 @dataclass
@@ -47,7 +50,7 @@ class ExampleReader:
         self._source = source
 
     def batches(self) -> Iterator[ExampleBatch]:
-        """Streams the source. A file has one format, that of its first row that has any."""
+        """Streams the source. A file has one format, that of most of the rows at its beginning."""
         batch = ExampleBatch()
         for file in open_chat_files(self._source):
             for origin, found in self._examples(file):
@@ -62,22 +65,15 @@ class ExampleReader:
             yield batch
 
     def _examples(self, file: ChatFile) -> Iterator[tuple[str, Example | BadRow]]:
+        rows: Iterator[Row | RowProblem] = iter(file.rows)
         expected: str | None = None
-        for row in file.rows:
-            if isinstance(row, RowProblem):
-                yield row.origin, BadRow(row.kind, row.reason)
-                continue
-            form = recognise(row.value)
-            if expected is None and form is not None:
-                expected = form
-                if form not in self.formats:
-                    self.formats.append(form)
-            if form is None:
-                yield row.origin, BadRow("unknown format", _unknown(row))
-            elif form != expected:
-                yield row.origin, BadRow("mixed formats", f"this row is {form}, the file begins as {expected}")
-            else:
-                yield row.origin, to_example(row.value, form)
+        while block := list(islice(rows, _ROWS_ASKED)):
+            if expected is None:
+                expected = _most_frequent(block)
+                if expected is not None and expected not in self.formats:
+                    self.formats.append(expected)
+            for row in block:
+                yield row.origin, _read(row, expected)
 
     def _add(self, batch: ExampleBatch, origin: str, example: Example) -> None:
         try:
@@ -103,6 +99,23 @@ def _content(example: Example) -> str:
     if extras := {number: turn.extras for number, turn in enumerate(example.turns) if turn.extras}:
         turns = f"{turns}\x1d{json.dumps(extras, sort_keys=True, ensure_ascii=False)}"
     return f"{turns}\x1d{json.dumps(example.tools, sort_keys=True)}" if example.tools else turns
+
+
+def _read(row: Row | RowProblem, expected: str | None) -> Example | BadRow:
+    if isinstance(row, RowProblem):
+        return BadRow(row.kind, row.reason)
+    form = recognise(row.value)
+    if form is None:
+        return BadRow("unknown format", _unknown(row))
+    if form != expected:
+        return BadRow("mixed formats", f"this row is {form}, the file {expected}")
+    return to_example(row.value, form)
+
+
+def _most_frequent(rows: Iterable[Row | RowProblem]) -> str | None:
+    """Names the format of most of the rows, of the earliest where several are equal; None where none has any."""
+    forms = Counter(form for row in rows if isinstance(row, Row) and (form := recognise(row.value)) is not None)
+    return next((form for form, _ in forms.most_common(1)), None)
 
 
 def _unknown(row: Row) -> str:

@@ -11,7 +11,8 @@
 | `text` | running text |
 
 Contents are kept to the letter. Two turns of one side may follow each other: people write like that, and a template
-that cannot show it says so. An empty system prompt is taken as none.
+that cannot show it says so. An empty system prompt is taken as none; one that stands as a
+turn is counted.
 """
 
 import json
@@ -119,8 +120,7 @@ def _list_of_turns(entries: object, key: str) -> list[Turn]:
         raise BadTurn("null content", f"{key!r} is null")
     if not isinstance(entries, list):
         raise BadTurn("not text", f"{key!r} is {describe(entries)}, not a list of turns")
-    turns = (read_turn(entry, number) for number, entry in enumerate(entries, 1))
-    return [turn for turn in turns if turn is not None]
+    return [read_turn(entry, number) for number, entry in enumerate(entries, 1)]
 
 
 def _read_bare(row: Any) -> Conversation:
@@ -224,6 +224,8 @@ def _tools(found: object) -> tuple[dict[str, Any], ...]:
 
 def _conversation(turns: tuple[Turn, ...], tools: tuple[dict[str, Any], ...]) -> Conversation:
     """Checks the order of the turns: what has nothing before it to answer, or nothing after it to learn, is refused."""
+    given = turns
+    turns = tuple(turn for turn in given if turn.role != "system" or turn.content)
     if not turns:
         raise BadTurn("no turns", "there are no turns in it")
     roles = [turn.role for turn in turns]
@@ -241,7 +243,7 @@ def _conversation(turns: tuple[Turn, ...], tools: tuple[dict[str, Any], ...]) ->
         raise BadTurn(f"ends on {roles[-1]}", f"its last turn is the {roles[-1]}'s, and no answer follows")
     if not any(turn.role == "assistant" and turn.counts for turn in turns):
         raise BadTurn("teaches nothing", "the weight of every turn of the assistant is 0")
-    return Conversation(turns, tools)
+    return Conversation(turns, tools, had_empty_system=len(turns) < len(given))
 
 
 _READERS: dict[str, Callable[[Any], Example]] = {

@@ -1,14 +1,14 @@
 """A batch of conversations to blocks of tokens, with what the audit counts in them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onecard.data.chats.chat_file import ChatCounts, Flaws
-from onecard.data.chats.conversation import BadRow, Rendered
+from onecard.data.chats.conversation import BadRow, Conversation, Example, Rendered
 from onecard.data.chats.examples import ExampleBatch, content_hash
 from onecard.data.chats.rounds import fit
 from onecard.data.chats.template import ChatTemplate
@@ -81,13 +81,14 @@ class Renderer:
             else:
                 rows.append(found)
                 kept.append(index)
+        examples = [batch.examples[index] for index in kept]
         contents = [batch.contents[index] for index in kept]
         is_heldout = np.array([self._split.holds_out(content) for content in contents], dtype=bool)
         hashes = np.array([content_hash(content) for content in contents], dtype=np.uint64)
         return RenderedBatch(
             train=self._block(rows, hashes, ~is_heldout),
             heldout=self._block(rows, hashes, is_heldout),
-            flaws=self._flaws(rows),
+            flaws=replace(self._flaws(rows), empty_system_rows=sum(map(_had_empty_system, examples))),
             bad=bad,
             samples=[
                 self._sample(batch.origins[index], row)
@@ -147,6 +148,10 @@ class Renderer:
         if len(borders) - 1 > _SHOWN_SPANS:
             spans.append((" …", False))
         return SampleRow(origin=origin, spans=tuple(spans))
+
+
+def _had_empty_system(example: Example) -> bool:
+    return isinstance(example, Conversation) and example.had_empty_system
 
 
 def _shortened(text: str) -> str:

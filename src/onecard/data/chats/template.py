@@ -13,15 +13,14 @@ from text and stay.
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onecard.data.chats.answers import Span, find_by_prefixes, match_shape, search_answers
 from onecard.data.chats.conversation import BadRow, Conversation, Example, PlainText, Rendered, Turn
-from onecard.data.chats.extras import REASONING
 from onecard.data.chats.shape import Shape, find_shape
+from onecard.data.chats.shown import QUESTION, find_shown
 from onecard.data.chats.span_tokens import end_token, first_token
 from onecard.data.chats.template_choice import add_tokens, choose, mend_specials
 from onecard.data.chats.typed_text import PromptEncoder, mark_typed
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
 # A set with tools of its own in every row would keep a shape for each.
 _MAX_SHAPES = 4096
-_QUESTION = (Turn("user", "Why?"), Turn("assistant", "Therefore."))
-_TOOL = {"type": "function", "function": {"name": "tool_of_a_trial", "arguments": {}}}
 
 
 class ChatTemplate:
@@ -44,7 +41,7 @@ class ChatTemplate:
     `name` says for people which template it is. `new_tokens` were added to the vocabulary for it; `mended_tokens` are
     special tokens that the tokenizer did not find in running text. `appends_end` tells that answers end with no token
     of the template. `stop_ids` end an answer; `control_tokens` are all special tokens that the template writes, with
-    their ids; `shows_tools`, `shows_calls` and `shows_reasoning` tell what beside contents gets into the text.
+    their ids; `shows` tells what beside questions and answers gets into the text.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
@@ -79,11 +76,7 @@ class ChatTemplate:
         self.stop_ids = tuple(dict.fromkeys(tokenizer.convert_tokens_to_ids(end) for end in ends if end is not None))
         names = [*self._stops.findall("".join(written)), *([self._end_token()] if self.appends_end else ())]
         self.control_tokens = tuple((name, int(tokenizer.convert_tokens_to_ids(name))) for name in dict.fromkeys(names))
-        self.shows_tools = self._shows(Conversation(_QUESTION, (_TOOL,)))
-        self.shows_calls, self.shows_reasoning = (
-            self._shows(Conversation((_QUESTION[0], replace(_QUESTION[1], extras=extras))))
-            for extras in ({"tool_calls": [_TOOL]}, dict.fromkeys(REASONING, "Because."))
-        )
+        self.shows = find_shown(lambda chat: self._texts([chat], False)[0])
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase", source: str = "auto") -> "ChatTemplate":
@@ -156,7 +149,7 @@ class ChatTemplate:
 
     def _try_out(self, name: str) -> tuple[str, ...]:
         """Renders a question and an answer; gives the text around them."""
-        shape = self._shape(Conversation(_QUESTION))
+        shape = self._shape(Conversation(QUESTION))
         if isinstance(shape, BadRow):
             raise DataError(
                 f"chat template ({name}): it cannot be used to learn answers, for a question and its answer fail"
@@ -172,19 +165,6 @@ class ChatTemplate:
             )
         return str(self.tokenizer.eos_token)
 
-    def _shows(self, chat: Conversation) -> bool:
-        """Says whether a question and its answer look different with what `chat` has beside them."""
-        found, plain = self._texts([chat, Conversation(_QUESTION)], False)
-        return found != plain and not isinstance(found, BadRow)
-
-    def _hides(self, chat: Conversation) -> bool:
-        """Says whether the chat has tools, calls or reasoning that the template does not show."""
-        return (
-            (bool(chat.tools) and not self.shows_tools)
-            or (not self.shows_calls and any("tool_calls" in turn.extras for turn in chat.turns))
-            or (not self.shows_reasoning and any(REASONING[0] in turn.extras for turn in chat.turns))
-        )
-
     def _rendered_texts(self, examples: Sequence[Example]) -> list[str | BadRow]:
         texts = [self._find_special(example) for example in examples]
         chats = [index for index, text in enumerate(texts) if text is None]
@@ -195,7 +175,7 @@ class ChatTemplate:
 
     def _find_special(self, example: Example) -> str | BadRow | None:
         """Gives running text as it is, None for a conversation yet to be rendered, BadRow for either with a special."""
-        if isinstance(example, Conversation) and not self.shows_calls:
+        if isinstance(example, Conversation) and not self.shows.calls:
             turns = enumerate(example.turns, 1)
             silent = next((number for number, turn in turns if "tool_calls" in turn.extras and not turn.content), None)
             if silent is not None:
@@ -268,7 +248,7 @@ class ChatTemplate:
                 return BadRow("no stop token", f"{span.stop} after an answer becomes no token of its own")
             is_target[first:last] = True
             target_bytes += len(text[span.start : span.end - len(span.stop)].encode("utf-8"))
-        is_partial = isinstance(example, Conversation) and self._hides(example)
+        is_partial = isinstance(example, Conversation) and self.shows.leaves_out(example)
         if self._ends_open(example):
             is_target[-1] = True
             ids = [*ids, self.tokenizer.eos_token_id]

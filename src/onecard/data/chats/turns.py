@@ -30,8 +30,8 @@ _WEIGHTS = ("loss_weight", "weight", "train")
 _EXTRAS = frozenset((*REASONING, "tool_calls", "function_call", "tool_call_id", "name"))
 
 
-def read_turn(entry: object, number: int) -> Turn | None:
-    """Reads turn `number` (from 1) of a list; None for an empty system prompt. Raises BadTurn."""
+def read_turn(entry: object, number: int) -> Turn:
+    """Reads turn `number` (from 1) of a list, of which only a system prompt may be empty. Raises BadTurn."""
     if not isinstance(entry, dict):
         raise BadTurn("null content" if entry is None else "not text", f"turn {number} is {describe(entry)}")
     name, value = _keys_of(entry, number)
@@ -42,7 +42,7 @@ def read_turn(entry: object, number: int) -> Turn | None:
     place = f"turn {number} ({role})"
     extras = read_extras(entry, role, place) if not _EXTRAS.isdisjoint(entry) else {}
     if role == "system" and value in (None, ""):
-        return None
+        return Turn(role, "")
     if "tool_calls" in extras and value in (None, "", []):
         text = ""
     else:
@@ -56,7 +56,7 @@ def with_system(row: dict[str, Any], turns: Sequence[Turn]) -> tuple[Turn, ...]:
     if value is None:
         return tuple(turns)
     first = Turn("system", check_text(value, "the system prompt"))
-    if not turns or turns[0].role != "system":
+    if not turns or turns[0].role != "system" or not turns[0].content:
         return first, *turns
     if turns[0] != first:
         raise BadTurn("two system prompts", "it has a system prompt beside its turns and another one as the first turn")
