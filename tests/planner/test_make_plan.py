@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from onecard.cli.plan_text import reason_rows
 from onecard.errors import DoesNotFitError, InputError, RecipeError
 from onecard.hardware import Machine, find_card
 from onecard.planner import Measurements, check_recipe, choose, choose_device, make_plan
-from onecard.planner.device import target_of_card
+from onecard.planner.device import Target, target_of_card
 from onecard.planner.pretrained import plan_base
+from onecard.planner.requirements import check_quantizing
 from onecard.planner.schedule import count_steps, resolve_batch
 from onecard.spec import CorpusFacts, Plan, Recipe, apply_device, load_recipe, recipe_names
 
@@ -296,6 +298,17 @@ def test_what_bitsandbytes_does_is_refused_without_it(name: str, monkeypatch: py
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(InputError, match=rf"optim {name} needs bitsandbytes.*onecard\[quant\].*optim adamw"):
         check_recipe(Recipe(**SMALL, optim=name), MACHINE, target_of_card(find_card("rtx-3060-12gb"), "linux"))
+
+
+def test_weights_in_4_bits_are_refused_on_cards_older_than_pascal() -> None:
+    qlora = Recipe(model_name_or_path="gpt2", method="qlora", dataset="chats.jsonl", task="sft")
+    pascal = target_of_card(find_card("gtx-1080-ti"), "windows")
+    maxwell = replace(pascal, name="GTX 980 Ti", capability=(5, 2))
+    with pytest.raises(InputError, match=r"GTX 980 Ti.*capability 6\.0 or newer.*the card has 5\.2\. Use method lora"):
+        check_quantizing(qlora, maxwell)
+    check_quantizing(qlora.model_copy(update={"method": "lora"}), maxwell)
+    for target in (pascal, Target("cpu", "asked for")):
+        check_quantizing(qlora, target)
 
 
 def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
