@@ -283,7 +283,9 @@ def test_a_broken_bitsandbytes_is_no_concern_of_lora_and_is_explained_for_qlora(
     settings_of: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     (tmp_path / "bitsandbytes").mkdir()
-    (tmp_path / "bitsandbytes" / "__init__.py").write_text('raise ImportError("no libbitsandbytes")\n', encoding="utf-8")
+    (tmp_path / "bitsandbytes" / "__init__.py").write_text(
+        'raise ImportError("no libbitsandbytes")\n', encoding="utf-8"
+    )
     # In a process of its own: here bitsandbytes may be loaded already.
     code = _WITH_A_BROKEN_BITSANDBYTES.format(settings=settings_of("llama"))
     path = os.pathsep.join([str(tmp_path), *sys.path])

@@ -237,6 +237,17 @@ def test_the_schedule() -> None:
     assert "lr_scheduler_type 'no_such:shape' cannot be used" in refusal(lr_scheduler_type="no_such:shape")
 
 
+@pytest.mark.parametrize(("steps", "share", "expected"), [(0, 0.1, 10), (7, 0.1, 7), (0, None, 0), (7, 0.0, 7)])
+def test_steps_of_warmup_win_over_its_share_unless_they_are_none(
+    steps: int, share: float | None, expected: int
+) -> None:
+    plan = plan_of(warmup_steps=steps, warmup_ratio=share)
+    assert plan.schedule.num_warmup_steps == expected
+    assert ("warmup_ratio beside it" in plan.reasons.get("schedule.num_warmup_steps", "")) == (
+        steps == 7 and share == 0.1
+    )
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -76,6 +76,8 @@ def decide(grounds: Grounds, reasons: dict[str, str]) -> Decisions:
     if batch is not None:
         num_steps = problems.attempt(count_steps, recipe, corpus, batch.total, reasons)
     problems.attempt(make_schedule, recipe, num_steps or draft_steps(recipe))
+    if recipe.warmup_steps and recipe.warmup_ratio:
+        reasons["schedule.num_warmup_steps"] = "warmup_steps; warmup_ratio beside it counts for nothing"
     if corpus is not None:
         problems.attempt(check_heldout, recipe, corpus)
         problems.attempt(check_blocks, recipe, corpus)
