@@ -140,8 +140,8 @@ def _from_config(config: PreTrainedConfig, backend: str) -> PreTrainedModel:
     except (ValueError, RuntimeError, ZeroDivisionError, KeyError) as error:
         if error.args == (name,):
             raise InputError(
-                f"{config.model_type} computes its attention in code of its own, which cannot be told where the documents "
-                "of a row end, and there is no eager or unpacked way around it: choose a model whose attention can be "
+                f"{config.model_type} computes its attention in code of its own, which cannot be told where documents "
+                "end in a row, and there is no eager or unpacked way around it: choose a model whose attention can be "
                 "replaced, such as one of the Llama, Mistral, Qwen, GPT-2 or GPT-NeoX families"
             ) from error
         raise InputError(
