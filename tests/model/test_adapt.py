@@ -1,6 +1,9 @@
 """Adapters change nothing before they are trained, merge into what they compute, and are what plain PEFT reads."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -258,3 +261,39 @@ def test_what_moves_is_counted_without_weights(
     adapt(model, plan, seed=0, tokens=[3, 5, 90])
     expected = sum(parameter.numel() for parameter in trained(model).values())
     assert count_trained(json.dumps(settings_of(name)), plan.model_dump_json(), 3) == expected
+
+
+_WITH_A_BROKEN_BITSANDBYTES = """
+from onecard.errors import InputError
+from onecard.model.adapt import adapt
+from onecard.model.build import build_model
+from onecard.spec import AdaptPlan
+
+model = build_model({settings}, dropout=0.0, init="transformers", seed=0)
+adapt(model, AdaptPlan(method="lora", r=4), seed=0)
+print(sum(p.numel() for p in model.parameters() if p.requires_grad))
+try:
+    adapt(build_model({settings}, dropout=0.0, init="transformers", seed=0), AdaptPlan(method="qlora", r=4), seed=0)
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_broken_bitsandbytes_is_no_concern_of_lora_and_is_explained_for_qlora(
+    settings_of: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "bitsandbytes").mkdir()
+    (tmp_path / "bitsandbytes" / "__init__.py").write_text(
+        'raise ImportError("no libbitsandbytes")\n', encoding="utf-8"
+    )
+    # In a process of its own: here bitsandbytes may be loaded already.
+    code = _WITH_A_BROKEN_BITSANDBYTES.format(settings=settings_of("llama"))
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    number, sentence = done.stdout.splitlines()
+    assert int(number) > 0
+    assert "method qlora needs bitsandbytes" in sentence
+    assert "no libbitsandbytes" in sentence

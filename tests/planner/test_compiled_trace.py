@@ -92,6 +92,21 @@ def test_checkpointing_keeps_less_for_the_backward_pass(plan: Plan, trace_of: Ca
     assert _kept_bytes(recomputed) == _kept_bytes(kept)
 
 
+@pytest.mark.parametrize("learned_tokens", [(), (3, 5)], ids=["adapters alone", "tokens beside"])
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapters_are_traced_compiled(method: str, learned_tokens: tuple[int, ...], plan: Plan) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    model = plan.model.model_copy(update={"learned_tokens": learned_tokens})
+    adapt = AdaptPlan(method=method, r=8)  # narrower ones would be padded to 8
+    eager, compiled = (
+        trace_plan(plan.model_copy(update={"model": model, "adapt": adapt, "torch_compile": value}), AMPERE)
+        for value in (False, True)
+    )
+    assert _resident_sizes(compiled) == _resident_sizes(eager)
+    assert _flops(compiled) == _flops(eager) > 0
+    assert _kept_bytes(compiled) == _kept_bytes(eager)
+
+
 @pytest.mark.parametrize("missing", ["torch.utils._triton.triton_hash_with_backend", "version"])
 def test_an_unknown_compiler_is_refused(missing: str, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     if missing == "version":

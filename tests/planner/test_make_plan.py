@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from onecard.cli.plan_text import reason_rows
 from onecard.errors import DoesNotFitError, InputError, RecipeError
 from onecard.hardware import Machine, find_card
 from onecard.planner import Measurements, check_recipe, choose, choose_device, make_plan
-from onecard.planner.device import target_of_card
+from onecard.planner.device import Target, target_of_card
 from onecard.planner.pretrained import plan_base
+from onecard.planner.requirements import check_quantizing
 from onecard.planner.schedule import count_steps, resolve_batch
 from onecard.spec import CorpusFacts, Plan, Recipe, apply_device, load_recipe, recipe_names
 
@@ -235,6 +237,17 @@ def test_the_schedule() -> None:
     assert "lr_scheduler_type 'no_such:shape' cannot be used" in refusal(lr_scheduler_type="no_such:shape")
 
 
+@pytest.mark.parametrize(("steps", "share", "expected"), [(0, 0.1, 10), (7, 0.1, 7), (0, None, 0), (7, 0.0, 7)])
+def test_steps_of_warmup_win_over_its_share_unless_they_are_none(
+    steps: int, share: float | None, expected: int
+) -> None:
+    plan = plan_of(warmup_steps=steps, warmup_ratio=share)
+    assert plan.schedule.num_warmup_steps == expected
+    assert ("warmup_ratio beside it" in plan.reasons.get("schedule.num_warmup_steps", "")) == (
+        steps == 7 and share == 0.1
+    )
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -296,6 +309,17 @@ def test_what_bitsandbytes_does_is_refused_without_it(name: str, monkeypatch: py
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(InputError, match=rf"optim {name} needs bitsandbytes.*onecard\[quant\].*optim adamw"):
         check_recipe(Recipe(**SMALL, optim=name), MACHINE, target_of_card(find_card("rtx-3060-12gb"), "linux"))
+
+
+def test_weights_in_4_bits_are_refused_on_cards_older_than_pascal() -> None:
+    qlora = Recipe(model_name_or_path="gpt2", method="qlora", dataset="chats.jsonl", task="sft")
+    pascal = target_of_card(find_card("gtx-1080-ti"), "windows")
+    maxwell = replace(pascal, name="GTX 980 Ti", capability=(5, 2))
+    with pytest.raises(InputError, match=r"GTX 980 Ti.*capability 6\.0 or newer.*the card has 5\.2\. Use method lora"):
+        check_quantizing(qlora, maxwell)
+    check_quantizing(qlora.model_copy(update={"method": "lora"}), maxwell)
+    for target in (pascal, Target("cpu", "asked for")):
+        check_quantizing(qlora, target)
 
 
 def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,31 @@ def test_a_recipe_from_scratch_keeps_no_word_of_adapters() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "precision"),
+    [
+        ({"bf16": True, "torch_dtype": "float32"}, "bf16"),
+        ({"torch_dtype": "float32", "fp16": True, "bf16": False}, "fp16"),
+        ({"bf16": True, "torch_dtype": "auto"}, "bf16"),
+        ({"torch_dtype": "auto", "bnb_4bit_compute_dtype": "bfloat16", "method": "qlora"}, "bf16"),
+        ({"bnb_4bit_compute_dtype": "float16", "torch_dtype": "auto", "method": "qlora"}, "fp16"),
+        ({"torch_dtype": "float32", "bnb_4bit_compute_dtype": "bfloat16", "method": "qlora"}, "bf16"),
+        ({"torch_dtype": "float32"}, "fp32"),
+    ],
+    ids=str,
+)
+def test_the_type_of_the_weights_yields_to_that_of_the_arithmetic(settings: dict[str, Any], precision: str) -> None:
+    assert load_recipe(MODEL | settings).precision == precision
+
+
+def test_what_says_nothing_here_is_accepted_and_other_tools_words_are_known() -> None:
+    dumped = {"overwrite_output_dir": False, "trust_remote_code": False, "group_by_length": True, "do_train": True}
+    assert load_recipe(MODEL | dumped | {"ddp_find_unused_parameters": None}) == load_recipe(MODEL)
+    words = {"stage": "sft", "finetuning_type": "lora", "cutoff_len": 512, "val_size": 0.1}
+    recipe = load_recipe(MODEL | words)
+    assert (recipe.task, recipe.method, recipe.max_seq_length, recipe.eval_fraction) == ("sft", "lora", 512, 0.1)
+
+
+@pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"dataset": "a", "task": "sft", "max_steps": 1}, "set model_name_or_path"),
@@ -116,7 +141,16 @@ def test_a_recipe_from_scratch_keeps_no_word_of_adapters() -> None:
         (MODEL | {"lora": "{r: 4"}, "no complete mapping"),
         (MODEL | {"bnb_4bit_quant_type": "fp4"}, "onecard knows only nf4 here"),
         (MODEL | {"assistant_only_loss": False}, "onecard knows only true here"),
-        (MODEL | {"trust_remote_code": True}, "onecard knows only false here"),
+        (MODEL | {"trust_remote_code": True}, "no code that comes with a model is ever run"),
+        (MODEL | {"overwrite_output_dir": True}, "give another output_dir"),
+        (MODEL | {"fp16": True, "bnb_4bit_compute_dtype": "bfloat16"}, "keep the one that the card computes"),
+        (MODEL | {"bf16": True, "torch_dtype": "float16"}, "bf16 and torch_dtype contradict each other"),
+        (MODEL | {"precision": "fp32", "bf16": True}, "bf16 and precision contradict each other"),
+        (MODEL | {"save_strategy": "epoch"}, "leave it out for ten times in a run, or set save_steps"),
+        (MODEL | {"template": "qwen"}, "template is not a setting: leave it out for the tokenizer's own"),
+        (MODEL | {"max_samples": 100}, "max_samples is not a setting: give fewer rows"),
+        (MODEL | {"stage": "dpo"}, "stage is 'dpo', but takes sft or pt"),
+        (MODEL | {"finetuning_type": "freeze"}, "finetuning_type is 'freeze', but takes full, lora or qlora"),
         (MODEL | {"on_bad_row": "ignore"}, "takes error or skip"),
         ({"dataset": "a", "model_name_or_path": " ", "max_steps": 1}, "null starts from scratch"),
     ],

@@ -66,7 +66,7 @@ NOT_UTF8 = "sample_prompts is ['a\\udcff'], but has bytes that are not UTF-8: wr
         (
             {"eval_strategy": "epoch"},
             "eval_strategy is 'epoch', but takes steps or no, because onecard counts in steps: "
-            "set eval_steps or save_steps",
+            "leave it out for ten times in a run, or set eval_steps",
         ),
         ({"min_lr": 1, "lr": "fast"}, "lr is 'fast', but takes a number above 0"),
         ({"min_lr": "low"}, "min_lr is 'low', but takes a number"),

@@ -7,7 +7,8 @@ import pytest
 
 from onecard.spec import Recipe, load_recipe, recipe_keys
 from onecard.spec.accepts import FIELDS
-from onecard.spec.spelling import SPELLINGS, VALUES, Spelling, find_spelling
+from onecard.spec.spelling import SPELLINGS, Spelling, find_spelling
+from onecard.spec.values import VALUES
 
 
 @pytest.mark.parametrize("row", SPELLINGS, ids=lambda row: row.name)

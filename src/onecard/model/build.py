@@ -6,7 +6,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+)
 from transformers.pytorch_utils import Conv1D
 
 from onecard.errors import InputError
@@ -128,10 +131,19 @@ def _check(model: PreTrainedModel) -> None:
 
 
 def _from_config(config: PreTrainedConfig, backend: str) -> PreTrainedModel:
+    name = PREFIX + backend
     try:
-        return AutoModelForCausalLM.from_config(config, attn_implementation=PREFIX + backend, dtype=torch.float32)
-    # Families that look their attention up in a table of their own raise KeyError.
+        # Classes that compute attention by themselves say so, or look a name up in a table of their own.
+        if not getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "_supports_sdpa", True):
+            raise KeyError(name)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=name, dtype=torch.float32)
     except (ValueError, RuntimeError, ZeroDivisionError, KeyError) as error:
+        if error.args == (name,):
+            raise InputError(
+                f"{config.model_type} computes its attention in code of its own, which cannot be told where documents "
+                "end in a row, and there is no eager or unpacked way around it: choose a model whose attention can be "
+                "replaced, such as one of the Llama, Mistral, Qwen, GPT-2 or GPT-NeoX families"
+            ) from error
         raise InputError(
             f"no causal language model can be built from this config of {config.model_type}: {error}"
         ) from error

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import torch
 from peft import LoraConfig, TaskType, inject_adapter_in_model, set_peft_model_state_dict
@@ -74,7 +75,11 @@ def inject(model: PreTrainedModel, plan: AdaptPlan, targets: Mapping[str, nn.Mod
     )
     config._register_custom_module(dict.fromkeys((nn.Linear, Conv1D, NF4Linear), Adapter))
     # Adapters come into being below, not in PEFT, which converts them by swapping tensors: fake ones refuse that.
-    with unset_fake_temporarily():
+    # No layer here is bitsandbytes' own, so PEFT need not load it: where it is broken, LoRA works all the same.
+    absent = mock.patch.multiple(
+        "peft.tuners.lora.model", is_bnb_available=lambda: False, is_bnb_4bit_available=lambda: False
+    )
+    with unset_fake_temporarily(), absent:
         inject_adapter_in_model(config, model, _NAME, low_cpu_mem_usage=True)
     model.peft_config = {_NAME: config}
     torch.manual_seed(seed)

@@ -7,7 +7,7 @@ from onecard.planner.device import Target, choose_attention, choose_precision, f
 from onecard.planner.optimizers import check_optimizer
 from onecard.planner.pretrained import learn_control_tokens, plan_base
 from onecard.planner.problems import Problems
-from onecard.planner.requirements import check_blocks, check_compiler, check_heldout, check_ram
+from onecard.planner.requirements import check_blocks, check_compiler, check_heldout, check_quantizing, check_ram
 from onecard.planner.schedule import BatchSizes, count_steps, make_schedule, resolve_batch
 from onecard.planner.shape import count_adapters, plan_adapters, plan_model
 from onecard.spec import AdaptPlan, CorpusFacts, ModelPlan, Recipe
@@ -69,12 +69,15 @@ def decide(grounds: Grounds, reasons: dict[str, str]) -> Decisions:
         choose_attention, recipe, target, precision, dropout
     ) or ("", "")
     problems.attempt(check_compiler, recipe, target)
+    problems.attempt(check_quantizing, recipe, target)
     problems.attempt(check_optimizer, recipe, target)
     batch = problems.attempt(resolve_batch, recipe, target.kind, reasons)
     num_steps = recipe.max_steps
     if batch is not None:
         num_steps = problems.attempt(count_steps, recipe, corpus, batch.total, reasons)
     problems.attempt(make_schedule, recipe, num_steps or draft_steps(recipe))
+    if recipe.warmup_steps and recipe.warmup_ratio:
+        reasons["schedule.num_warmup_steps"] = "warmup_steps; warmup_ratio beside it counts for nothing"
     if corpus is not None:
         problems.attempt(check_heldout, recipe, corpus)
         problems.attempt(check_blocks, recipe, corpus)

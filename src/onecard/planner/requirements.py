@@ -6,11 +6,24 @@ from onecard.planner.device import Target, find_compiler_problem
 from onecard.spec import CorpusFacts, ModelPlan, Recipe
 from onecard.units import format_bytes, format_count
 
+# bitsandbytes 0.50, system requirements: "SM60+ minimum" for NVIDIA GPUs, on Linux and Windows alike.
+_LEAST_OF_4_BITS = (6, 0)
+
 
 def check_compiler(recipe: Recipe, target: Target) -> None:
     """Refuses compiling that is asked for and cannot be had."""
     if recipe.torch_compile is True and (problem := find_compiler_problem(target)):
         raise InputError(f"torch_compile cannot be used: {problem}. Set torch_compile to auto or false")
+
+
+def check_quantizing(recipe: Recipe, target: Target) -> None:
+    """Refuses weights in 4 bits on a card for which bitsandbytes has no code; on a CPU they are computed, too."""
+    if recipe.method == "qlora" and target.capability is not None and target.capability < _LEAST_OF_4_BITS:
+        number, least = (".".join(map(str, one)) for one in (target.capability, _LEAST_OF_4_BITS))
+        raise InputError(
+            f"method qlora cannot be used on {target.name}: bitsandbytes, which quantizes to 4 bits, needs compute "
+            f"capability {least} or newer (Pascal), and the card has {number}. Use method lora, or another card"
+        )
 
 
 def check_heldout(recipe: Recipe, corpus: CorpusFacts) -> None:

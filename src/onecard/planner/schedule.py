@@ -110,7 +110,8 @@ def make_schedule(recipe: Recipe, num_steps: int) -> SchedulePlan:
     Raises:
         InputError: the schedule is unknown or its warmup is longer than the run.
     """
-    if recipe.warmup_steps is not None:
+    # As in transformers, whose files have both: steps win, and 0 steps say nothing beside a share.
+    if recipe.warmup_steps or (recipe.warmup_steps == 0 and recipe.warmup_ratio is None):
         warmup = recipe.warmup_steps
     else:
         warmup = round((recipe.warmup_ratio if recipe.warmup_ratio is not None else _WARMUP_SHARE) * num_steps)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 # Keys of which a recipe may hold one; giving another in a later layer replaces it.
 DURATION_KEYS = ("max_steps", "num_train_epochs", "max_tokens")
+# Files of transformers have both, of which the steps count unless they are 0.
 WARMUP_KEYS = ("warmup_steps", "warmup_ratio")
 TOTAL_BATCH_KEYS = ("total_batch_size", "total_batch_tokens")
 # Keys that say the same as an entry of model_config.
@@ -129,10 +130,6 @@ def _duration(recipe: "Recipe") -> str | None:
     return _one_of(recipe, DURATION_KEYS)
 
 
-def _warmup(recipe: "Recipe") -> str | None:
-    return _one_of(recipe, WARMUP_KEYS)
-
-
 def _total_batch(recipe: "Recipe") -> str | None:
     if problem := _one_of(recipe, TOTAL_BATCH_KEYS):
         return problem
@@ -220,4 +217,4 @@ def _metric(recipe: "Recipe") -> str | None:
     return f"metric_for_best_model {metric!r} is not measured: use {known}, or add it to eval_tasks"
 
 
-_CHECKS = (_metric, _base, _name, _duration, _warmup, _total_batch, _heads, _device, _scheduler)
+_CHECKS = (_metric, _base, _name, _duration, _total_batch, _heads, _device, _scheduler)

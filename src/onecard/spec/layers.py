@@ -17,12 +17,13 @@ from onecard.spec.accepts import (
     find_undecodable,
     show,
 )
-from onecard.spec.agreement import SHAPE_KEYS
+from onecard.spec.agreement import SHAPE_KEYS, WARMUP_KEYS
 from onecard.spec.merge import EXCLUSIVE, PRECISIONS, is_given
 from onecard.spec.paths import anchor
 from onecard.spec.recipe import DatasetSource
-from onecard.spec.spelling import NO_EFFECT, VALUES, Spelling, did_you_mean, find_key, find_spelling, nearest
+from onecard.spec.spelling import Spelling, advise, did_you_mean, find_key, find_spelling, nearest
 from onecard.spec.tasks import expand_lora
+from onecard.spec.values import NO_EFFECT, VALUES
 
 DEVICES = ("cpu", "cuda")
 # Keys that decide which section holds, or name the whole, make no sense inside a section.
@@ -107,7 +108,7 @@ class LayerReader:
         for name, value in self._without_lora(settings).items():
             spelling = find_spelling(str(name))
             if spelling is None:
-                self._problem(f"{name} is not a setting{did_you_mean(nearest(str(name)))}")
+                self._problem(f"{name} is not a setting{advise(str(name))}")
             elif spelling.key in forbidden:
                 self._problem(f"{name} cannot be set in such a section")
             elif spelling.key in ("sizes", "on_device"):
@@ -151,11 +152,13 @@ class LayerReader:
         else:
             if valid is NO_EFFECT:
                 return
-            if key in written and layer.values[key] != valid:
+            if key in written and layer.values[key] != valid and not _says_less(written[key], layer.values[key]):
+                if _says_less(shown, valid):
+                    return
                 self._problem(f"{written[key]} and {shown} are one setting, but have different values: keep one")
                 return
-            layer.values[key] = valid
-            written.setdefault(key, shown)
+            if key not in written or layer.values[key] != valid:
+                layer.values[key], written[key] = valid, shown
 
     def _valid(self, spelling: Spelling, value: Any) -> Any:
         if find_undecodable(value):
@@ -172,6 +175,8 @@ class LayerReader:
     def _check_contradictions(self, values: dict[str, Any], written: dict[str, str]) -> None:
         """Reports what contradicts itself within one layer, and keeps the first of it, to report it once."""
         for group in EXCLUSIVE:
+            if group == WARMUP_KEYS:
+                continue  # transformers writes both into its files; `make_schedule` knows which counts
             given = [key for key in values if key in group and is_given(values[key])]
             if len(given) > 1:
                 names = " and ".join(written[key] for key in given)
@@ -203,9 +208,14 @@ class LayerReader:
     def _check_precision(self, values: dict[str, Any], written: dict[str, str]) -> None:
         chosen = {name: written[name] for name in PRECISIONS if values.get(name) is True}
         if (explicit := values.get("precision", "auto")) != "auto":
-            chosen.setdefault(explicit, written["precision"])
+            if chosen and _says_less(written["precision"], explicit):
+                del values["precision"]
+            else:
+                chosen.setdefault(explicit, written["precision"])
         if len(chosen) > 1:
-            self._problem(f"{' and '.join(chosen.values())} contradict each other: keep one of them")
+            is_4_bit = written.get("precision") in chosen.values() and _names(written["precision"], _OF_4_BITS)
+            which = "the one that the card computes (fp16 before Ampere)" if is_4_bit else "one of them"
+            self._problem(f"{' and '.join(chosen.values())} contradict each other: keep {which}")
             for name in list(chosen)[1:]:
                 values.pop(name, None)
 
@@ -226,6 +236,22 @@ def find_config_problems(settings: Mapping[str, Any]) -> list[str]:
         except ValidationError as error:
             problems += _sentences(key, f"model_config.{name}", value, error)
     return problems
+
+
+_OF_WEIGHTS, _OF_4_BITS = ("dtype", "torch_dtype"), ("bnb_4bit_compute_dtype",)
+
+
+def _says_less(name: str, value: Any) -> bool:
+    """Whether another name of the same key counts instead.
+
+    `auto` leaves it open, and weights in fp32 are what all 16-bit arithmetic here has as its masters.
+    """
+    return bool(value == "auto" or (value == "fp32" and _names(name, _OF_WEIGHTS)))
+
+
+def _names(name: str, spellings: tuple[str, ...]) -> bool:
+    spelling = find_spelling(name)
+    return spelling is not None and spelling.name in spellings
 
 
 # Entries without a recipe key of their own, and the key that takes the same numbers.

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onecard.spec.accepts import FIELDS, MODEL_CONFIG, accepts, default_of, join_or, parse_bool, parse_number
-from onecard.units import GIB, parse_bytes
-
-# What `translate` returns for a value that asks for what happens anyway.
-NO_EFFECT = object()
+from onecard.spec.values import column, mixed_precision, no_mixed_precision, only, stage, strategy
 
 
 @dataclass(frozen=True)
@@ -26,77 +23,42 @@ class Spelling:
     deferred: bool = False
 
 
-def _mixed_precision(value: Any) -> str:
-    text = str(value).strip().lower()
-    if text in ("bf16", "fp16", "fp32", "auto"):
-        return text
-    try:
-        return "auto" if parse_bool(value) else "fp32"
-    except ValueError:
-        raise ValueError("takes true, false, bf16, fp16, fp32 or auto") from None
-
-
-def _no_mixed_precision(value: Any) -> str:
-    return "fp32" if parse_bool(value) else "auto"
-
-
-def _strategy(value: Any) -> Any:
-    """`steps` is what onecard does anyway; `no` leaves the one at the end (0)."""
-    text = str(value).strip().lower()
-    if text == "steps":
-        return NO_EFFECT
-    if value is False or text in ("no", "none"):
-        return 0
-    raise ValueError("takes steps or no, because onecard counts in steps: set eval_steps or save_steps")
-
-
-def _only(*wanted: Any) -> Callable[[Any], Any]:
-    """For settings of other tools of which onecard knows one value, the one it always has."""
-
-    def check(value: Any) -> Any:
-        text = str(value).strip().lower()
-        if text in (str(each).lower() for each in wanted):
-            return NO_EFFECT
-        raise ValueError(f"onecard knows only {join_or([str(each).lower() for each in wanted])} here")
-
-    return check
-
-
-def _column(value: Any) -> str:
-    if isinstance(value, str) and value:
-        return value
-    raise ValueError("takes the name of a column")
-
-
 def _rows(key: str, *names: str) -> list[Spelling]:
     return [Spelling(name, key) for name in names]
 
 
+_NO_REMOTE_CODE = "no code that comes with a model is ever run: take a model of a class that transformers has"
+_NOTHING_OVERWRITTEN = "no run is ever written over: give another output_dir, or remove that folder first"
+
 SPELLINGS: tuple[Spelling, ...] = (
     # Text
     *_rows("dataset", "data", "data_path", "train_file", "dataset_name", "train_data", "data_dir", "train_dataset"),
-    Spelling("text_column", "dataset", _column, deferred=True),
+    Spelling("text_column", "dataset", column, deferred=True),
     *_rows("eval_dataset", "eval_data", "validation_file", "val_data", "eval_file"),
-    *_rows("eval_fraction", "validation_split", "val_fraction", "val_split"),
+    *_rows("eval_fraction", "validation_split", "val_fraction", "val_split", "val_size"),
     *_rows("tokenizer", "tokenizer_name", "tokenizer_name_or_path", "tokenizer_path"),
     *_rows("max_seq_length", "model_max_length", "block_size", "context_length", "seq_len", "seq_length", "n_ctx"),
-    *_rows("max_seq_length", "max_length", "max_seq_len", "sequence_length", "n_positions"),
-    Spelling("dataset_text_field", "dataset", _column, deferred=True),
+    *_rows("max_seq_length", "max_length", "max_seq_len", "sequence_length", "n_positions", "cutoff_len"),
+    Spelling("dataset_text_field", "dataset", column, deferred=True),
     # Chats
     *_rows("chat_template", "chat_template_path"),
-    Spelling("assistant_only_loss", "task", _only(True)),
-    Spelling("completion_only_loss", "task", _only(True)),
+    Spelling("group_by_length", "packing", only(True, False)),  # changes nothing of what is learned
+    Spelling("stage", "task", stage),
+    Spelling("do_train", "task", only(True)),
+    Spelling("assistant_only_loss", "task", only(True)),
+    Spelling("completion_only_loss", "task", only(True)),
     # Model
     *_rows(MODEL_CONFIG, "model_settings"),
     *_rows("model_name_or_path", "model_name", "model_path", "base_model", "pretrained_model_name_or_path", "model"),
-    Spelling("trust_remote_code", "model_name_or_path", _only(False)),
+    Spelling("trust_remote_code", "model_name_or_path", only(False, otherwise=_NO_REMOTE_CODE)),
     # Adapters
+    *_rows("method", "finetuning_type"),
     *_rows("lora_r", "lora_rank"),
     *_rows("lora_target_modules", "target_modules", "lora_target"),
     *_rows("double_quant", "bnb_4bit_use_double_quant", "use_bnb_nested_quant"),
     Spelling("load_in_4bit", "method", parse_bool, deferred=True),
     Spelling("use_peft", "method", parse_bool, deferred=True),
-    Spelling("bnb_4bit_quant_type", "method", _only("nf4")),
+    Spelling("bnb_4bit_quant_type", "method", only("nf4")),
     *_rows("precision", "bnb_4bit_compute_dtype"),
     *_rows("hidden_size", "hidden_dim", "d_model", "n_embd", "dim", "embed_dim", "width"),
     *_rows("intermediate_size", "ffn_dim", "mlp_dim", "n_inner", "d_ff"),
@@ -124,8 +86,8 @@ SPELLINGS: tuple[Spelling, ...] = (
     *_rows("num_train_epochs", "max_epochs", "epochs", "num_epochs"),
     *_rows("max_steps", "max_iters", "max_train_steps", "num_steps", "num_train_steps"),
     # Machine
-    Spelling("mixed_precision", "precision", _mixed_precision),
-    Spelling("no_mixed_precision", "precision", _no_mixed_precision),
+    Spelling("mixed_precision", "precision", mixed_precision),
+    Spelling("no_mixed_precision", "precision", no_mixed_precision),
     Spelling("fp16", "precision", parse_bool, deferred=True),
     Spelling("bf16", "precision", parse_bool, deferred=True),
     Spelling("fp32", "precision", parse_bool, deferred=True),
@@ -140,90 +102,30 @@ SPELLINGS: tuple[Spelling, ...] = (
     *_rows("save_steps", "save_interval"),
     *_rows("logging_steps", "log_interval"),
     *_rows("eval_batches", "eval_iters", "max_eval_batches"),
-    Spelling("eval_strategy", "eval_steps", _strategy),
-    Spelling("evaluation_strategy", "eval_steps", _strategy),
-    Spelling("save_strategy", "save_steps", _strategy),
+    Spelling("eval_strategy", "eval_steps", strategy("eval_steps")),
+    Spelling("evaluation_strategy", "eval_steps", strategy("eval_steps")),
+    Spelling("save_strategy", "save_steps", strategy("save_steps")),
     *_rows("early_stopping_patience", "patience"),
     Spelling("use_wandb", "report_to", parse_bool, deferred=True),
     Spelling("use_tensorboard", "report_to", parse_bool, deferred=True),
-    Spelling("load_best_model_at_end", "save_total_limit", _only(True, False)),
-    Spelling("greater_is_better", "save_total_limit", _only(False)),
-    Spelling("remove_unused_columns", "dataset", _only(True, False)),
-    Spelling("dataloader_pin_memory", "dataloader_num_workers", _only(True)),
-    Spelling("push_to_hub", "output_dir", _only(False)),
-    Spelling("overwrite_output_dir", "output_dir", _only(False)),
+    Spelling("load_best_model_at_end", "save_total_limit", only(True, False)),
+    Spelling("greater_is_better", "save_total_limit", only(False)),
+    Spelling("remove_unused_columns", "dataset", only(True, False)),
+    Spelling("dataloader_pin_memory", "dataloader_num_workers", only(True)),
+    Spelling("push_to_hub", "output_dir", only(False)),
+    Spelling("overwrite_output_dir", "output_dir", only(False, otherwise=_NOTHING_OVERWRITTEN)),
+    Spelling("ddp_find_unused_parameters", "device", only(True, False, None)),
     *_rows("output_dir", "out_dir"),
     *_rows("resume_from_checkpoint", "resume"),
 )
 
-_BY_NAME = {row.name: row for row in SPELLINGS}
-
-
-def _schedule_name(value: Any) -> Any:
-    return {"warmup_stable_decay": "wsd", "cosine_with_min_lr": "cosine"}.get(str(value).lower(), value)
-
-
-def _optimizer_name(value: Any) -> Any:
-    names = {
-        "adamw": ("adamw_torch_fused", "adamw_torch", "adamw_hf", "adam", "adamw_fused"),
-        "adamw_8bit": ("adamw_bnb_8bit", "adamw8bit", "adam_8bit", "adam8bit"),
-        "paged_adamw": ("paged_adamw_32bit",),
-    }
-    text = str(value).lower()
-    return next((name for name, others in names.items() if text in others), value)
-
-
-def _precision_name(value: Any) -> Any:
-    names = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
-    return names.get(str(value).lower().removeprefix("torch."), value)
-
-
-def _clip(value: Any) -> Any:
-    return None if value in (0, "0", "0.0") and value is not False else value
-
-
-def _no_limit(value: Any) -> Any:
-    """transformers writes -1 for a number of steps that nobody gave."""
-    return None if value in (-1, "-1") else value
-
-
-def _gibibytes(value: Any) -> Any:
-    """A plain number is one of GiB; with a unit it says itself what it is."""
-    num_bytes = parse_bytes(value) if isinstance(value, str) else None
-    return value if num_bytes is None else num_bytes / GIB
-
-
-def _device_name(value: Any) -> Any:
-    text = str(value).strip().lower()
-    if text.isdigit() and not isinstance(value, bool):
-        return f"cuda:{text}"
-    return "cuda" if text == "gpu" else text if isinstance(value, str) else value
-
-
-def _report_targets(value: Any) -> Any:
-    """YAML reads `no` as false."""
-    return [] if value is False or str(value).lower() in ("no", "none") else value
-
-
-def _resume(value: Any) -> Any:
-    try:
-        return parse_bool(value) if value is not None else None
-    except ValueError:
-        return value
-
-
-# Values of a key as other tools write them, whatever the key is called.
-VALUES: dict[str, Callable[[Any], Any]] = {
-    "lr_scheduler_type": _schedule_name,
-    "optim": _optimizer_name,
-    "precision": _precision_name,
-    "max_grad_norm": _clip,
-    "max_steps": _no_limit,
-    "device": _device_name,
-    "memory_limit_gb": _gibibytes,
-    "report_to": _report_targets,
-    "resume_from_checkpoint": _resume,
+# Settings of other tools that have no like, and whose names look like those of something else.
+_SAID_OTHERWISE = {
+    "template": "leave it out for the tokenizer's own, or set chat_template",
+    "max_samples": "give fewer rows (of a Hub data set, split: train[:1000])",
+    "quantization_bit": "for 4 bits set method: qlora",
 }
+_BY_NAME = {row.name: row for row in SPELLINGS}
 
 
 def find_spelling(name: str) -> Spelling | None:
@@ -257,6 +159,12 @@ def nearest(name: str, known: list[str] | None = None) -> list[str]:
         best_of_key[key] = max(best_of_key.get(key, (0.0, "")), (likeness, candidate))
     ranked = sorted(best_of_key.values(), reverse=True)[:3]
     return [candidate for likeness, candidate in ranked if likeness > ranked[0][0] - 0.1]
+
+
+def advise(name: str) -> str:
+    """Says after the name of no setting what to do instead; empty where nothing is like it."""
+    otherwise = _SAID_OTHERWISE.get(_with_underscores(name).lower())
+    return f": {otherwise}" if otherwise else did_you_mean(nearest(name))
 
 
 def did_you_mean(names: list[str]) -> str:
