@@ -82,8 +82,7 @@ class NF4Linear(nn.Module):
         qweight, absmax = torch.ops.bitsandbytes.quantize_4bit(weight.detach().contiguous(), _BLOCK, "nf4", torch.uint8)
         offset = codebook = absmax_8bit = None
         if double_quant:
-            # Of one value, not of none: the compiler reads a 0-d tensor out, and a trace has no values.
-            offset = absmax.mean().view(1)
+            offset = absmax.mean()
             codebook = torch.tensor(dynamic_codebook(is_signed=True), device=weight.device)
             absmax_8bit, absmax = torch.ops.bitsandbytes.quantize_blockwise(absmax - offset, codebook, _ABSMAX_BLOCK)
         self.register_buffer("qweight", qweight)
