@@ -207,6 +207,12 @@ def test_hours_beside_epochs_end_a_run_at_whichever_comes_first(tuner: Tuner) ->
     assert "are over before 1e+06 x 8 chats (1000000 steps)" in few.reasons["schedule.num_steps"]
 
 
+def test_a_plan_names_the_tokens_that_the_template_adds(tuner: Tuner) -> None:
+    values = tuner("llama", method="lora", chat_template="chatml").values
+    rows = dict(summary_rows(onecard.plan(onecard.load_recipe(values))))
+    assert rows["new tokens"] == "<|im_start|>, <|im_end|>, of the chat template"
+
+
 def lose(weights: dict[str, torch.Tensor]) -> None:
     del weights["model.layers.1.mlp.up_proj.weight"]
 
