@@ -264,13 +264,18 @@ def test_what_moves_is_counted_without_weights(
 
 
 _WITH_A_BROKEN_BITSANDBYTES = """
+from pathlib import Path
+
 from onecard.errors import InputError
+from onecard.model import lora
 from onecard.model.adapt import adapt
 from onecard.model.build import build_model
 from onecard.spec import AdaptPlan
 
 model = build_model({settings}, dropout=0.0, init="transformers", seed=0)
 adapt(model, AdaptPlan(method="lora", r=4), seed=0)
+lora.save(model, {{}}, Path({folder!r}))
+assert not lora.attach(build_model({settings}, dropout=0.0, init="transformers", seed=0), Path({folder!r}))
 print(sum(p.numel() for p in model.parameters() if p.requires_grad))
 try:
     adapt(build_model({settings}, dropout=0.0, init="transformers", seed=0), AdaptPlan(method="qlora", r=4), seed=0)
@@ -287,7 +292,7 @@ def test_a_broken_bitsandbytes_is_no_concern_of_lora_and_is_explained_for_qlora(
         'raise ImportError("no libbitsandbytes")\n', encoding="utf-8"
     )
     # In a process of its own: here bitsandbytes may be loaded already.
-    code = _WITH_A_BROKEN_BITSANDBYTES.format(settings=settings_of("llama"))
+    code = _WITH_A_BROKEN_BITSANDBYTES.format(settings=settings_of("llama"), folder=str(tmp_path))
     path = os.pathsep.join([str(tmp_path), *sys.path])
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, encoding="utf-8"

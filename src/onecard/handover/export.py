@@ -244,7 +244,7 @@ def _write_adapter(request: ExportRequest, trained: _Trained, partial: Path) -> 
     base = load_base(request.source)
     rows = trained.model.get_input_embeddings().weight.shape[0]
     add_tokens(base, rows - base.get_input_embeddings().weight.shape[0])
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), lora.without_bitsandbytes():
         # PEFT asks transformers for a property by its old name (0.21 and 5.23).
         warnings.simplefilter("ignore", FutureWarning)
         found = PeftModel.from_pretrained(base, partial)

@@ -7,6 +7,7 @@ before every name in its files.
 import copy
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -75,11 +76,7 @@ def inject(model: PreTrainedModel, plan: AdaptPlan, targets: Mapping[str, nn.Mod
     )
     config._register_custom_module(dict.fromkeys((nn.Linear, Conv1D, NF4Linear), Adapter))
     # Adapters come into being below, not in PEFT, which converts them by swapping tensors: fake ones refuse that.
-    # No layer here is bitsandbytes' own, so PEFT need not load it: where it is broken, LoRA works all the same.
-    absent = mock.patch.multiple(
-        "peft.tuners.lora.model", is_bnb_available=lambda: False, is_bnb_4bit_available=lambda: False
-    )
-    with unset_fake_temporarily(), absent:
+    with unset_fake_temporarily(), without_bitsandbytes():
         inject_adapter_in_model(config, model, _NAME, low_cpu_mem_usage=True)
     model.peft_config = {_NAME: config}
     torch.manual_seed(seed)
@@ -88,6 +85,13 @@ def inject(model: PreTrainedModel, plan: AdaptPlan, targets: Mapping[str, nn.Mod
             for half in (layer.lora_A[_NAME], layer.lora_B[_NAME]):
                 half.weight = nn.Parameter(torch.empty(half.weight.shape))
             layer.reset_lora_parameters(_NAME, init_lora_weights=True)
+
+
+def without_bitsandbytes() -> AbstractContextManager[Any]:
+    """Lets PEFT take bitsandbytes for absent: no layer here is one of its own, and a broken one would end LoRA."""
+    return mock.patch.multiple(
+        "peft.tuners.lora.model", is_bnb_available=lambda: False, is_bnb_4bit_available=lambda: False
+    )
 
 
 def is_stored_in_out(module: nn.Module) -> bool:
@@ -189,7 +193,8 @@ def attach(model: PreTrainedModel, folder: Path) -> list[str]:
         rows = {name.removesuffix(_ROWS_IN_FILE): tensors.pop(name) for name in of_rows}
         place_tokens(model, config.trainable_token_indices, rows)
         config.trainable_token_indices = None
-    inject_adapter_in_model(config, model, _NAME)
+    with without_bitsandbytes():
+        inject_adapter_in_model(config, model, _NAME)
     model.peft_config = {_NAME: config}
     outcome = set_peft_model_state_dict(model, tensors, _NAME)
     return [*outcome.unexpected_keys, *(name for name in outcome.missing_keys if ".lora_" in name)]
