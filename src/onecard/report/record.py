@@ -64,7 +64,7 @@ class RunRecord:
         """Reads what was kept of the items of tasks for a checkpoint: a file for each task and protocol."""
         for folder in _ITEM_FOLDERS:
             for path in sorted((self.root / folder).glob(f"*-{glob.escape(checkpoint)}.json")):
-                content = _read_json(path)
+                content = read_object(path)
                 try:
                     scores = tuple(dict(score) for score in content["scores"])
                     yield StoredItems(scores, *(tuple(map(float, content[name])) for name in ("sums", "counts")))
@@ -113,9 +113,9 @@ def _read_run(root: Path) -> RunRecord:
         raise InputError(_no_run(root))
     plan = _read_plan(root / _PLAN)
     events, num_damaged = _read_events(root / _EVENTS)
-    outcome = _read_json(root / "outcome.json")
+    outcome = read_object(root / "outcome.json")
     card = outcome.get("card") or (plan.forecast.card if plan.forecast is not None else None)
-    step = _read_json(root / _MARK).get("step")
+    step = read_object(root / _MARK).get("step")
     return RunRecord(
         root=root,
         plan=plan,
@@ -125,7 +125,7 @@ def _read_run(root: Path) -> RunRecord:
         age_s=max(0.0, time.time() - (root / _EVENTS).stat().st_mtime) if events else None,
         card=card,
         marked_step=step if isinstance(step, int) else None,
-        score_rows=tuple(_read_rows(root / _SCORES)),
+        score_rows=tuple(read_rows(root / _SCORES)),
     )
 
 
@@ -173,7 +173,8 @@ def _read_events(path: Path) -> tuple[tuple[Event, ...], int]:
     return tuple(events), num_damaged
 
 
-def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Reads the objects of a record of a run, one a line; none where there is no such file."""
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
@@ -187,7 +188,8 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object that a run has written; an empty one where there is none, or only half of it."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):

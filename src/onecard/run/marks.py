@@ -9,6 +9,7 @@ import numpy as np
 from onecard.checkpoint import folder_of_step
 from onecard.evaluation.paired import Items
 from onecard.evaluation.task import Result
+from onecard.report.record import read_object
 from onecard.spec import Score
 
 _MARK = "best.json"
@@ -17,10 +18,7 @@ _RESULTS = "evaluations"
 
 def read_marked_step(root: Path) -> int | None:
     """The step of a run that a task has found best; None where the held-out loss decides, or nothing was found yet."""
-    try:
-        step = json.loads((root / _MARK).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    step = read_object(root / _MARK).get("step")
     return step if isinstance(step, int) else None
 
 
@@ -49,23 +47,28 @@ class StoredResults:
 
     def add(self, step: int, result: Result) -> None:
         self.by_step[step] = result
-        self._folder.mkdir(exist_ok=True)
-        content = {
-            "scores": [score.model_dump(mode="json") for score in result.scores],
-            "sums": result.items.sums.tolist(),
-            "counts": result.items.counts.tolist(),
-            "notes": result.notes,
-        }
-        _write_whole(self._folder / f"{self._name}-{folder_of_step(Path(), step).name}.json", content)
+        write_result(self._folder / f"{self._name}-{folder_of_step(Path(), step).name}.json", result)
+
+
+def write_result(path: Path, result: Result) -> None:
+    """Writes scores and the items they are made of, whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    content = {
+        "scores": [score.model_dump(mode="json") for score in result.scores],
+        "sums": result.items.sums.tolist(),
+        "counts": result.items.counts.tolist(),
+        "notes": result.notes,
+    }
+    _write_whole(path, content)
 
 
 def _read(path: Path) -> Result | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_object(path)
         scores = tuple(Score.model_validate(score) for score in content["scores"])
         items = Items(np.array(content["sums"], float), np.array(content["counts"]))
         return Result(scores, items, tuple(content["notes"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None  # measured again
 
 

@@ -1,9 +1,7 @@
 """What the record of a run tells of where its model comes from."""
 
 import hashlib
-import json
 import re
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import yaml
 from onecard.checkpoint import step_of_folder
 from onecard.errors import InputError
 from onecard.model.hub import find_cached
+from onecard.report.record import read_object, read_rows
 from onecard.run.folder import RunFolder
 from onecard.spec import CheckpointScores, DatasetSource, Score, recipe_to_yaml
 from onecard.spec.handover import UNKNOWN, DataRecord, Export, Provenance
@@ -38,7 +37,7 @@ def trace_run(run: RunFolder, checkpoint: Path) -> Provenance:
         base_license=_license_of(find_cached(base.name)) if base else UNKNOWN,
         data=tuple(_data_record(source) for source in recipe.dataset),
         corpus_fingerprint=plan.corpus.fingerprint,
-        tokens_seen=_progress(checkpoint).get("tokens_seen"),
+        tokens_seen=read_object(checkpoint / "progress.json").get("tokens_seen"),
         heldout_loss=evaluated.get("loss"),
         bits_per_byte=evaluated.get("bits_per_byte"),
         best_step=run.best_step(),
@@ -73,40 +72,20 @@ def _without_places(text: str) -> str:
 
 def _evaluated(run: RunFolder, step: int) -> dict[str, Any]:
     """The held-out loss of a step as the run measured it; empty where it did not."""
-    found = [row for row in _rows(run.events) if row.get("event") == "evaluated" and row.get("step") == step]
+    found = [row for row in read_rows(run.events) if row.get("event") == "evaluated" and row.get("step") == step]
     return found[-1] if found else {}
 
 
 def _scores(run: RunFolder, checkpoint: str) -> CheckpointScores | None:
     """The newest of each score that was recorded for a checkpoint."""
     newest: dict[str, Score] = {}
-    for row in _rows(run.root / _SCORES):
+    for row in read_rows(run.root / _SCORES):
         if row.get("checkpoint") == checkpoint:
             score = Score.model_validate({key: row.get(key) for key in Score.model_fields})
             newest[score.name] = score
     if not newest:
         return None
     return CheckpointScores(name=checkpoint, step=int(checkpoint.rsplit("-", 1)[-1]), scores=tuple(newest.values()))
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # the line that a run was killed in
-            continue
-        if isinstance(row, dict):
-            yield row
-
-
-def _progress(checkpoint: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _data_record(source: DatasetSource) -> DataRecord:

@@ -11,6 +11,7 @@ import torch
 
 from onecard.evaluation.task import Result
 from onecard.model.weight_files import fingerprint
+from onecard.run.marks import write_result
 from onecard.spec import CheckpointScores
 from onecard.spec.score import Protocol
 
@@ -62,19 +63,9 @@ def keep_items(root: Path, task: str, checkpoint: str, result: Result) -> None:
 
     Results of another protocol (`--limit`, `--text`) lie beside them.
     """
-    folder = root / _ITEMS
-    folder.mkdir(exist_ok=True)
     protocol = {key: value for key, value in result.scores[0].protocol.items() if key != "weights"}
     digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode("utf-8")).hexdigest()[:8]
-    content = {
-        "scores": [score.model_dump(mode="json") for score in result.scores],
-        "sums": result.items.sums.tolist(),
-        "counts": result.items.counts.tolist(),
-    }
-    path = folder / f"{task}-{digest}-{checkpoint}.json"
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(json.dumps(content), encoding="utf-8")
-    beside.replace(path)
+    write_result(root / _ITEMS / f"{task}-{digest}-{checkpoint}.json", result)
 
 
 @cache
