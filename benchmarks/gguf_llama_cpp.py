@@ -1,6 +1,6 @@
 """GGUF files beside llama.cpp itself: the same tokens, the same greedy text, logits as near as its kernels come.
 
-Needs llama-cpp-python, which pip compiles: `pip install llama-cpp-python` (cmake and a C++ compiler). Each model is
+Needs llama-cpp-python, which pip compiles: `pip install -e '.[bench]'` (cmake and a C++ compiler). Each model is
 exported in fp32 and read by llama.cpp on one thread with a key-value cache in fp32.
 
     python benchmarks/gguf_llama_cpp.py runs/novel my/model …

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import onecard.api
+from onecard.cli.evaluation_text import print_evaluation
 from onecard.spec import CheckpointScores, Comparison, Evaluation, Score
 
 
@@ -95,3 +96,12 @@ def test_a_model_or_responses(run: Callable[..., Any], words: tuple[str, ...], m
     done = run("evaluate", *words)
     assert done.code == 2
     assert message in done.stderr
+
+
+def test_equals_are_not_called_better(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tuple(row(step, **{ACCURACY: 0.25}) for step in (40, 80))
+    tie = comparison(ACCURACY, 40, 80, 0.0, 1.0)
+    print_evaluation(Evaluation(checkpoints=rows, best={ACCURACY: "step-000040"}, comparisons=(tie,)))
+    shown = capsys.readouterr().out
+    assert "step-000040 and the last, step-000080, are equally good over 541 prompts." in shown
+    assert "better" not in shown

@@ -167,3 +167,22 @@ def test_without_the_extra_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onecard.evaluation.harness.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"task arc_easy belongs to lm-evaluation-harness.*onecard\[eval\]"):
         HarnessTask("arc_easy", HarnessSettings(1))
+
+
+def test_each_way_of_reading_answers_has_items_of_its_own(
+    files: Callable[[str], str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    path = Path(files("writing"))
+    filters = """
+filter_list:
+- {name: whole, filter: [{function: take_first}]}
+- {name: nothing, filter: [{function: regex, regex_pattern: "(no such text)"}, {function: take_first}]}
+"""
+    path.write_text(path.read_text(encoding="utf-8") + filters, encoding="utf-8")
+    task = HarnessTask(str(path), HarnessSettings(4))
+    found = task.measure(Subject(model, tokenizer, {}))
+    names = [score.name for score in found.scores]
+    assert names == ["own_writing/exact_match,whole", "own_writing/exact_match,nothing"]
+    assert task.ranks_by == names[0]
+    assert len(found.items.sums) == len(ROWS)
+    assert found.items.ratio()[0] == found.scores[0].value

@@ -1,9 +1,11 @@
 """Which of two models is better on the same items, and how sure that is."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from onecard.evaluation.paired import Items, compare_items, sign_test
+from onecard.evaluation.paired import Items, compare_items, sign_test, t_test
 from onecard.evaluation.ranking import rank
 
 
@@ -70,3 +72,54 @@ def test_the_best_is_set_beside_each_other_and_pays_for_the_looks() -> None:
     index, found = rank("accuracy", ["a", "b"], [near, far], is_lower_better=False)
     assert index == 1
     assert found[0].gain == pytest.approx(1.0)
+
+
+def test_the_t_test_agrees_with_the_tables() -> None:
+    # Two-sided points of Student's distribution, as printed in any table of it.
+    points = {
+        (1, 12.706): 0.05,
+        (2, 4.303): 0.05,
+        (5, 2.571): 0.05,
+        (29, 2.045): 0.05,
+        (2, 9.925): 0.01,
+        (30, 3.646): 0.001,
+    }
+    for (num_free, t), p_value in points.items():
+        assert t_test(t, num_free) == t_test(-t, num_free) == pytest.approx(p_value, rel=0.01)
+    assert t_test(0.0, 7) == t_test(0.0, 8) == 1.0
+    # Where the finite sum ends, the normal distribution goes on.
+    assert t_test(4.4, 10_000) == pytest.approx(t_test(4.4, 10_001), rel=0.02)
+
+
+@pytest.mark.parametrize("num_items", [30, 64])
+def test_of_a_hundred_equals_one_looks_better_no_more_often_than_it_may(num_items: int) -> None:
+    generator, num_found, num_trials = np.random.default_rng(7), 0, 60
+    for _ in range(num_trials):
+        hard, counts = generator.normal(3.0, 1.0, num_items), generator.integers(20, 60, num_items)
+        models = [Items((hard + generator.normal(0, 0.1, num_items)) * counts, counts) for _ in range(100)]
+        _, found = rank("loss", [str(number) for number in range(100)], models, is_lower_better=True)
+        num_found += any(entry.corrected_p_value < 0.05 for entry in found)
+    # Of 60 trials at 5% more than 7 would be one case in a hundred; the normal distribution gives 9 and 10 here.
+    assert num_found <= 7
+
+
+def test_a_model_that_gives_no_numbers_is_worse_by_more_than_chance() -> None:
+    first, second = losses(2)
+    broken = Items(np.full(len(second.sums), np.nan), second.counts)
+    _, (entry,) = rank("loss", ["a", "b"], [first, broken], is_lower_better=True)
+    assert (entry.best, entry.test) == ("a", "sign test")
+    assert entry.corrected_p_value < 0.001
+    _, (entry,) = rank("loss", ["a", "b"], [broken, broken], is_lower_better=True)
+    assert entry.p_value == 1.0
+
+
+def test_looks_that_are_not_shown_count_as_well() -> None:
+    models = sorted(losses(1), key=Items.ratio)
+
+    def looks(**changes: Any) -> int:
+        _, (entry,) = rank("loss", ["a", "b"], models, is_lower_better=True, **changes)
+        return entry.num_comparisons
+
+    assert looks() == 1
+    assert looks(num_looked_at=10) == 9
+    assert looks(num_looked_at=10, is_last_chosen=True) == 45

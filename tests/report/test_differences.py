@@ -73,3 +73,14 @@ def test_every_key_of_a_recipe_has_its_place(write_run) -> None:
     assert shown & keys == {
         *("dataset", "eval_dataset", "eval_fraction", "eval_split", "tokenizer", "vocab_size"),
     }
+
+
+def test_versions_that_differ_are_listed_with_the_step_they_came_after(write_run) -> None:
+    first, second, old = (write_run(name, [3.0]) for name in ("a", "b", "old"))
+    lines = ['{"step": 0, "versions": {"python": "3.12.1", "torch": "2.12.0"}}']
+    (first / "versions.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    lines.append('{"step": 40, "versions": {"python": "3.12.1", "torch": "2.13.0"}}')
+    (second / "versions.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert differences(first, second) == {"torch": ("2.12.0", "2.12.0, 2.13.0 from step 40")}
+    # Of a run that began before this was written down nothing is known, which is no difference.
+    assert differences(first, old) == {}

@@ -87,7 +87,7 @@ def test_items_on_the_disk_are_compared_pair_by_pair(write_run) -> None:
     score(roots[1], hard)
     found = onecard.compare(roots)
     (entry,) = found.comparisons  # which stands for the unpaired one, too
-    assert (entry.best, entry.other, entry.test, entry.n) == ("b", "a", "z-test", ITEMS)
+    assert (entry.best, entry.other, entry.test, entry.n) == ("b", "a", "t-test", ITEMS)
     # The two means have standard errors of 0.3.
     assert entry.gain == pytest.approx(0.015)
     assert entry.corrected_p_value < 0.001

@@ -75,6 +75,22 @@ def test_neither_batch_size_nor_the_other_checkpoints_change_a_score(outcome: "O
     assert four[0].find("loss").n == one[0].find("loss").n < alone[0].find("loss").n
 
 
+def test_two_that_may_have_been_picked_pay_for_all_looks(outcome: "Outcome") -> None:
+    # The run itself looked at four.
+    best, last = onecard.evaluate(outcome.root, checkpoints="3,12").best["loss"], "step-000012"
+    (entry,) = onecard.evaluate(outcome.root, checkpoints="3,12").comparisons
+    assert entry.num_comparisons == (6 if best == last else 3)
+    (entry,) = onecard.evaluate(outcome.root, checkpoints="3,9").comparisons
+    assert entry.num_comparisons == 6
+    # On another text only what is measured now has been looked at.
+    text = outcome.root.parent / "other.txt"
+    text.write_text("To be, or not to be. " * 100, encoding="utf-8")
+    first, *_ = onecard.evaluate(outcome.root, checkpoints="3,9", text=text).comparisons
+    assert first.num_comparisons == 1
+    (entry,) = onecard.evaluate(outcome.root, checkpoints="6,9", text=text).comparisons
+    assert entry.num_comparisons == 3
+
+
 def test_tasks_see_each_checkpoint_once_in_order(outcome: "Outcome", monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     measure = evaluating.LossTask.measure

@@ -1,6 +1,5 @@
 """`onecard evaluate`."""
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -89,7 +88,7 @@ def evaluate(
             **{name: value for name, value in settings.items() if value is not None},
         )
     if as_json:
-        print(json.dumps(evaluation.model_dump(mode="json"), ensure_ascii=False))
+        print(evaluation.model_dump_json())
         return
     from onecard.cli.evaluation_text import print_evaluation
 

@@ -70,6 +70,9 @@ def _sentences(evaluation: Evaluation, score: str) -> list[str]:
 
 
 def _against_last(entry: Comparison) -> str:
+    if entry.gain == 0:
+        both = f"{entry.best} and the last, {entry.other}"
+        return f"{entry.score}: {both}, are equally good over {entry.n:,} {_items_of(entry.score)}."
     beats = "beats" if entry.corrected_p_value < SIGNIFICANT else "is better than, but not to be told from,"
     looks = (
         f" after {entry.num_comparisons} looks ({format_p(entry.p_value)} for one)" if entry.num_comparisons > 1 else ""

@@ -63,7 +63,8 @@ class HarnessTask:
         self.name = Path(name).stem if name.endswith(_SUFFIXES) else name
         first = next(iter(self._tasks))
         self._metric = _ranking_metric(self._tasks[first], first)
-        self.ranks_by = f"{first}/{self._metric}"
+        self._filter = _first_filter(self._tasks[first])
+        self.ranks_by = f"{first}/{_label(self._metric, self._filter)}"
         self.is_lower_better = not self._tasks[first].higher_is_better().get(self._metric, True)
         counts = [len(task.eval_docs) for task in self._tasks.values()]
         self.num_items = sum(count if settings.limit is None else min(count, settings.limit) for count in counts)
@@ -96,7 +97,11 @@ class HarnessTask:
             for name in self._tasks
             for entry in found["samples"][name]
         )
-        return Result(scores, _items(found["samples"][first], self._metric), rows=rows)
+        return Result(
+            scores,
+            _items([entry for entry in found["samples"][first] if entry["filter"] == self._filter], self._metric),
+            rows=rows,
+        )
 
     def _scores(self, name: str, found: dict[str, Any], subject: Subject) -> Iterator[Score]:
         values = found["results"][name]
@@ -114,9 +119,8 @@ class HarnessTask:
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = values.get(f"{metric}_stderr,{which}")
-            label = metric if which == "none" else key
             yield Score(
-                name=f"{name}/{label}",
+                name=f"{name}/{_label(metric, which)}",
                 value=float(value),
                 standard_error=float(error) if isinstance(error, int | float) else None,
                 n=int(found["n-samples"][name]["effective"]),
@@ -166,6 +170,16 @@ def _ranking_metric(task: Any, name: str) -> str:
         if getattr(aggregate, "__name__", "") in _MEANS:
             return str(metric)
     raise InputError(f"task {name}: none of its metrics is a mean over items, so checkpoints cannot be compared by it")
+
+
+def _first_filter(task: Any) -> str:
+    """The first of the ways in which a task reads answers out of texts: each has a score, and items, of its own."""
+    filters = getattr(task.config, "filter_list", None)
+    return str(filters[0]["name"]) if filters else "none"
+
+
+def _label(metric: str, filter_name: str) -> str:
+    return metric if filter_name == "none" else f"{metric},{filter_name}"
 
 
 def _items(samples: list[dict[str, Any]], metric: str) -> Items:

@@ -9,6 +9,9 @@ from onecard.model.attention import PREFIX, attention_of
 from onecard.model.loss import find_head
 from onecard.spec import Plan, Score
 
+# What a protocol calls it.
+HELDOUT = "held-out loss"
+
 
 class LossTask:
     """Loss, perplexity and bits per byte over every held-out target token, or over `limit` blocks spread evenly."""
@@ -38,7 +41,7 @@ class LossTask:
             loss / math.log(2) * num_tokens / facts.heldout_bytes for loss in (found.loss, found.standard_error)
         )
         protocol = subject.protocol | {
-            "task": "held-out loss",
+            "task": HELDOUT,
             "data": self.fingerprint,
             "max_seq_length": self._plan.max_seq_length,
             "attention": self._backend,

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Below, the normal distribution promises too much of a mean.
-_NUM_FOR_NORMAL = 30
+# Below, the distribution of a mean may be anything but normal.
+_NUM_FOR_MEANS = 30
+# Above, Student's distribution and the normal one give the same p-value within a fiftieth of it, down to 1e-6.
+_MANY = 10_000
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,43 @@ def compare_items(first: Items, second: Items) -> Difference:
     """Compares two models over the same items.
 
     Verdicts of right and wrong, and fewer than 30 items, are compared by the exact sign test (for verdicts it is
-    McNemar's); other items by the normal distribution of their mean difference.
+    McNemar's); other items by Student's t-test of their mean difference, which after many looks is not the normal
+    distribution: 4.4 standard errors of 30 items are 13 times as probable. What is not a number is the worst loss.
 
     Raises:
         ValueError: the items are not the same.
     """
     if not np.array_equal(first.counts, second.counts):
         raise ValueError("only scores over the same items can be compared")
-    differences = first.sums - second.sums
-    value, standard_error = Items(differences, first.counts).ratio()
+    value, standard_error = Items(first.sums - second.sums, first.counts).ratio()
+    differences = _compare_one_by_one(first.sums, second.sums)
     is_verdict = bool((first.counts == 1).all() and np.isin([first.sums, second.sums], (0, 1)).all())
-    if is_verdict or len(differences) < _NUM_FOR_NORMAL or not standard_error > 0:
+    if is_verdict or len(differences) < _NUM_FOR_MEANS or not standard_error > 0:
         p_value = sign_test(int((differences > 0).sum()), int((differences < 0).sum()))
         return Difference(value, standard_error, p_value, "sign test")
-    return Difference(value, standard_error, math.erfc(abs(value / standard_error) / math.sqrt(2)), "z-test")
+    return Difference(value, standard_error, t_test(value / standard_error, len(differences) - 1), "t-test")
+
+
+def _compare_one_by_one(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Gives 1, 0 or -1 for each item: which of the two is higher, where what is not a number is higher than any."""
+    first, second = (np.where(np.isnan(sums), np.inf, sums) for sums in (first, second))
+    return (first > second).astype(int) - (first < second).astype(int)
+
+
+def t_test(t: float, num_free: int) -> float:
+    """Gives the two-sided p-value of a mean that is `t` standard errors from zero, with so many degrees of freedom.
+
+    The finite sums of Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+    """
+    if num_free > _MANY:
+        return math.erfc(abs(t) / math.sqrt(2))
+    angle = math.atan(abs(t) / math.sqrt(num_free))
+    is_odd = num_free % 2
+    terms = [math.cos(angle) if is_odd else 1.0]
+    for k in range(2 + is_odd, num_free, 2):
+        terms.append(terms[-1] * math.cos(angle) ** 2 * (k - 1) / k)
+    inside = math.sin(angle) * math.fsum(terms if num_free > 1 else ())
+    return max(0.0, 1 - (2 / math.pi * (angle + inside) if is_odd else inside))
 
 
 def sign_test(num_better: int, num_worse: int) -> float:

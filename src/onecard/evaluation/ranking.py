@@ -8,12 +8,19 @@ from onecard.spec.score import Comparison
 
 
 def rank(
-    score: str, names: Sequence[str], items: Sequence[Items], *, is_lower_better: bool, num_looked_at: int = 0
+    score: str,
+    names: Sequence[str],
+    items: Sequence[Items],
+    *,
+    is_lower_better: bool,
+    num_looked_at: int = 0,
+    is_last_chosen: bool = False,
 ) -> tuple[int, list[Comparison]]:
     """Finds the best of several models over the same items, and sets it beside each other one, in their order.
 
-    Against the last, which nobody chose by its score, the best of k was found by k - 1 looks; against any other one by
-    all k (k - 1) / 2. By so many each p-value is corrected. k is `num_looked_at` where those before others were chosen.
+    Against the last, which nobody chose by its score, the best of k was found by k - 1 looks, against any other one by
+    all k (k - 1) / 2; so is the last where `is_last_chosen`. By so many each p-value is corrected. k is `num_looked_at`
+    where more were looked at than are compared here.
     """
     sign = -1.0 if is_lower_better else 1.0
     values = [sign * entry.ratio()[0] for entry in items]
@@ -24,7 +31,7 @@ def rank(
         if index == best:
             continue
         difference = compare_items(items[best], other)
-        num_comparisons = count - 1 if index == len(names) - 1 and not num_looked_at else count * (count - 1) // 2
+        num_comparisons = count - 1 if index == len(names) - 1 and not is_last_chosen else count * (count - 1) // 2
         comparisons.append(
             Comparison(
                 score=score,

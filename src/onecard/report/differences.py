@@ -105,7 +105,9 @@ def _settings(run: RunRecord, *, with_recipe: bool) -> dict[tuple[str, str], Any
     }
     if run.card is not None:
         decided["machine", "card"] = run.card
-    # The newest scores say with what they were measured; a run itself does not.
+    for name in dict.fromkeys(name for line in run.versions for name in line.versions):
+        decided["versions", name] = _over_time(name, run)
+    # Scores may have been measured later, with others: the newest say with what.
     protocols = [row["protocol"] for row in run.score_rows if isinstance(row.get("protocol"), dict)]
     for name in _VERSIONS:
         if protocols and name in protocols[-1]:
@@ -122,6 +124,18 @@ def _settings(run: RunRecord, *, with_recipe: bool) -> dict[tuple[str, str], Any
         if key not in known
     }
     return asked | decided
+
+
+def _over_time(name: str, run: RunRecord) -> str:
+    """The version that a run began with, and each later one with the step it came after."""
+    words: list[str] = []
+    before = None
+    for line in run.versions:
+        number = line.versions.get(name, "not known")
+        if number != before:
+            words.append(f"{number} from step {line.step}" if words else number)
+        before = number
+    return ", ".join(words)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from onecard.observe.events import EvaluatedEvent, Event, FindingEvent, Finished
 from onecard.spec import Plan, Recipe, apply_device, load_recipe
 from onecard.spec.paths import expand, locate
 
+VERSIONS = "versions.jsonl"
 _PLAN, _RECIPE, _EVENTS, _SCORES, _MARK = "plan.json", "recipe.yaml", "events.jsonl", "scores.jsonl", "best.json"
 # Items of a task and what a model made of them: as kept by a run in training, and by `onecard evaluate`.
 _ITEM_FOLDERS = ("evaluations", "items")
@@ -31,6 +32,14 @@ class StoredItems:
 
 
 @dataclass(frozen=True)
+class VersionsLine:
+    """What software a run went on with after `step`, by the names of packages."""
+
+    step: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """All that a run has written down. `recipe` is None where it cannot be read; `age_s` is since the last event."""
 
@@ -43,6 +52,7 @@ class RunRecord:
     card: str | None
     marked_step: int | None
     score_rows: tuple[dict[str, Any], ...]
+    versions: tuple[VersionsLine, ...] = ()
 
     def of(self, kind: type[Kind]) -> list[Kind]:
         """The events of a kind, in their order."""
@@ -126,6 +136,7 @@ def _read_run(root: Path) -> RunRecord:
         card=card,
         marked_step=step if isinstance(step, int) else None,
         score_rows=tuple(read_rows(root / _SCORES)),
+        versions=read_versions(root),
     )
 
 
@@ -171,6 +182,16 @@ def _read_events(path: Path) -> tuple[tuple[Event, ...], int]:
         except (CheckpointError, UnicodeDecodeError):
             num_damaged += 1
     return tuple(events), num_damaged
+
+
+def read_versions(root: Path) -> tuple[VersionsLine, ...]:
+    """Reads what software a run was made with; nothing of one that was begun before this was written down."""
+    rows = [row for row in read_rows(root / VERSIONS) if isinstance(row.get("versions"), dict)]
+    return tuple(
+        VersionsLine(row["step"], {str(name): str(number) for name, number in row["versions"].items()})
+        for row in rows
+        if isinstance(row.get("step"), int)
+    )
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

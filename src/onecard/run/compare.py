@@ -163,6 +163,7 @@ def _rank_scores(row: ScoreRow, names: Sequence[str]) -> list[Comparison]:
         [_items(stored) for _, stored, _ in found],
         is_lower_better=row.is_lower_better,
         num_looked_at=sum(num_scored for _, _, num_scored in found),
+        is_last_chosen=True,
     )
     return comparisons
 

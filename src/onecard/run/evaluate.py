@@ -12,7 +12,7 @@ from onecard.checkpoint import list_checkpoints, read_checkpoint, step_of_folder
 from onecard.errors import CheckpointError, InputError
 from onecard.evaluation.ifeval import STANDARD_TOKENS, Checker, match_responses, read_prompts, score_verdicts
 from onecard.evaluation.ifeval_task import ifeval_protocol
-from onecard.evaluation.loss_task import LossTask
+from onecard.evaluation.loss_task import HELDOUT, LossTask
 from onecard.evaluation.ranking import rank
 from onecard.evaluation.responses import BATCH_SIZES
 from onecard.evaluation.task import Result, Subject, Task
@@ -20,11 +20,12 @@ from onecard.evaluation.text_task import TextLossTask
 from onecard.model.folder import load_model_folder
 from onecard.model.in_place import load_in_place
 from onecard.planner import kind_of
+from onecard.report.record import read_rows
 from onecard.run.answers import dtype_of
 from onecard.run.find import find_model_folder, find_run
 from onecard.run.folder import RunFolder
 from onecard.run.inputs import OnProgress, fetch_base, prepare_inputs
-from onecard.run.scores import keep_items, keep_responses, protocol_of, record_scores
+from onecard.run.scores import SCORES, keep_items, keep_responses, protocol_of, record_scores
 from onecard.run.tasks import OnItem, TaskSettings, make_task
 from onecard.spec import CheckpointScores, Comparison, Evaluation
 from onecard.spec.paths import expand, locate
@@ -121,7 +122,7 @@ def evaluate(
         if run is not None:
             record_scores(run.root, row)
         rows.append(row)
-    return _summarize(rows, tasks, measured)
+    return _summarize(run, rows, tasks, measured)
 
 
 def score_responses(responses: Path, ifeval_data: Path | None) -> Evaluation:
@@ -230,18 +231,51 @@ def _dtype_of(run: RunFolder | None, device: str) -> torch.dtype:
 
 
 def _summarize(
-    rows: Sequence[CheckpointScores], tasks: Sequence[Task], measured: dict[str, list[Result]]
+    run: RunFolder | None, rows: Sequence[CheckpointScores], tasks: Sequence[Task], measured: dict[str, list[Result]]
 ) -> Evaluation:
     best: dict[str, str] = {}
     comparisons: list[Comparison] = []
     notes: list[str] = []
     names = [row.name for row in rows]
+    if len(rows) > 1 and _is_picked(run, rows[-1]):
+        notes.append(f"note: {names[-1]} is the last of these, not the last of the run")
     for task in tasks:
         results = measured[task.name]
+        num_looks = _count_looks(run, rows, task.ranks_by)
+        if 1 < len(rows) < num_looks:
+            notes.append(f"note: p-values of {task.ranks_by} allow for all {num_looks} checkpoints that were looked at")
         index, found = rank(
-            task.ranks_by, names, [result.items for result in results], is_lower_better=task.is_lower_better
+            task.ranks_by,
+            names,
+            [result.items for result in results],
+            is_lower_better=task.is_lower_better,
+            num_looked_at=num_looks,
+            is_last_chosen=_is_picked(run, rows[-1]),
         )
         best[task.ranks_by] = names[index]
         comparisons += found
         notes += [f"{name}: {note}" for name, result in zip(names, results, strict=True) for note in result.notes]
     return Evaluation(checkpoints=tuple(rows), best=best, comparisons=tuple(comparisons), notes=tuple(notes))
+
+
+def _count_looks(run: RunFolder | None, rows: Sequence[CheckpointScores], score: str) -> int:
+    """Counts the checkpoints that a score has been seen of: those measured now, earlier, and by the run itself.
+
+    Two that were picked from a table of a hundred are the outcome of a hundred looks.
+    """
+    if run is None:
+        return len(rows)
+    task = rows[0].find(score).protocol.get("task")
+    steps = {row.step for row in rows}
+    for line in read_rows(run.root / SCORES):
+        protocol = line.get("protocol")
+        if line.get("name") == score and isinstance(protocol, dict) and protocol.get("task") == task:
+            steps.add(line.get("step"))
+    if task == HELDOUT:
+        steps |= {line.get("step") for line in read_rows(run.events) if line.get("event") == "evaluated"}
+    return len(steps)
+
+
+def _is_picked(run: RunFolder | None, row: CheckpointScores) -> bool:
+    """Whether somebody may have picked a checkpoint by its scores: any but the newest of a run."""
+    return run is not None and row.step != step_of_folder(list_checkpoints(run.checkpoints)[-1])

@@ -203,6 +203,7 @@ class Judge:
             [results[step].items for step in steps],
             is_lower_better=task.is_lower_better,
             num_looked_at=num_looked_at,
+            is_last_chosen=num_looked_at > 0,
         )
         return steps[best], comparisons
 

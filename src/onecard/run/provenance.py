@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from onecard.errors import InputError
 from onecard.model.hub import find_cached
 from onecard.report.record import read_object, read_rows
 from onecard.run.folder import RunFolder
+from onecard.run.versions import onecard_version, package_version
 from onecard.spec import CheckpointScores, DatasetSource, Score, recipe_to_yaml
 from onecard.spec.handover import UNKNOWN, DataRecord, Export, Provenance
 from onecard.spec.paths import locate
 
 _EXPORTS, _SCORES = "exports.jsonl", "scores.jsonl"
-_VERSIONS = ("onecard", "torch", "transformers", "peft", "tokenizers", "gguf")
+_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "gguf")
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
@@ -124,10 +124,4 @@ def _license_of(folder: Path | None) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for package in _VERSIONS:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "source" if package == "onecard" else "not installed"
-    return found
+    return {"onecard": onecard_version()} | {name: package_version(name) for name in _PACKAGES}

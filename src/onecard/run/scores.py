@@ -3,8 +3,6 @@
 import hashlib
 import json
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -12,10 +10,12 @@ import torch
 from onecard.evaluation.task import Result
 from onecard.model.weight_files import fingerprint
 from onecard.run.marks import write_result
+from onecard.run.versions import onecard_version, package_version
 from onecard.spec import CheckpointScores
 from onecard.spec.score import Protocol
 
-_SCORES, _ITEMS = "scores.jsonl", "items"
+SCORES = "scores.jsonl"
+_ITEMS = "items"
 
 
 def protocol_of(folder: Path, dtype: torch.dtype, device: str) -> Protocol:
@@ -24,9 +24,9 @@ def protocol_of(folder: Path, dtype: torch.dtype, device: str) -> Protocol:
         "weights": fingerprint_of(folder),
         "dtype": str(dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
-        "onecard": _version("onecard"),
-        "torch": _version("torch"),
-        "transformers": _version("transformers"),
+        "onecard": onecard_version(),
+        "torch": package_version("torch"),
+        "transformers": package_version("transformers"),
     }
 
 
@@ -41,7 +41,7 @@ def fingerprint_of(folder: Path) -> str:
 def record_scores(root: Path, row: CheckpointScores) -> None:
     """Appends the scores of a checkpoint to the record of its run."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    with (root / _SCORES).open("a", encoding="utf-8", newline="\n") as file:
+    with (root / SCORES).open("a", encoding="utf-8", newline="\n") as file:
         for score in row.scores:
             line = {"time": now, "checkpoint": row.name, "step": row.step} | score.model_dump(mode="json")
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -66,11 +66,3 @@ def keep_items(root: Path, task: str, checkpoint: str, result: Result) -> None:
     protocol = {key: value for key, value in result.scores[0].protocol.items() if key != "weights"}
     digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode("utf-8")).hexdigest()[:8]
     write_result(root / _ITEMS / f"{task}-{digest}-{checkpoint}.json", result)
-
-
-@cache
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from the source tree
-        return "source"

@@ -24,6 +24,7 @@ from onecard.run.loop import Loop
 from onecard.run.milestones import Milestones
 from onecard.run.probe import probe_worst_case
 from onecard.run.tasks import RunTasks
+from onecard.run.versions import record_versions
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
 from onecard.training.snapshot import restore
@@ -64,6 +65,7 @@ def run_session(
         was_begun = folder.has_record()
         record = JsonlSink(folder.events, truncate_at=_recorded_bytes(restored) if restored else 0)
         stack.callback(record.close)
+        record_versions(folder.root, state.progress.step)
         sinks = _open_sinks(stack, folder, plan, state.progress.step if was_begun else None)
         control = Control()
         stack.enter_context(stopping_on_signals(control))
