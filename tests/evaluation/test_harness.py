@@ -186,3 +186,15 @@ filter_list:
     assert task.ranks_by == names[0]
     assert len(found.items.sums) == len(ROWS)
     assert found.items.ratio()[0] == found.scores[0].value
+
+
+def test_a_chat_names_its_template(
+    files: Callable[[str], str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    path, found = files("writing"), []
+    for end in ("a", "b"):
+        tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}" + end
+        (score,) = measure(path, model, tokenizer, 4, apply_chat_template=True).scores
+        found.append(score.protocol["template"])
+    assert len(set(found)) == 2
+    assert "template" not in measure(path, model, tokenizer, 4).scores[0].protocol

@@ -15,7 +15,7 @@ import numpy as np
 
 from onecard.errors import InputError
 from onecard.evaluation.paired import Items
-from onecard.evaluation.responses import Report
+from onecard.evaluation.responses import Report, name_template
 from onecard.evaluation.task import Result, Subject
 from onecard.spec import Score
 
@@ -114,6 +114,8 @@ class HarnessTask:
             "apply_chat_template": self._settings.apply_chat_template,
             "lm_eval": version("lm_eval"),
         }
+        if self._settings.apply_chat_template:
+            protocol["template"] = name_template(subject.tokenizer)
         for key, value in values.items():
             metric, comma, which = key.partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):

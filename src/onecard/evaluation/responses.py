@@ -68,10 +68,11 @@ def respond(
     # A tokenizer need not know that a stop token is no text.
     bodies = [done[index][: len(done[index]) - (done[index][-1] in stop_ids)] for index in range(len(encoded))]
     responses = tuple(decode_after(tokenizer, ids, body) for ids, body in zip(encoded, bodies, strict=True))
-    return Responses(responses, limit, num_unfinished, _name_template(tokenizer))
+    return Responses(responses, limit, num_unfinished, name_template(tokenizer))
 
 
-def _name_template(tokenizer: PreTrainedTokenizerBase) -> str:
+def name_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Gives a hash of the chat template of a tokenizer, or `none`."""
     text = tokenizer.chat_template
     return hashlib.sha256(str(text).encode("utf-8")).hexdigest()[:16] if text else "none"
 
