@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from onecard.errors import InputError
 from onecard.hardware import Machine
 from onecard.planner.decisions import Grounds, decide, draft_steps
 from onecard.planner.device import Target, find_compiler_problem, find_target, offered_bytes
@@ -80,12 +81,12 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
         peak_flops = _peak_of_card(target, decided.precision)
     step_s = flops_per_token * tokens_per_step(recipe, corpus, batch.total) / (peak_flops * _EAGER_SHARE_OF_PEAK)
     run_s = 3600 * recipe.max_hours if num_steps is None and recipe.max_hours else (num_steps or 1) * step_s
-    compiled, reasons["torch_compile"] = _choose_compile(recipe, target, run_s)
+    compiled, reasons["torch_compile"] = _choose_compile(recipe, target, run_s, decided.attention)
     if (idle := _find_idle_limit(recipe, target)) is not None:
         reasons["memory_limit_bytes"] = idle
     draft = Plan(
         task=recipe.task,
-        packing=_choose_packing(recipe, target, is_compiled=compiled),
+        packing=_choose_packing(recipe, target, decided.attention, is_compiled=compiled),
         device=target.device,
         precision=decided.precision,  # type: ignore[arg-type]
         torch_compile=compiled,
@@ -145,11 +146,16 @@ def _flops_per_token(model: ModelPlan, adapt: AdaptPlan | None, length: int) -> 
     return per_parameter * model.num_matrix_parameters + 6.0 * num_layers * width * length
 
 
-def _choose_packing(recipe: Recipe, target: Target, *, is_compiled: bool) -> Literal["off", "rows", "flat"]:
-    """A CPU takes rows of any length, one after the other; a compiled step and a GPU want few shapes."""
-    if recipe.task == "pretrain" or not recipe.packing:
+def _choose_packing(
+    recipe: Recipe, target: Target, attention: str, *, is_compiled: bool
+) -> Literal["off", "rows", "flat"]:
+    """A CPU takes rows of any length, one after the other; a compiled step and a GPU want few shapes.
+
+    Eager attention holds the scores of a whole row.
+    """
+    if recipe.task == "pretrain" or not recipe.packing or attention == "apart":
         return "off"
-    return "flat" if target.kind == "cpu" and not is_compiled else "rows"
+    return "flat" if target.kind == "cpu" and not is_compiled and attention != "eager" else "rows"
 
 
 def _intervals(recipe: Recipe, num_steps: int) -> dict[str, Any]:
@@ -191,7 +197,11 @@ def _find_idle_limit(recipe: Recipe, target: Target) -> str | None:
     return f"memory_limit_gb {recipe.memory_limit_gb:.4g} changes nothing: it is more than can be had"
 
 
-def _choose_compile(recipe: Recipe, target: Target, run_s: float) -> tuple[bool, str]:
+def _choose_compile(recipe: Recipe, target: Target, run_s: float, attention: str) -> tuple[bool, str]:
+    if attention == "apart" and recipe.task == "pretrain":
+        if recipe.torch_compile is True:
+            raise InputError("torch_compile: documents of any length run one at a time, each a shape to compile: use auto")
+        return False, "documents of any length run one at a time, each a shape to compile"
     if recipe.torch_compile != "auto":
         return recipe.torch_compile, "asked for"
     if problem := find_compiler_problem(target):

@@ -166,7 +166,8 @@ class Plan(_Frozen):
     device: str
     precision: Literal["bf16", "fp16", "fp32"]
     torch_compile: bool
-    attn_implementation: Literal["sdpa", "varlen"]
+    # apart: eager, where documents cannot share a row.
+    attn_implementation: Literal["sdpa", "varlen", "eager", "apart"]
     # A number between: the share of layers, from the first on, whose activations are computed again.
     gradient_checkpointing: bool | Share
     # Tokens whose logits exist at once; None, in plans from before it was a choice, is what the loss takes by itself.
@@ -221,6 +222,8 @@ class Plan(_Frozen):
         """Whether texts end inside the rows of a batch, which asks for other attention kernels."""
         if self.task == "sft":
             return self.packing != "off"
+        if self.attn_implementation == "apart":
+            return False  # each is then a batch of its own, and a row that is one document the largest
         return self.corpus.num_train_documents != 1
 
     @property

@@ -203,7 +203,9 @@ class Recipe(BaseModel):
     torch_compile: bool | Auto = Field(
         "auto", description="compile the decoder; auto: when it pays back within the run"
     )
-    attn_implementation: Literal["auto", "sdpa", "varlen"] = Field("auto", description="attention backend")
+    attn_implementation: Literal["auto", "sdpa", "varlen", "eager"] = Field(
+        "auto", description="attention backend; eager: the family's own, which holds all scores"
+    )
     memory_limit_gb: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
         None, description="GiB (or, with its unit, 3.2GB) that training may reserve on the GPU; enforced in the run"
     )
