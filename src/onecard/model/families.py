@@ -14,6 +14,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from onecard.errors import InputError
 
+# Their layers follow the interface, but do not hand on what is said about borders; a mask they do.
+_KEEPING_KEYWORDS = ("nemotron", "stablelm")
+
 Backend = Literal["sdpa", "eager", "apart"]
 
 PREFIX = "onecard_"
@@ -27,7 +30,9 @@ def find_backend(config: PreTrainedConfig) -> Backend:
     takes_mask = hasattr(module, "create_causal_mask") and not getattr(config, "alibi", False)
     if not (takes_positions and takes_mask):
         return "apart"
-    return "sdpa" if _follows_interface(config) and getattr(model_class, "_supports_sdpa", False) else "eager"
+    if not _follows_interface(config) or config.model_type in _KEEPING_KEYWORDS:
+        return "eager"
+    return "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
 
 
 def implementation_of(config: PreTrainedConfig, backend: str) -> str:
@@ -48,6 +53,8 @@ def explain_backend(config: PreTrainedConfig) -> str:
             f"{name} counts positions in code of its own, so documents cannot share a row: chats get a row each and "
             "documents of text run one at a time, by its own attention, which holds all scores"
         )
+    if name in _KEEPING_KEYWORDS:
+        return f"layers of {name} take borders of documents by a mask alone: its own attention, which holds all scores"
     if _follows_interface(config):
         return f"{name} asks for more than PyTorch's kernels compute (a softcap or sinks): its own, with all scores"
     return f"{name} computes attention in code of its own, which holds all scores; a mask keeps documents apart"
