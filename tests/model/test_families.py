@@ -61,7 +61,9 @@ def sharp_model(name: str) -> PreTrainedModel:
 
 def learn(model: PreTrainedModel, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
     """Loss of a batch, its gradients left on the parameters."""
-    borders = find_borders(documents, tuple(ids.shape), model.lm_head.weight, find_backend(model.config))
+    borders = find_borders(
+        documents, tuple(ids.shape), model.get_output_embeddings().weight, find_backend(model.config)
+    )
     hidden = Decoder(model, compiled=False)(ids, borders)
     loss = sum_loss(hidden, find_head(model), targets.flatten())
     loss.backward()
@@ -114,7 +116,7 @@ def test_eager_attention_is_that_of_transformers(name: str) -> None:
     # 16 tokens are longer than the windows, and the softcap is low.
     model = sharp_model(name).eval()
     ids = torch.randint(1, 97, (2, 16), generator=torch.Generator().manual_seed(2))
-    borders = find_borders(None, (2, 16), model.lm_head.weight, find_backend(model.config))
+    borders = find_borders(None, (2, 16), model.get_output_embeddings().weight, find_backend(model.config))
     with torch.no_grad():
         found = Decoder(model, compiled=False)(ids, borders)
         model.set_attn_implementation("eager")

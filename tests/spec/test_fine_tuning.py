@@ -146,7 +146,7 @@ def test_what_says_nothing_here_is_accepted_and_other_tools_words_are_known() ->
         (MODEL | {"fp16": True, "bnb_4bit_compute_dtype": "bfloat16"}, "keep the one that the card computes"),
         (MODEL | {"bf16": True, "torch_dtype": "float16"}, "bf16 and torch_dtype contradict each other"),
         (MODEL | {"precision": "fp32", "bf16": True}, "bf16 and precision contradict each other"),
-        (MODEL | {"save_strategy": "epoch"}, "leave it out for ten times in a run, or set save_steps"),
+        (MODEL | {"save_strategy": "best"}, "leave it out for ten times in a run, or set save_steps"),
         (MODEL | {"template": "qwen"}, "template is not a setting: leave it out for the tokenizer's own"),
         (MODEL | {"max_samples": 100}, "max_samples is not a setting: give fewer rows"),
         (MODEL | {"stage": "dpo"}, "stage is 'dpo', but takes sft or pt"),

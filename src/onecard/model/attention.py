@@ -254,7 +254,11 @@ AttentionInterface.register(PREFIX + "eager", attend_eager)
 def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Switches a model to another registered attention for the length of the block; `sdpa` is eager where it lacks."""
     before = model.config._attn_implementation
-    model.set_attn_implementation("eager" if name == "sdpa" and not model._supports_sdpa else name)
+    name = "eager" if name == "sdpa" and not model._supports_sdpa else name
+    if name == before:  # models of older code cannot be switched, and say so
+        yield
+        return
+    model.set_attn_implementation(name)
     try:
         yield
     finally:

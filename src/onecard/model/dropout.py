@@ -16,7 +16,14 @@ from onecard.errors import InputError
 
 # What the families call it, by place.
 _EMBEDDING_KEYS = ("embd_pdrop", "embedding_dropout", "embed_dropout", "dropout")
-_RESIDUAL_KEYS = ("resid_pdrop", "resid_dropout", "residual_dropout", "hidden_dropout", "hidden_dropout_prob", "dropout")
+_RESIDUAL_KEYS = (
+    "resid_pdrop",
+    "resid_dropout",
+    "residual_dropout",
+    "hidden_dropout",
+    "hidden_dropout_prob",
+    "dropout",
+)
 _ATTENTION_KEYS = ("attn_pdrop", "attention_dropout", "attention_probs_dropout_prob")
 # Random as well, and never part of what is asked for.
 _OTHER_KEYS = ("activation_dropout", "layerdrop")

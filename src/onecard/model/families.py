@@ -30,17 +30,17 @@ def find_backend(config: PreTrainedConfig) -> Backend:
     takes_mask = hasattr(module, "create_causal_mask") and not getattr(config, "alibi", False)
     if not (takes_positions and takes_mask):
         return "apart"
-    if not _follows_interface(config) or config.model_type in _KEEPING_KEYWORDS:
+    if not follows_interface(config) or config.model_type in _KEEPING_KEYWORDS:
         return "eager"
     return "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
 
 
 def implementation_of(config: PreTrainedConfig, backend: str) -> str:
     """Gives the name by which transformers knows a backend (`varlen` included) for models of this family."""
-    return PREFIX + backend if backend != "apart" and _follows_interface(config) else "eager"
+    return PREFIX + backend if backend != "apart" and follows_interface(config) else "eager"
 
 
-def _follows_interface(config: PreTrainedConfig) -> bool:
+def follows_interface(config: PreTrainedConfig) -> bool:
     """Whether the attention is looked up among the registered ones, rather than in the family's own code."""
     return hasattr(sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__module__], "ALL_ATTENTION_FUNCTIONS")
 
@@ -55,7 +55,7 @@ def explain_backend(config: PreTrainedConfig) -> str:
         )
     if name in _KEEPING_KEYWORDS:
         return f"layers of {name} take borders of documents by a mask alone: its own attention, which holds all scores"
-    if _follows_interface(config):
+    if follows_interface(config):
         return f"{name} asks for more than PyTorch's kernels compute (a softcap or sinks): its own, with all scores"
     return f"{name} computes attention in code of its own, which holds all scores; a mask keeps documents apart"
 
@@ -68,7 +68,9 @@ def refuse_family(config: PreTrainedConfig) -> None:
     """
     name = config.model_type
     if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"{name} has an encoder beside its decoder, which onecard cannot train: try qwen3, llama or gpt2")
+        raise InputError(
+            f"{name} has an encoder beside its decoder, which onecard cannot train: try qwen3, llama or gpt2"
+        )
     if _is_encoder(config):
         raise InputError(
             f"{name} is an encoder: each of its tokens sees those after it, so it cannot learn to predict them. Choose "

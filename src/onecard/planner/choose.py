@@ -32,6 +32,8 @@ _KEPT = (
     *("eval_batches", "save_total_limit", "early_stopping_patience", "sample_prompts", "sample_max_new_tokens"),
 )
 
+_INTERVALS = ("eval_steps", "save_steps", "sample_steps")
+
 
 @dataclass(frozen=True)
 class Measurements:
@@ -84,6 +86,7 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
     compiled, reasons["torch_compile"] = _choose_compile(recipe, target, run_s, decided.attention)
     if (idle := _find_idle_limit(recipe, target)) is not None:
         reasons["memory_limit_bytes"] = idle
+    reasons |= {key: "those of an epoch" for key in _INTERVALS if getattr(recipe, key) == "epoch"}
     draft = Plan(
         task=recipe.task,
         packing=_choose_packing(recipe, target, decided.attention, is_compiled=compiled),
@@ -109,7 +112,9 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
         eval_tasks=with_cache(plan_tasks(recipe, target.kind, reasons), model.settings, decided.precision),
         num_threads=torch.get_num_threads() if target.kind == "cpu" else None,
         memory_limit_bytes=_memory_limit(recipe, target),
-        **_intervals(recipe, num_steps or draft_steps(recipe)),
+        **_intervals(
+            recipe, num_steps or draft_steps(recipe), corpus.steps_per_epoch(batch.total, recipe.max_seq_length)
+        ),
         **{key: getattr(recipe, key) for key in _KEPT},
     )
     return draft, num_steps
@@ -129,7 +134,9 @@ def _fit_into_hours(draft: Plan, recipe: Recipe, num_steps: int | None, step_s: 
         )
     else:
         draft.reasons["schedule.num_steps"] = f"{asked_for}, over before {allowed} at {step_s:.3g} s per step, measured"
-    return draft.model_copy(update={"schedule": make_schedule(recipe, chosen), **_intervals(recipe, chosen)})
+    return draft.model_copy(
+        update={"schedule": make_schedule(recipe, chosen), **_intervals(recipe, chosen, draft.steps_per_epoch)}
+    )
 
 
 def _attended_length(recipe: Recipe, corpus: CorpusFacts) -> int:
@@ -158,10 +165,8 @@ def _choose_packing(
     return "flat" if target.kind == "cpu" and not is_compiled and attention != "eager" else "rows"
 
 
-def _intervals(recipe: Recipe, num_steps: int) -> dict[str, Any]:
-    return {
-        key: resolve_interval(getattr(recipe, key), num_steps) for key in ("eval_steps", "save_steps", "sample_steps")
-    }
+def _intervals(recipe: Recipe, num_steps: int, steps_per_epoch: int) -> dict[str, Any]:
+    return {key: resolve_interval(getattr(recipe, key), num_steps, steps_per_epoch) for key in _INTERVALS}
 
 
 def _optimizer(recipe: Recipe) -> OptimizerPlan:
@@ -200,7 +205,9 @@ def _find_idle_limit(recipe: Recipe, target: Target) -> str | None:
 def _choose_compile(recipe: Recipe, target: Target, run_s: float, attention: str) -> tuple[bool, str]:
     if attention == "apart" and recipe.task == "pretrain":
         if recipe.torch_compile is True:
-            raise InputError("torch_compile: documents of any length run one at a time, each a shape to compile: use auto")
+            raise InputError(
+                "torch_compile: documents of any length run one at a time, each a shape to compile: use auto"
+            )
         return False, "documents of any length run one at a time, each a shape to compile"
     if recipe.torch_compile != "auto":
         return recipe.torch_compile, "asked for"

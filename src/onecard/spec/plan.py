@@ -39,6 +39,11 @@ class CorpusFacts(_Frozen):
     # Name and training tokens of each source.
     tokens_of_sources: tuple[tuple[str, int], ...] = ()
 
+    def steps_per_epoch(self, total_batch_size: int, max_seq_length: int) -> int:
+        """Steps of so many sequences after which each text or chat has been learned once."""
+        rows = self.num_train_rows or self.num_train_tokens / max_seq_length
+        return max(1, math.ceil(rows / total_batch_size))
+
 
 class BasePlan(_Frozen):
     """The existing model that a run starts from: `name` as given, `folder` where its files lie.
@@ -209,6 +214,11 @@ class Plan(_Frozen):
     memory_limit_bytes: int | None = None
     forecast: Forecast | None = None
     alternatives: tuple[Alternative, ...] = ()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps after which each text or chat has been learned once."""
+        return self.corpus.steps_per_epoch(self.total_batch_size, self.max_seq_length)
 
     @property
     def tokens_per_step(self) -> int:

@@ -105,6 +105,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling("eval_strategy", "eval_steps", strategy("eval_steps")),
     Spelling("evaluation_strategy", "eval_steps", strategy("eval_steps")),
     Spelling("save_strategy", "save_steps", strategy("save_steps")),
+    Spelling("logging_strategy", "logging_steps", strategy("logging_steps")),
     *_rows("early_stopping_patience", "patience"),
     Spelling("use_wandb", "report_to", parse_bool, deferred=True),
     Spelling("use_tensorboard", "report_to", parse_bool, deferred=True),

@@ -25,17 +25,19 @@ def no_mixed_precision(value: Any) -> str:
 
 
 def strategy(key: str) -> Callable[[Any], Any]:
-    """`steps` is what onecard does anyway; `no` leaves the one at the end (0)."""
+    """`steps` is what onecard does anyway, an `epoch` is counted in steps by the plan, `no` is the one at the end (0)."""
 
     def read(value: Any) -> Any:
         text = str(value).strip().lower()
         if text == "steps":
             return NO_EFFECT
+        if text == "epoch":
+            return text
+        if key == "logging_steps":
+            raise ValueError("takes steps or epoch, because progress is always told: for fewer lines set logging_steps")
         if value is False or text in ("no", "none"):
             return 0
-        raise ValueError(
-            f"takes steps or no, because onecard counts in steps: leave it out for ten times in a run, or set {key}"
-        )
+        raise ValueError(f"takes steps, epoch or no: leave it out for ten times in a run, or set {key}")
 
     return read
 
