@@ -230,7 +230,7 @@ def attend_eager(
     sliding_window: int | None = None,
     **settings: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attends by the family's own eager function, which knows its softcap or sinks. Returns [B, T, H, D] and weights."""
+    """Attends by the eager function of the family, which knows its softcap or sinks. Returns [B, T, H, D], weights."""
     if attention_mask is None:
         attention_mask = _mask(q_BHTD.new_zeros(1, q_BHTD.shape[2]), q_BHTD, to_add=True)[:, None]
     # transformers takes a mask as it is given, for layers with a window, too.

@@ -25,7 +25,7 @@ def no_mixed_precision(value: Any) -> str:
 
 
 def strategy(key: str) -> Callable[[Any], Any]:
-    """`steps` is what onecard does anyway, an `epoch` is counted in steps by the plan, `no` is the one at the end (0)."""
+    """`steps` is what onecard does anyway; the plan counts an `epoch` in steps; `no` leaves the one at the end (0)."""
 
     def read(value: Any) -> Any:
         text = str(value).strip().lower()
