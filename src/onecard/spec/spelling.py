@@ -27,7 +27,8 @@ def _rows(key: str, *names: str) -> list[Spelling]:
     return [Spelling(name, key) for name in names]
 
 
-_REENTRANT: tuple[Any, ...] = (None, {}, {"use_reentrant": False}, {"use_reentrant": True})  # which gives the same gradients
+# Either way gives the same gradients.
+_REENTRANT: tuple[Any, ...] = (None, {}, {"use_reentrant": False}, {"use_reentrant": True})
 _NO_REMOTE_CODE = "no code that comes with a model is ever run: take a model of a class that transformers has"
 _NOTHING_OVERWRITTEN = "no run is ever written over: give another output_dir, or remove that folder first"
 
