@@ -162,6 +162,17 @@ def test_the_format_is_that_of_most_rows_at_the_beginning(tmp_path: Path, num_un
     assert [origin for origin, bad in batch.bad if bad.kind == "mixed formats"] == [f"a.jsonl:{num_unread + 1}"]
 
 
+def test_the_format_is_that_of_most_rows_of_the_whole_file(tmp_path: Path) -> None:
+    odd, usual = json.dumps({"text": "x" * 200}).encode(), json.dumps(CHAT).encode()
+    write_lines(tmp_path / "a.jsonl", *[odd] * 70, *[usual] * 1000)
+    reader = ExampleReader(Source(str(tmp_path)))
+    batches = list(reader.batches())
+    assert reader.formats == ["messages"]
+    assert sum(len(batch.origins) for batch in batches) == 1000
+    odd_rows = [origin for batch in batches for origin, bad in batch.bad if bad.kind == "mixed formats"]
+    assert odd_rows == [f"a.jsonl:{number}" for number in range(1, 71)]
+
+
 def test_half_a_surrogate_pair_is_a_bad_row(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", json.dumps(CHAT).encode(), b'{"text": "x"}', b'{"text": "\\ud800"}')
     write_lines(tmp_path / "b.jsonl", b'{"text": "\\ud800"}', b'{"text": "x"}')

@@ -624,3 +624,13 @@ def test_without_a_model_config_the_model_is_a_small_one() -> None:
     assert (plan.model.settings["hidden_size"], plan.model.settings["num_hidden_layers"]) == (384, 6)
     assert 5e6 < plan.model.num_parameters < 2e7
     assert plan_of(**shape | {"hidden_size": 512}, model_config={}).model.settings["head_dim"] == 64
+
+
+@pytest.mark.parametrize(("rows", "total", "interval"), [(100, 32, 4), (96, 32, 3), (5, 32, 1)])
+def test_an_epoch_is_the_steps_that_take_every_chat_once(rows: int, total: int, interval: int) -> None:
+    from onecard.planner.schedule import resolve_interval
+
+    facts = dict.fromkeys(("vocab_size", "num_train_tokens", "num_heldout_tokens", "train_bytes", "heldout_bytes"), 9)
+    corpus = CorpusFacts(**facts, separator_id=0, fingerprint="", num_train_rows=rows)
+    steps = corpus.steps_per_epoch(total, 1024)
+    assert (steps, resolve_interval("epoch", 3 * steps, steps)) == (interval, interval)

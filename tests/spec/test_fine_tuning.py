@@ -146,7 +146,7 @@ def test_what_says_nothing_here_is_accepted_and_other_tools_words_are_known() ->
         (MODEL | {"fp16": True, "bnb_4bit_compute_dtype": "bfloat16"}, "keep the one that the card computes"),
         (MODEL | {"bf16": True, "torch_dtype": "float16"}, "bf16 and torch_dtype contradict each other"),
         (MODEL | {"precision": "fp32", "bf16": True}, "bf16 and precision contradict each other"),
-        (MODEL | {"save_strategy": "epoch"}, "leave it out for ten times in a run, or set save_steps"),
+        (MODEL | {"save_strategy": "best"}, "leave it out for ten times in a run, or set save_steps"),
         (MODEL | {"template": "qwen"}, "template is not a setting: leave it out for the tokenizer's own"),
         (MODEL | {"max_samples": 100}, "max_samples is not a setting: give fewer rows"),
         (MODEL | {"stage": "dpo"}, "stage is 'dpo', but takes sft or pt"),
@@ -158,3 +158,22 @@ def test_what_says_nothing_here_is_accepted_and_other_tools_words_are_known() ->
 )
 def test_what_cannot_be_meant_is_told(settings: dict[str, Any], words: str) -> None:
     assert words in problems(**settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ({"save_strategy": "epoch", "save_steps": 500}, {"save_steps": "epoch"}),
+        ({"evaluation_strategy": "epoch"}, {"eval_steps": "epoch"}),
+        ({"logging_strategy": "epoch", "logging_steps": 5}, {"logging_steps": "epoch"}),
+        ({"metric_for_best_model": "eval_loss"}, {"metric_for_best_model": "loss"}),
+        ({"auto_find_batch_size": True}, {"fit": "auto"}),
+        ({"attn_implementation": "flash_attention_2"}, {}),
+        ({"gradient_checkpointing_kwargs": {"use_reentrant": False}, "tf32": True, "save_safetensors": True}, {}),
+    ],
+)
+def test_files_of_transformers_keep_their_meaning(given: dict[str, Any], changed: dict[str, Any]) -> None:
+    plain, found = (load_recipe(MODEL | more, require_dataset=False) for more in ({}, given))
+    keys = type(found).model_fields
+    differences = {key: getattr(found, key) for key in keys if getattr(found, key) != getattr(plain, key)}
+    assert {key: value for key, value in differences.items() if key != "warmup_ratio"} == changed

@@ -64,8 +64,8 @@ NOT_UTF8 = "sample_prompts is ['a\\udcff'], but has bytes that are not UTF-8: wr
         ({"memory_limit_gb": "11TiB"}, "memory_limit_gb is '11TiB', but takes at most 10,000"),
         ({"report_to": "mlflow"}, "report_to is 'mlflow', but takes tensorboard, wandb, none or a list"),
         (
-            {"eval_strategy": "epoch"},
-            "eval_strategy is 'epoch', but takes steps or no, because onecard counts in steps: "
+            {"eval_strategy": "best"},
+            "eval_strategy is 'best', but takes steps, epoch or no: "
             "leave it out for ten times in a run, or set eval_steps",
         ),
         ({"min_lr": 1, "lr": "fast"}, "lr is 'fast', but takes a number above 0"),

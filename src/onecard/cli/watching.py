@@ -75,7 +75,8 @@ class RunView:
             print("\n".join(["", *bars]), file=self._stream)
         if bars or audit is not None:
             print(file=self._stream)
-        logging_steps = folder.recipe().logging_steps
+        given = folder.recipe().logging_steps
+        logging_steps = plan.steps_per_epoch if given == "epoch" else given
         self._sink = ConsoleSink(plan, logging_steps=logging_steps, stream=self._stream)
 
     def on_event(self, event: "Event") -> None:

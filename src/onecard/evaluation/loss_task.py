@@ -5,7 +5,8 @@ import math
 from onecard.data import TrainingData
 from onecard.evaluation.heldout import measure_blocks, summarize
 from onecard.evaluation.task import Result, Subject
-from onecard.model.attention import PREFIX, attention_of
+from onecard.model.attention import attention_of
+from onecard.model.families import implementation_of
 from onecard.model.loss import find_head
 from onecard.spec import Plan, Score
 
@@ -32,7 +33,7 @@ class LossTask:
     def measure(self, subject: Subject) -> Result:
         """Measures one model."""
         batches = self._corpus.heldout_batches(self._plan.max_seq_length, self._batch_size, self._limit)
-        with attention_of(subject.model, PREFIX + self._backend):
+        with attention_of(subject.model, implementation_of(subject.model.config, self._backend)):
             blocks = measure_blocks(subject.model, find_head(subject.model), batches, self._backend)
         found, facts = summarize(blocks), self._plan.corpus
         perplexity = math.exp(min(found.loss, 700.0))  # beyond, a float ends

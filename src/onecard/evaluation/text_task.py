@@ -13,12 +13,12 @@ from onecard.data.sampler import heldout_blocks
 from onecard.errors import DataError
 from onecard.evaluation.heldout import measure_blocks, summarize
 from onecard.evaluation.task import Result, Subject
-from onecard.model.attention import PREFIX, attention_of
+from onecard.model.attention import attention_of
+from onecard.model.families import find_backend, implementation_of
 from onecard.model.generate import opening_of
 from onecard.model.loss import IGNORE, find_head
 from onecard.spec import Score
 
-_BACKEND = "sdpa"
 # Tokens of a block where a model has more positions.
 _LONGEST_BLOCK = 2048
 
@@ -55,9 +55,10 @@ class TextLossTask:
         opening = opening_of(model, tokenizer)
         ids = [*opening, *tokenizer.encode(self._text, add_special_tokens=False)]
         length = min(getattr(model.config, "max_position_embeddings", None) or _LONGEST_BLOCK, _LONGEST_BLOCK)
-        with attention_of(model, PREFIX + _BACKEND):
+        backend = find_backend(model.config)
+        with attention_of(model, implementation_of(model.config, backend)):
             batches = text_batches(ids, length, self._batch_size, self._limit)
-            blocks = measure_blocks(model, find_head(model), batches, _BACKEND)
+            blocks = measure_blocks(model, find_head(model), batches, backend)
         found = summarize(blocks)
         perplexity = math.exp(min(found.loss, 700.0))  # beyond, a float ends
         # Of a part of the text, its share of the bytes is taken to be that of its tokens.

@@ -6,10 +6,12 @@
 
 The functions are registered with transformers' attention interface, so that every decoder that follows it calls them.
 Borders reach them as keyword arguments of the decoder's forward (`document_mask`, `document_lengths`,
-`cumulative_lengths`).
+`cumulative_lengths`). Families for which they do not do (`families.py`) run the eager attention of their own code, with
+the same mask as their `attention_mask`, or a document at a time.
 Shapes: B batch, H query heads, K key-value heads, T tokens, D head width.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +25,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AttentionInterface, PreTrainedModel
 
+from onecard.model.families import PREFIX
 from onecard.model.target import device_kind
-
-PREFIX = "onecard_"
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,16 @@ class DocumentBorders:
     `lengths`: tokens of each document of a single row, one after the other (sdpa on a CPU, not compiled).
     `cumulative_lengths`: first token of each document over the flattened rows, closed by B * T and padded with it
     to a length that changes seldom, so that a compiled decoder is not compiled anew (varlen).
+    `attention_mask_B1TT`: zero or the least number, causality included; given for rows without borders, too (eager).
+    `apart`: tokens of each document of each row, which the decoder runs one at a time (apart).
     """
 
     position_ids_BT: Tensor
     mask_BTT: Tensor | None = None
     lengths: tuple[int, ...] | None = None
     cumulative_lengths: Tensor | None = None
+    attention_mask_B1TT: Tensor | None = None
+    apart: tuple[tuple[int, ...], ...] | None = None
 
     def as_keywords(self) -> dict[str, Any]:
         """Keyword arguments for the decoder; tensors rather than this object, so that a compiler sees them."""
@@ -53,6 +58,8 @@ class DocumentBorders:
             keywords["document_lengths"] = self.lengths
         if self.cumulative_lengths is not None:
             keywords["cumulative_lengths"] = self.cumulative_lengths
+        if self.attention_mask_B1TT is not None:
+            keywords["attention_mask"] = self.attention_mask_B1TT
         return keywords
 
 
@@ -65,7 +72,7 @@ def find_borders(
     compiled decoder needs it, which lengths would have compiled anew for every batch.
     """
     device = like.device
-    if documents_BT is None and backend != "varlen":
+    if documents_BT is None and backend not in ("varlen", "eager"):
         return None
     if documents_BT is None:
         documents_BT = torch.zeros(shape, dtype=torch.int32)
@@ -80,6 +87,11 @@ def find_borders(
         lengths = torch.full((padded + 1,), documents_BT.numel(), dtype=torch.int32)
         lengths[: len(starts)] = starts
         return DocumentBorders(positions, cumulative_lengths=_send(lengths, device))
+    if backend == "apart":
+        return DocumentBorders(positions, apart=tuple(map(_lengths, is_start_BT)))
+    if backend == "eager":
+        mask_BTT = _mask(_send(documents_BT, device), like, to_add=True)
+        return DocumentBorders(positions, attention_mask_B1TT=mask_BTT[:, None])
     if len(documents_BT) == 1 and device_kind(device) == "cpu" and not by_mask:
         return DocumentBorders(positions, lengths=_lengths(is_start_BT[0]))
     return DocumentBorders(positions, mask_BTT=_mask(_send(documents_BT, device), like))
@@ -92,13 +104,15 @@ def _lengths(is_start_T: Tensor) -> tuple[int, ...]:
     return tuple(end - start for start, end in pairwise(starts))
 
 
-def _mask(documents_BT: Tensor, like: Tensor) -> Tensor:
+def _mask(documents_BT: Tensor, like: Tensor, *, to_add: bool = False) -> Tensor:
     num_tokens = documents_BT.shape[1]
     causal_TT = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=like.device).tril()
     mask_BTT = (documents_BT[:, :, None] == documents_BT[:, None, :]) & causal_TT
-    if device_kind(like.device) == "cpu":
+    if device_kind(like.device) == "cpu" and not to_add:
         return mask_BTT
-    return torch.zeros(mask_BTT.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask_BTT, float("-inf"))
+    # Code of other people may take the softmax of a row before it looks for what is not a number.
+    hidden = torch.finfo(like.dtype).min if to_add else float("-inf")
+    return torch.zeros(mask_BTT.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask_BTT, hidden)
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -206,16 +220,44 @@ def attend_varlen(
     return out.reshape(batch, num_tokens, heads, width), None
 
 
+def attend_eager(
+    module: torch.nn.Module,
+    q_BHTD: Tensor,
+    k_BKTD: Tensor,
+    v_BKTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    sliding_window: int | None = None,
+    **settings: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attends by the eager function of the family, which knows its softcap or sinks. Returns [B, T, H, D], weights."""
+    if attention_mask is None:
+        attention_mask = _mask(q_BHTD.new_zeros(1, q_BHTD.shape[2]), q_BHTD, to_add=True)[:, None]
+    # transformers takes a mask as it is given, for layers with a window, too.
+    mask_BTT = _add_window(attention_mask[:, 0], q_BHTD, sliding_window)
+    assert mask_BTT is not None
+    attend = sys.modules[type(module).__module__].eager_attention_forward
+    found: tuple[Tensor, Tensor | None] = attend(
+        module, q_BHTD, k_BKTD, v_BKTD, mask_BTT[:, None], sliding_window=sliding_window, **settings
+    )
+    return found
+
+
 # No mask function is registered with them: transformers then builds none, and does not look into the position ids for
 # packed documents, which would wait for the device in every micro-batch.
 AttentionInterface.register(PREFIX + "sdpa", attend_sdpa)
 AttentionInterface.register(PREFIX + "varlen", attend_varlen)
+AttentionInterface.register(PREFIX + "eager", attend_eager)
 
 
 @contextmanager
 def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Switches a model to another registered attention for the length of the block."""
+    """Switches a model to another registered attention for the length of the block; `sdpa` is eager where it lacks."""
     before = model.config._attn_implementation
+    name = "eager" if name == "sdpa" and not model._supports_sdpa else name
+    if name == before:  # models of older code cannot be switched, and say so
+        yield
+        return
     model.set_attn_implementation(name)
     try:
         yield

@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from onecard.errors import InputError
 from onecard.model.attention import attention_of
+from onecard.model.families import follows_interface
 from onecard.model.loss import find_head
 from onecard.model.row_cache import NAME, RowCache, UnsupportedAttentionError
 from onecard.model.sampling import IsOver, Sampling
@@ -186,7 +187,9 @@ def suits(model: PreTrainedModel) -> bool:
 
 
 def _has_plain_layers(model: PreTrainedModel) -> bool:
-    """Whether all that a model keeps of a text is keys and values of its tokens."""
+    """Whether attention can be replaced, and all that a model keeps of a text is keys and values of its tokens."""
+    if not follows_interface(model.config):
+        return False
     types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
     layers = DynamicCache(config=model.config).layers
     plain = (DynamicLayer, DynamicSlidingWindowLayer)

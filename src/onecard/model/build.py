@@ -6,16 +6,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 from onecard.errors import InputError
-from onecard.model.attention import PREFIX
 from onecard.model.checks import check_architecture
 from onecard.model.dropout import add_missing_dropout, set_config_dropout
+from onecard.model.families import find_backend, implementation_of, refuse_family
 from onecard.model.kernels import fuse_kernels
 
 # The last projection of attention and of the MLP, by the names the families use.
@@ -59,6 +56,7 @@ def make_config(settings: dict[str, Any], dropout: float = 0.0) -> PreTrainedCon
     except (TypeError, ValueError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"model_config: {model_type} refuses these settings: {reason}") from error
+    refuse_family(config)
     set_config_dropout(config, dropout)
     if start is not None:
         setattr(config, DOCUMENT_START, start)
@@ -76,7 +74,7 @@ def _is_value(config: PreTrainedConfig, key: str) -> bool:
 
 
 def build_model(
-    settings: dict[str, Any], *, dropout: float, init: str, seed: int, backend: str = "sdpa"
+    settings: dict[str, Any], *, dropout: float, init: str, seed: int, backend: str | None = None
 ) -> PreTrainedModel:
     """Builds a causal language model in fp32 on the current default device, with weights that depend on `seed` alone.
 
@@ -84,7 +82,7 @@ def build_model(
         settings: transformers config with `model_type`.
         init: `transformers` keeps the architecture's own start; `zero-output` zeroes the last projection of each
             attention and MLP, so that every block starts as the identity (arXiv 2203.03466, section on zero init).
-        backend: attention backend, `sdpa` or `varlen`.
+        backend: attention backend; None is the one of the family (`families.py`).
 
     Raises:
         InputError: the config, the dropout or the initialisation cannot be honoured.
@@ -130,20 +128,11 @@ def _check(model: PreTrainedModel) -> None:
         ) from error
 
 
-def _from_config(config: PreTrainedConfig, backend: str) -> PreTrainedModel:
-    name = PREFIX + backend
+def _from_config(config: PreTrainedConfig, backend: str | None) -> PreTrainedModel:
+    name = implementation_of(config, backend or find_backend(config))
     try:
-        # Classes that compute attention by themselves say so, or look a name up in a table of their own.
-        if not getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "_supports_sdpa", True):
-            raise KeyError(name)
         return AutoModelForCausalLM.from_config(config, attn_implementation=name, dtype=torch.float32)
     except (ValueError, RuntimeError, ZeroDivisionError, KeyError) as error:
-        if error.args == (name,):
-            raise InputError(
-                f"{config.model_type} computes its attention in code of its own, which cannot be told where documents "
-                "end in a row, and there is no eager or unpacked way around it: choose a model whose attention can be "
-                "replaced, such as one of the Llama, Mistral, Qwen, GPT-2 or GPT-NeoX families"
-            ) from error
         raise InputError(
             f"no causal language model can be built from this config of {config.model_type}: {error}"
         ) from error
@@ -165,7 +154,7 @@ def _zero_output_projections(model: PreTrainedModel) -> None:
 
 def build_shape(settings: dict[str, Any]) -> PreTrainedModel:
     """Builds a model as its config says on the current default device, unchecked: its shape on the meta device."""
-    return _from_config(make_config(settings), "sdpa")
+    return _from_config(make_config(settings), None)
 
 
 def count_parameters(settings: dict[str, Any]) -> tuple[int, int]:

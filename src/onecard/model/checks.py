@@ -5,7 +5,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
 from onecard.errors import InputError
-from onecard.model.attention import PREFIX, attention_of, find_borders
+from onecard.model.attention import attention_of, find_borders
+from onecard.model.decoder import Decoder
+from onecard.model.families import find_backend, implementation_of
 from onecard.model.loss import find_head
 
 
@@ -19,8 +21,9 @@ def check_architecture(model: PreTrainedModel) -> None:
         return  # without values there is nothing to compare
     was_training = model.training
     model.eval()
-    with attention_of(model, PREFIX + "sdpa"):
+    with attention_of(model, implementation_of(model.config, find_backend(model.config))):
         check_head(model)
+        check_attention(model)
         check_borders(model)
     model.train(was_training)
 
@@ -34,18 +37,36 @@ def check_borders(model: PreTrainedModel) -> None:
             convolution layers), so that packed documents would leak into each other.
     """
     documents = torch.tensor([[0, 0, 0, 1, 1, 1]], dtype=torch.int32)
-    borders = find_borders(documents, (1, 6), next(model.parameters()), "sdpa")
+    borders = find_borders(documents, (1, 6), next(model.parameters()), find_backend(model.config))
     assert borders is not None
+    decoder = Decoder(model, compiled=False)
     ids = torch.tensor([[0, 1, 0, 0, 1, 0]])
     changed = torch.tensor([[1, 0, 1, 0, 1, 1]])
-    hidden, other = (
-        model.base_model(input_ids=rows, use_cache=False, **borders.as_keywords()).last_hidden_state[0, 3:5]
-        for rows in (ids, changed)
-    )
+    hidden, other = (decoder(rows, borders)[3:5] for rows in (ids, changed))
     if not torch.allclose(hidden, other, *_tolerance(model, 1e-5)):
         raise InputError(
             f"{model.config.model_type} mixes tokens outside its attention, so packed documents would leak into each "
             "other: choose an architecture with attention alone, such as qwen3, llama or gpt2"
+        )
+
+
+@torch.no_grad()
+def check_attention(model: PreTrainedModel) -> None:
+    """Compares the attention that onecard provides with the one transformers would run, on a few tokens.
+
+    Raises:
+        InputError: they differ, as where tokens are to see those after them.
+    """
+    ids = torch.arange(6)[None] % model.config.get_text_config().vocab_size
+    decoder = Decoder(model, compiled=False)
+    found = decoder(ids, find_borders(None, (1, 6), next(model.parameters()), find_backend(model.config))).float()
+    with attention_of(model, "sdpa"):
+        own = decoder(ids, None).float()
+    # By their lengths: in 16 bits single numbers differ by the order of a sum.
+    if (found - own).norm() > (1e-3 if model.dtype == torch.float32 else 0.3) * own.norm():
+        raise InputError(
+            f"{model.config.model_type} attends in a way onecard does not know, so it would train another function "
+            "than the model computes: choose another model_type"
         )
 
 

@@ -42,9 +42,16 @@ class Decoder:
         Raises:
             CompilerError: the compiler failed.
         """
+        if borders is not None and borders.apart is not None:
+            return self._run_apart(ids_BT, borders.apart)
         keywords = {} if borders is None else borders.as_keywords()
         hidden_BTD: Tensor = self._forward(input_ids=ids_BT, use_cache=False, **keywords).last_hidden_state
         return hidden_BTD.flatten(0, 1)
+
+    def _run_apart(self, ids_BT: Tensor, lengths: tuple[tuple[int, ...], ...]) -> Tensor:
+        """Runs each document by itself, for decoders that cannot be told where one begins."""
+        documents = [ids_T for row, ends in zip(ids_BT, lengths, strict=True) for ids_T in row.split(ends)]
+        return torch.cat([self(ids_T[None], None) for ids_T in documents])
 
     def _forward(self, **keywords: Any) -> Any:
         if not self.is_compiled:

@@ -16,8 +16,17 @@ from onecard.errors import InputError
 
 # What the families call it, by place.
 _EMBEDDING_KEYS = ("embd_pdrop", "embedding_dropout", "embed_dropout", "dropout")
-_RESIDUAL_KEYS = ("resid_pdrop", "residual_dropout", "hidden_dropout", "dropout")
-_ATTENTION_KEYS = ("attn_pdrop", "attention_dropout")
+_RESIDUAL_KEYS = (
+    "resid_pdrop",
+    "resid_dropout",
+    "residual_dropout",
+    "hidden_dropout",
+    "hidden_dropout_prob",
+    "dropout",
+)
+_ATTENTION_KEYS = ("attn_pdrop", "attention_dropout", "attention_probs_dropout_prob")
+# Random as well, and never part of what is asked for.
+_OTHER_KEYS = ("activation_dropout", "layerdrop")
 _ATTENTION_MODULES = ("self_attn", "attn", "attention", "self_attention")
 _MLP_MODULES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 
@@ -27,6 +36,9 @@ def set_config_dropout(config: PreTrainedConfig, dropout: float) -> None:
     for key in (*_EMBEDDING_KEYS, *_RESIDUAL_KEYS, *_ATTENTION_KEYS):
         if hasattr(config, key):
             setattr(config, key, dropout)
+    for key in _OTHER_KEYS:
+        if hasattr(config, key):
+            setattr(config, key, 0.0)
 
 
 def add_missing_dropout(model: PreTrainedModel, dropout: float) -> None:

@@ -10,9 +10,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from onecard.errors import CheckpointError, InputError
-from onecard.model.attention import PREFIX
 from onecard.model.build import build_model, finish
 from onecard.model.dropout import set_config_dropout
+from onecard.model.families import implementation_of, refuse_family
 from onecard.model.folder import load_plain, refuse_broken
 from onecard.model.new_tokens import add_tokens
 from onecard.model.weight_files import find_weight_files, fingerprint, is_16_bit
@@ -87,6 +87,7 @@ def make_pretrained_config(settings: dict[str, Any], dropout: float) -> PreTrain
     except Exception as error:  # each family's config class has errors of its own
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"config.json of this {settings['model_type']} cannot be used: {reason}") from error
+    refuse_family(config)
     set_config_dropout(config, dropout)
     return config
 
@@ -108,7 +109,7 @@ def load_pretrained(plan: ModelPlan, *, seed: int, backend: str = "sdpa", with_w
         return model
     folder = _find_planned_weights(plan.base)
     config = make_pretrained_config(read_settings(folder), plan.dropout)
-    model = _load(folder, config, PREFIX + backend)
+    model = _load(folder, config, implementation_of(config, backend))
     refuse_broken(model, folder, "it cannot be trained on; use another copy of it")
     torch.manual_seed(seed)
     _check_vocabulary(model, plan)

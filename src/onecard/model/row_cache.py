@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from onecard.model.attention import PREFIX, attend_sdpa
+from onecard.model.attention import attend_sdpa
+from onecard.model.families import PREFIX
 from onecard.model.target import device_kind
 
 NAME = PREFIX + "rows"

@@ -38,13 +38,15 @@ def sample(recorder: Recorder, state: TrainState) -> None:
     recorder.phase, recorder.micro_batch = "sampling", 0
     model.eval()
     ids = torch.zeros((len(plan.sample_prompts), num_prompt), dtype=torch.int64)
+    # Code that counts positions by itself reads them off a mask of columns.
+    make_mask = _columns if plan.attn_implementation == "apart" else _mask
     with attention_of(model, "sdpa"):
-        out = model(input_ids=ids, attention_mask=_mask(ids, num_prompt), use_cache=True, logits_to_keep=1)
+        out = model(input_ids=ids, attention_mask=make_mask(ids, num_prompt), use_cache=True, logits_to_keep=1)
         _choose(out.logits)
         cache = out.past_key_values
         _lengthen(cache, num_tokens - 1 - num_prompt)
         last = ids[:, :1]
-        mask = _mask(last, num_tokens)
+        mask = make_mask(last, num_tokens)
         out = model(input_ids=last, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
         _choose(out.logits)
     model.train()
@@ -61,6 +63,10 @@ def save(recorder: Recorder, state: TrainState) -> None:
 def _mask(ids: Tensor, num_keys: int) -> Tensor:
     """Which keys each query sees, one plane per row, as padding asks for."""
     return torch.ones((ids.shape[0], 1, ids.shape[1], num_keys), dtype=torch.bool)
+
+
+def _columns(ids: Tensor, num_keys: int) -> Tensor:
+    return torch.ones((ids.shape[0], num_keys), dtype=torch.int64)
 
 
 def _choose(logits_BTV: Tensor) -> None:

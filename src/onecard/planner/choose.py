@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from onecard.errors import InputError
 from onecard.hardware import Machine
 from onecard.planner.decisions import Grounds, decide, draft_steps
 from onecard.planner.device import Target, find_compiler_problem, find_target, offered_bytes
@@ -30,6 +31,8 @@ _KEPT = (
     *("max_seq_length", "max_hours", "seed", "deterministic", "dataloader_prefetch_factor"),
     *("eval_batches", "save_total_limit", "early_stopping_patience", "sample_prompts", "sample_max_new_tokens"),
 )
+
+_INTERVALS = ("eval_steps", "save_steps", "sample_steps")
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,13 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
         peak_flops = _peak_of_card(target, decided.precision)
     step_s = flops_per_token * tokens_per_step(recipe, corpus, batch.total) / (peak_flops * _EAGER_SHARE_OF_PEAK)
     run_s = 3600 * recipe.max_hours if num_steps is None and recipe.max_hours else (num_steps or 1) * step_s
-    compiled, reasons["torch_compile"] = _choose_compile(recipe, target, run_s)
+    compiled, reasons["torch_compile"] = _choose_compile(recipe, target, run_s, decided.attention)
     if (idle := _find_idle_limit(recipe, target)) is not None:
         reasons["memory_limit_bytes"] = idle
+    reasons |= {key: "those of an epoch" for key in _INTERVALS if getattr(recipe, key) == "epoch"}
     draft = Plan(
         task=recipe.task,
-        packing=_choose_packing(recipe, target, is_compiled=compiled),
+        packing=_choose_packing(recipe, target, decided.attention, is_compiled=compiled),
         device=target.device,
         precision=decided.precision,  # type: ignore[arg-type]
         torch_compile=compiled,
@@ -108,7 +112,9 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
         eval_tasks=with_cache(plan_tasks(recipe, target.kind, reasons), model.settings, decided.precision),
         num_threads=torch.get_num_threads() if target.kind == "cpu" else None,
         memory_limit_bytes=_memory_limit(recipe, target),
-        **_intervals(recipe, num_steps or draft_steps(recipe)),
+        **_intervals(
+            recipe, num_steps or draft_steps(recipe), corpus.steps_per_epoch(batch.total, recipe.max_seq_length)
+        ),
         **{key: getattr(recipe, key) for key in _KEPT},
     )
     return draft, num_steps
@@ -128,7 +134,9 @@ def _fit_into_hours(draft: Plan, recipe: Recipe, num_steps: int | None, step_s: 
         )
     else:
         draft.reasons["schedule.num_steps"] = f"{asked_for}, over before {allowed} at {step_s:.3g} s per step, measured"
-    return draft.model_copy(update={"schedule": make_schedule(recipe, chosen), **_intervals(recipe, chosen)})
+    return draft.model_copy(
+        update={"schedule": make_schedule(recipe, chosen), **_intervals(recipe, chosen, draft.steps_per_epoch)}
+    )
 
 
 def _attended_length(recipe: Recipe, corpus: CorpusFacts) -> int:
@@ -145,17 +153,20 @@ def _flops_per_token(model: ModelPlan, adapt: AdaptPlan | None, length: int) -> 
     return per_parameter * model.num_matrix_parameters + 6.0 * num_layers * width * length
 
 
-def _choose_packing(recipe: Recipe, target: Target, *, is_compiled: bool) -> Literal["off", "rows", "flat"]:
-    """A CPU takes rows of any length, one after the other; a compiled step and a GPU want few shapes."""
-    if recipe.task == "pretrain" or not recipe.packing:
+def _choose_packing(
+    recipe: Recipe, target: Target, attention: str, *, is_compiled: bool
+) -> Literal["off", "rows", "flat"]:
+    """A CPU takes rows of any length, one after the other; a compiled step and a GPU want few shapes.
+
+    Eager attention holds the scores of a whole row.
+    """
+    if recipe.task == "pretrain" or not recipe.packing or attention == "apart":
         return "off"
-    return "flat" if target.kind == "cpu" and not is_compiled else "rows"
+    return "flat" if target.kind == "cpu" and not is_compiled and attention != "eager" else "rows"
 
 
-def _intervals(recipe: Recipe, num_steps: int) -> dict[str, Any]:
-    return {
-        key: resolve_interval(getattr(recipe, key), num_steps) for key in ("eval_steps", "save_steps", "sample_steps")
-    }
+def _intervals(recipe: Recipe, num_steps: int, steps_per_epoch: int) -> dict[str, Any]:
+    return {key: resolve_interval(getattr(recipe, key), num_steps, steps_per_epoch) for key in _INTERVALS}
 
 
 def _optimizer(recipe: Recipe) -> OptimizerPlan:
@@ -191,7 +202,13 @@ def _find_idle_limit(recipe: Recipe, target: Target) -> str | None:
     return f"memory_limit_gb {recipe.memory_limit_gb:.4g} changes nothing: it is more than can be had"
 
 
-def _choose_compile(recipe: Recipe, target: Target, run_s: float) -> tuple[bool, str]:
+def _choose_compile(recipe: Recipe, target: Target, run_s: float, attention: str) -> tuple[bool, str]:
+    if attention == "apart" and recipe.task == "pretrain":
+        if recipe.torch_compile is True:
+            raise InputError(
+                "torch_compile: documents of any length run one at a time, each a shape to compile: use auto"
+            )
+        return False, "documents of any length run one at a time, each a shape to compile"
     if recipe.torch_compile != "auto":
         return recipe.torch_compile, "asked for"
     if problem := find_compiler_problem(target):

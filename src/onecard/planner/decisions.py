@@ -64,9 +64,8 @@ def decide(grounds: Grounds, reasons: dict[str, str]) -> Decisions:
         model = problems.attempt(learn_control_tokens, model, corpus, reasons)
     if model is not None and adapt is not None:
         problems.attempt(count_adapters, model, adapt)  # refuses names and ranks that the model has no place for
-    dropout = model.dropout if model else recipe.dropout or 0.0
     attention, reasons["attn_implementation"] = problems.attempt(
-        choose_attention, recipe, target, precision, dropout
+        choose_attention, recipe, target, precision, model
     ) or ("", "")
     problems.attempt(check_compiler, recipe, target)
     problems.attempt(check_quantizing, recipe, target)

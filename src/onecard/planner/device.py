@@ -9,8 +9,10 @@ import torch
 
 from onecard.errors import InputError
 from onecard.hardware import Card, CardHost, Machine, all_cards, card_of, usable_bytes
+from onecard.model.build import make_config
+from onecard.model.families import explain_backend, find_backend
 from onecard.planner.allocator_settings import AllocatorSettings
-from onecard.spec import Recipe
+from onecard.spec import ModelPlan, Recipe
 
 _HOSTS: dict[str, CardHost] = {
     "linux": "linux-desktop",
@@ -177,14 +179,21 @@ def choose_precision(recipe: Recipe, target: Target, machine: Machine) -> tuple[
     )
 
 
-def choose_attention(recipe: Recipe, target: Target, precision: str, dropout: float) -> tuple[str, str]:
-    """Resolves the attention backend.
+def choose_attention(recipe: Recipe, target: Target, precision: str, model: ModelPlan | None) -> tuple[str, str]:
+    """Resolves the attention backend, by what the family of the model can be computed with.
 
     Raises:
-        InputError: `varlen` was asked for where it cannot run.
+        InputError: `varlen` or `sdpa` was asked for where it cannot run.
     """
-    if recipe.attn_implementation != "varlen":
-        return "sdpa", "asked for" if recipe.attn_implementation == "sdpa" else "runs everywhere"
+    wish, dropout = recipe.attn_implementation, model.dropout if model else recipe.dropout or 0.0
+    config = make_config(model.settings) if model else None
+    own = find_backend(config) if config else "sdpa"
+    if config is not None and own != "sdpa":
+        if wish in ("sdpa", "varlen"):
+            raise InputError(f"attn_implementation {wish} cannot be used: {explain_backend(config)}. Use eager or auto")
+        return own, explain_backend(config)
+    if wish != "varlen":
+        return ("sdpa", "runs everywhere") if wish == "auto" else (wish, "asked for")
     problems = []
     if target.capability is None or target.capability < (8, 0):
         problems.append("it needs a GPU of compute capability 8.0 or newer")

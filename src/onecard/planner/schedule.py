@@ -150,8 +150,10 @@ def _check_curve(schedule: SchedulePlan) -> None:
             )
 
 
-def resolve_interval(given: int | str, num_steps: int) -> int:
+def resolve_interval(given: int | str, num_steps: int, steps_per_epoch: int) -> int:
     """Steps between evaluations, samples or checkpoints; 0 becomes the whole run."""
+    if given == "epoch":
+        return min(steps_per_epoch, num_steps)
     if given == "auto":
         return max(1, math.ceil(num_steps / _NUM_INTERVALS))
     return int(given) or num_steps

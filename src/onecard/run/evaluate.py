@@ -215,7 +215,7 @@ def _loss_task(run: RunFolder | None, request: EvaluationRequest, progress: OnPr
             "may have been trained on: restore the text, or use another task"
         )
     is_at_home = kind_of(plan.device) == kind_of(request.device)
-    backend = plan.attn_implementation if is_at_home else "sdpa"
+    backend = plan.attn_implementation if is_at_home or plan.attn_implementation != "varlen" else "sdpa"
     batch_size = request.batch_size or plan.eval_batch_size
     if request.batch_size is None and kind_of(request.device) == "cpu":
         batch_size = min(batch_size, max(1, _CPU_TOKENS_AT_ONCE // plan.max_seq_length))

@@ -152,8 +152,8 @@ class LayerReader:
         else:
             if valid is NO_EFFECT:
                 return
-            if key in written and layer.values[key] != valid and not _says_less(written[key], layer.values[key]):
-                if _says_less(shown, valid):
+            if key in written and layer.values[key] != valid and not _says_less(written[key], layer.values[key], valid):
+                if _says_less(shown, valid, layer.values[key]):
                     return
                 self._problem(f"{written[key]} and {shown} are one setting, but have different values: keep one")
                 return
@@ -241,12 +241,13 @@ def find_config_problems(settings: Mapping[str, Any]) -> list[str]:
 _OF_WEIGHTS, _OF_4_BITS = ("dtype", "torch_dtype"), ("bnb_4bit_compute_dtype",)
 
 
-def _says_less(name: str, value: Any) -> bool:
-    """Whether another name of the same key counts instead.
+def _says_less(name: str, value: Any, other: Any = None) -> bool:
+    """Whether another name of the same key, which has the value `other`, counts instead.
 
-    `auto` leaves it open, and weights in fp32 are what all 16-bit arithmetic here has as its masters.
+    `auto` leaves it open, and weights in fp32 are what all 16-bit arithmetic here has as its masters. As in
+    transformers, whose files have both, a number of steps says nothing beside a strategy of epochs.
     """
-    return bool(value == "auto" or (value == "fp32" and _names(name, _OF_WEIGHTS)))
+    return bool(value == "auto" or other == "epoch" or (value == "fp32" and _names(name, _OF_WEIGHTS)))
 
 
 def _names(name: str, spellings: tuple[str, ...]) -> bool:

@@ -39,6 +39,11 @@ class CorpusFacts(_Frozen):
     # Name and training tokens of each source.
     tokens_of_sources: tuple[tuple[str, int], ...] = ()
 
+    def steps_per_epoch(self, total_batch_size: int, max_seq_length: int) -> int:
+        """Steps of so many sequences after which each text or chat has been learned once."""
+        rows = self.num_train_rows or self.num_train_tokens / max_seq_length
+        return max(1, math.ceil(rows / total_batch_size))
+
 
 class BasePlan(_Frozen):
     """The existing model that a run starts from: `name` as given, `folder` where its files lie.
@@ -166,7 +171,8 @@ class Plan(_Frozen):
     device: str
     precision: Literal["bf16", "fp16", "fp32"]
     torch_compile: bool
-    attn_implementation: Literal["sdpa", "varlen"]
+    # apart: eager, where documents cannot share a row.
+    attn_implementation: Literal["sdpa", "varlen", "eager", "apart"]
     # A number between: the share of layers, from the first on, whose activations are computed again.
     gradient_checkpointing: bool | Share
     # Tokens whose logits exist at once; None, in plans from before it was a choice, is what the loss takes by itself.
@@ -210,6 +216,11 @@ class Plan(_Frozen):
     alternatives: tuple[Alternative, ...] = ()
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Steps after which each text or chat has been learned once."""
+        return self.corpus.steps_per_epoch(self.total_batch_size, self.max_seq_length)
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of a step; of chats, whose lengths differ, the mean."""
         if self.corpus.num_train_rows is None:
@@ -221,6 +232,8 @@ class Plan(_Frozen):
         """Whether texts end inside the rows of a batch, which asks for other attention kernels."""
         if self.task == "sft":
             return self.packing != "off"
+        if self.attn_implementation == "apart":
+            return False  # each is then a batch of its own, and a row that is one document the largest
         return self.corpus.num_train_documents != 1
 
     @property

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from onecard.spec.agreement import find_disagreements
 
 Auto = Literal["auto"]
+Epoch = Literal["epoch"]
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "muon"]
 # The upper bounds lie beyond all use: they keep a slip of the hand from reaching what aborts or fills the memory.
 Positive = Annotated[int, Field(gt=0, le=10**9)]
@@ -203,7 +204,9 @@ class Recipe(BaseModel):
     torch_compile: bool | Auto = Field(
         "auto", description="compile the decoder; auto: when it pays back within the run"
     )
-    attn_implementation: Literal["auto", "sdpa", "varlen"] = Field("auto", description="attention backend")
+    attn_implementation: Literal["auto", "sdpa", "varlen", "eager"] = Field(
+        "auto", description="attention backend; eager: the family's own, which holds all scores"
+    )
     memory_limit_gb: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
         None, description="GiB (or, with its unit, 3.2GB) that training may reserve on the GPU; enforced in the run"
     )
@@ -219,8 +222,12 @@ class Recipe(BaseModel):
     dataset_num_proc: NumThreads | Auto = Field("auto", description="cores that tokenize")
 
     # Watching
-    logging_steps: Positive = Field(10, description="steps between printed lines when output is no terminal")
-    eval_steps: Interval | Auto = Field("auto", description="steps between evaluations; 0 = at the end only")
+    logging_steps: Positive | Epoch = Field(
+        10, description="steps between printed lines when output is no terminal; epoch: of one"
+    )
+    eval_steps: Interval | Auto | Epoch = Field(
+        "auto", description="steps between evaluations; epoch: of one; 0 = at the end only"
+    )
     eval_batches: Positive | None = Field(
         None, description="held-out batches per evaluation; null = all of them, exactly"
     )
@@ -241,7 +248,9 @@ class Recipe(BaseModel):
     sample_steps: Interval | Auto = Field("auto", description="steps between samples; 0 = at the end only")
     sample_prompts: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field((), description="prompts to complete")
     sample_max_new_tokens: Size = Field(64, description="length of a sample")
-    save_steps: Interval | Auto = Field("auto", description="steps between checkpoints; 0 = at the end only")
+    save_steps: Interval | Auto | Epoch = Field(
+        "auto", description="steps between checkpoints; epoch: of one; 0 = at the end only"
+    )
     save_total_limit: Positive | None = Field(3, description="checkpoints kept, best and last always")
     report_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(_as_report_targets)] = Field(
         ("tensorboard",), description="tensorboard, wandb, or none"

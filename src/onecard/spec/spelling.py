@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onecard.spec.accepts import FIELDS, MODEL_CONFIG, accepts, default_of, join_or, parse_bool, parse_number
-from onecard.spec.values import column, mixed_precision, no_mixed_precision, only, stage, strategy
+from onecard.spec.values import column, fits_itself, mixed_precision, no_mixed_precision, on_cpu, only, stage, strategy
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,41 @@ def _rows(key: str, *names: str) -> list[Spelling]:
     return [Spelling(name, key) for name in names]
 
 
+# Either way gives the same gradients.
+_REENTRANT: tuple[Any, ...] = (None, {}, {"use_reentrant": False}, {"use_reentrant": True})
 _NO_REMOTE_CODE = "no code that comes with a model is ever run: take a model of a class that transformers has"
 _NOTHING_OVERWRITTEN = "no run is ever written over: give another output_dir, or remove that folder first"
+
+# What other tools ask and onecard answers in one way, whatever the recipe: the key is the one it is nearest to.
+_ANSWERED = tuple(
+    Spelling(name, key, only(*values, otherwise=otherwise))
+    for name, key, values, otherwise in (
+        ("ddp_find_unused_parameters", "device", (True, False, None), ""),
+        ("local_rank", "device", (-1, 0), ""),
+        ("deepspeed", "device", (None, ""), "one card needs no deepspeed: leave it out"),
+        ("fsdp", "device", (None, "", []), "one card needs no fsdp: leave it out"),
+        ("tf32", "precision", (True, False, None), ""),
+        ("use_liger_kernel", "loss_chunk_size", (True, False), ""),  # the loss is computed in chunks here, too
+        ("padding_free", "packing", (True, False), ""),
+        ("gradient_checkpointing_kwargs", "gradient_checkpointing", _REENTRANT, "it knows use_reentrant alone"),
+        ("lr_scheduler_kwargs", "lr_scheduler_type", (None, {}), "set min_lr_ratio, decay_ratio or warmup_steps"),
+        ("label_smoothing_factor", "learning_rate", (0, 0.0), "the loss is never smoothed: leave it out"),
+        ("neftune_noise_alpha", "dropout", (None, 0), "no noise is put on embeddings: leave it out"),
+        ("logging_first_step", "logging_steps", (True, False), ""),
+        ("disable_tqdm", "logging_steps", (True, False), ""),
+        ("log_level", "logging_steps", ("passive", "info", "warning", "error"), ""),
+        ("include_tokens_per_second", "logging_steps", (True, False), ""),
+        ("include_num_input_tokens_seen", "logging_steps", (True, False, "all", "non_padding", "no"), ""),
+        ("save_safetensors", "save_steps", (True,), "weights are only ever saved as safetensors: leave it out"),
+        ("save_only_model", "save_steps", (False,), "checkpoints are always whole, so that runs can be resumed"),
+        ("ignore_data_skip", "resume_from_checkpoint", (False,), "a resumed run goes on with the data it had left"),
+        ("dataloader_drop_last", "dataset", (False,), "no row is dropped: leave it out"),
+        ("label_names", "dataset", (None, ["labels"]), ""),
+        ("do_eval", "eval_steps", (True,), "set eval_fraction: 0 to hold nothing out"),
+        ("eval_on_start", "eval_steps", (False,), "onecard evaluates at intervals and at the end alone"),
+        ("prediction_loss_only", "eval_steps", (True, False), ""),
+    )
+)
 
 SPELLINGS: tuple[Spelling, ...] = (
     # Text
@@ -93,6 +126,10 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling("fp32", "precision", parse_bool, deferred=True),
     *_rows("precision", "dtype", "torch_dtype"),
     *_rows("torch_compile", "compile"),
+    *_rows("deterministic", "full_determinism"),
+    Spelling("auto_find_batch_size", "fit", fits_itself),
+    Spelling("use_cpu", "device", on_cpu),
+    Spelling("no_cuda", "device", on_cpu),
     *_rows("gradient_checkpointing", "activation_checkpointing"),
     *_rows("dataloader_num_workers", "num_workers"),
     *_rows("dataloader_prefetch_factor", "prefetch_factor"),
@@ -105,6 +142,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling("eval_strategy", "eval_steps", strategy("eval_steps")),
     Spelling("evaluation_strategy", "eval_steps", strategy("eval_steps")),
     Spelling("save_strategy", "save_steps", strategy("save_steps")),
+    Spelling("logging_strategy", "logging_steps", strategy("logging_steps")),
     *_rows("early_stopping_patience", "patience"),
     Spelling("use_wandb", "report_to", parse_bool, deferred=True),
     Spelling("use_tensorboard", "report_to", parse_bool, deferred=True),
@@ -114,7 +152,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling("dataloader_pin_memory", "dataloader_num_workers", only(True)),
     Spelling("push_to_hub", "output_dir", only(False)),
     Spelling("overwrite_output_dir", "output_dir", only(False, otherwise=_NOTHING_OVERWRITTEN)),
-    Spelling("ddp_find_unused_parameters", "device", only(True, False, None)),
+    *_ANSWERED,
     *_rows("output_dir", "out_dir"),
     *_rows("resume_from_checkpoint", "resume"),
 )
@@ -124,6 +162,14 @@ _SAID_OTHERWISE = {
     "template": "leave it out for the tokenizer's own, or set chat_template",
     "max_samples": "give fewer rows (of a Hub data set, split: train[:1000])",
     "quantization_bit": "for 4 bits set method: qlora",
+    "data_seed": "seed draws weights, order and dropout alike",
+    "logging_dir": "all of a run lies in its output_dir",
+    "hub_model_id": "nothing is uploaded; onecard export writes the folder to do it with",
+    "eval_accumulation_steps": "leave it out, evaluation never keeps logits",
+    "torch_empty_cache_steps": "leave it out, the plan knows what the allocator keeps",
+    "dataset_kwargs": "leave it out, chats are prepared in one way",
+    "eos_token": "leave it out, the chat template and the tokenizer say what ends an answer",
+    "pad_token": "leave it out, padding is never seen and needs no token",
 }
 _BY_NAME = {row.name: row for row in SPELLINGS}
 

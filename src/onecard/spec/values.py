@@ -24,18 +24,29 @@ def no_mixed_precision(value: Any) -> str:
     return "fp32" if parse_bool(value) else "auto"
 
 
+def on_cpu(value: Any) -> Any:
+    return "cpu" if parse_bool(value) else NO_EFFECT
+
+
+def fits_itself(value: Any) -> str:
+    """transformers shrinks the batch after each failure; a plan that may change settings does it beforehand."""
+    return "auto" if parse_bool(value) else "given"
+
+
 def strategy(key: str) -> Callable[[Any], Any]:
-    """`steps` is what onecard does anyway; `no` leaves the one at the end (0)."""
+    """`steps` is what onecard does anyway; the plan counts an `epoch` in steps; `no` leaves the one at the end (0)."""
 
     def read(value: Any) -> Any:
         text = str(value).strip().lower()
         if text == "steps":
             return NO_EFFECT
+        if text == "epoch":
+            return text
+        if key == "logging_steps":
+            raise ValueError("takes steps or epoch, because progress is always told: for fewer lines set logging_steps")
         if value is False or text in ("no", "none"):
             return 0
-        raise ValueError(
-            f"takes steps or no, because onecard counts in steps: leave it out for ten times in a run, or set {key}"
-        )
+        raise ValueError(f"takes steps, epoch or no: leave it out for ten times in a run, or set {key}")
 
     return read
 
@@ -70,7 +81,8 @@ def stage(value: Any) -> str:
 
 
 def _schedule_name(value: Any) -> Any:
-    return {"warmup_stable_decay": "wsd", "cosine_with_min_lr": "cosine"}.get(str(value).lower(), value)
+    names = {"warmup_stable_decay": "wsd", "cosine_with_min_lr": "cosine", "constant_with_warmup": "constant"}
+    return names.get(str(value).lower(), value)
 
 
 def _optimizer_name(value: Any) -> Any:
@@ -86,6 +98,15 @@ def _optimizer_name(value: Any) -> Any:
 def _precision_name(value: Any) -> Any:
     names = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
     return names.get(str(value).lower().removeprefix("torch."), value)
+
+
+def _attention_name(value: Any) -> Any:
+    """Flash attention is what PyTorch's own attention runs where a card has it."""
+    return "auto" if str(value).lower() in ("flash_attention_2", "flash_attention_3", "fa2") else value
+
+
+def _metric_name(value: Any) -> Any:
+    return "loss" if str(value).lower() == "eval_loss" else value
 
 
 def _clip(value: Any) -> Any:
@@ -111,7 +132,9 @@ def _device_name(value: Any) -> Any:
 
 
 def _report_targets(value: Any) -> Any:
-    """YAML reads `no` as false."""
+    """YAML reads `no` as false; all loggers are those that need no account."""
+    if str(value).lower() == "all":
+        return ["tensorboard"]
     return [] if value is False or str(value).lower() in ("no", "none") else value
 
 
@@ -127,6 +150,8 @@ VALUES: dict[str, Callable[[Any], Any]] = {
     "lr_scheduler_type": _schedule_name,
     "optim": _optimizer_name,
     "precision": _precision_name,
+    "attn_implementation": _attention_name,
+    "metric_for_best_model": _metric_name,
     "max_grad_norm": _clip,
     "max_steps": _no_limit,
     "device": _device_name,

@@ -50,7 +50,7 @@ class ExampleReader:
         self._source = source
 
     def batches(self) -> Iterator[ExampleBatch]:
-        """Streams the source. A file has one format, that of most of the rows at its beginning."""
+        """Streams the source. A file has one format, that of most of the rows looked at: its first, and a sample."""
         batch = ExampleBatch()
         for file in open_chat_files(self._source):
             for origin, found in self._examples(file):
@@ -69,7 +69,7 @@ class ExampleReader:
         expected: str | None = None
         while block := list(islice(rows, _ROWS_ASKED)):
             if expected is None:
-                expected = _most_frequent(block)
+                expected = _most_frequent([*block, *file.sample])
                 if expected is not None and expected not in self.formats:
                     self.formats.append(expected)
             for row in block:

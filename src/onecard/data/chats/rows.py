@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from onecard.data.row_files import Row, RowProblem, read_hub_rows, read_row_file
+from onecard.data.row_files import Row, RowProblem, read_hub_rows, read_row_file, sample_lines
 from onecard.data.sources import FileList, Source, SourceFile, list_files
 from onecard.errors import DataError
 
@@ -13,10 +13,14 @@ _SUFFIXES = ".jsonl, .ndjson, .json, .parquet, .tar, each also with .gz but Parq
 
 @dataclass(frozen=True)
 class ChatFile:
-    """A file of chats, or a Hub data set, as a stream of its rows, whatever JSON values they are."""
+    """A file of chats, or a Hub data set, as a stream of its rows, whatever JSON values they are.
+
+    `sample` are a few rows from all over the file, none where they would be costly to get.
+    """
 
     label: str
     rows: Iterator[Row] | Iterator[Row | RowProblem]
+    sample: Sequence[Row | RowProblem] = ()
 
 
 def list_chat_files(source: Source) -> FileList:
@@ -86,4 +90,4 @@ def open_chat_files(source: Source) -> Iterator[ChatFile]:
     if listing.is_hub:
         yield ChatFile(source.path, read_hub_rows(source.path, source.name, source.split))
     for file in listing.files:
-        yield ChatFile(file.label, read_row_file(file.path, file.kind, file.label))
+        yield ChatFile(file.label, read_row_file(file.path, file.kind, file.label), sample_lines(file.path))

@@ -22,6 +22,8 @@ from onecard.data.chats.conversation import BadRow, Conversation, Turn
 _FIRST_MARK = 0x100000
 _MARKS = re.compile("([\U00100000-\U0010fffd])")
 _PADDING = " \n "
+# Answers after the same text, beyond which not every one is looked at by itself.
+_MANY_ALIKE = 8
 
 Render = Callable[[Sequence[Turn], bool], str | BadRow]
 
@@ -71,7 +73,7 @@ def has_marks(text: str) -> bool:
 
 
 def find_shape(conversation: Conversation, render: Render, stops: re.Pattern[str]) -> Shape | BadRow:
-    """Finds the shape of a conversation's roles; costs two renderings and one for each answer.
+    """Finds the shape of a conversation's roles; costs two renderings and one for each answer, three for many alike.
 
     `stops` finds tokens that can end an answer. BadRow where an answer's place is not the same for every content.
     """
@@ -80,24 +82,46 @@ def find_shape(conversation: Conversation, render: Render, stops: re.Pattern[str
     if isinstance(text, BadRow):
         return text
     fixed, order = split_marks(text)
-    answers = {}
+    answers: dict[int, Answer] = {}
     shown = Counter(order)
     place_of = {index: place for place, index in enumerate(order)}
+    alike: dict[tuple[str, str], list[int]] = {}
     for index, turn in enumerate(turns):
         if turn.role == "assistant":
             if shown[index] != 1:
                 return BadRow("unclear template", f"the chat template does not show turn {index + 1} once")
-            prompt = render(turns[:index], True)
-            if isinstance(prompt, BadRow):
-                return prompt
-            header = _header(prompt, fixed, order, place_of[index])
-            if header is None:
-                reason = f"the generation prompt does not lead to the answer in turn {index + 1}"
-                return BadRow("unclear template", reason)
+            alike.setdefault((turns[index - 1].role if index else "", fixed[place_of[index]]), []).append(index)
+
+    def find_header(index: int) -> tuple[str, str] | BadRow:
+        prompt = render(turns[:index], True)
+        if isinstance(prompt, BadRow):
+            return prompt
+        reason = f"the generation prompt does not lead to the answer in turn {index + 1}"
+        return _header(prompt, fixed, order, place_of[index]) or BadRow("unclear template", reason)
+
+    for indices in alike.values():
+        for index, header in zip(indices, _find_headers(indices, find_header), strict=True):
+            if isinstance(header, BadRow):
+                return header
             is_last = index == len(turns) - 1
             answers[index] = Answer(*header, *_closing(fixed[place_of[index] + 1], stops, is_last))
+    answers = dict(sorted(answers.items()))
     is_trimmed = _find_trimming(turns, render, fixed, order)
     return Shape(tuple(order), tuple(fixed), is_trimmed, answers)
+
+
+def _find_headers(
+    indices: list[int], find: Callable[[int], tuple[str, str] | BadRow]
+) -> list[tuple[str, str] | BadRow]:
+    """Finds the headers of answers that follow the same text and role; of many alike, by the ends and the middle.
+
+    A prompt is rendered for each otherwise, which for a chat of 6,000 turns takes the square of their number (LOG.md).
+    """
+    if len(indices) > _MANY_ALIKE:
+        tried = [find(index) for index in (indices[0], indices[len(indices) // 2], indices[-1])]
+        if tried[0] == tried[1] == tried[2]:
+            return [tried[0]] * len(indices)
+    return [find(index) for index in indices]
 
 
 def _header(prompt: str, fixed: list[str], order: list[int], place: int) -> tuple[str, str] | None:

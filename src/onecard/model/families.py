@@ -1,0 +1,91 @@
+"""Which families of transformers can be trained, and by which attention.
+
+sdpa     the family follows transformers' attention interface, and PyTorch's kernels compute what it asks for
+eager    it asks for more (a softcap, sinks), or computes in code of its own that takes a mask and positions
+apart    it derives positions by itself (ALiBi of Bloom and MPT): documents run one at a time, by its own code
+"""
+
+import inspect
+import sys
+from typing import Literal
+
+from transformers import PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from onecard.errors import InputError
+
+# Their layers follow the interface, but do not hand on what is said about borders; a mask they do.
+_KEEPING_KEYWORDS = ("nemotron", "stablelm")
+
+Backend = Literal["sdpa", "eager", "apart"]
+
+PREFIX = "onecard_"
+
+
+def find_backend(config: PreTrainedConfig) -> Backend:
+    """Finds the attention that a family can be trained with: the first that keeps documents apart, fastest first."""
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    module = sys.modules[model_class.__module__]
+    takes_positions = "position_ids" in inspect.signature(model_class.forward).parameters
+    takes_mask = hasattr(module, "create_causal_mask") and not getattr(config, "alibi", False)
+    if not (takes_positions and takes_mask):
+        return "apart"
+    if not follows_interface(config) or config.model_type in _KEEPING_KEYWORDS:
+        return "eager"
+    return "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
+
+
+def implementation_of(config: PreTrainedConfig, backend: str) -> str:
+    """Gives the name by which transformers knows a backend (`varlen` included) for models of this family."""
+    return PREFIX + backend if backend != "apart" and follows_interface(config) else "eager"
+
+
+def follows_interface(config: PreTrainedConfig) -> bool:
+    """Whether the attention is looked up among the registered ones, rather than in the family's own code."""
+    return hasattr(sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__module__], "ALL_ATTENTION_FUNCTIONS")
+
+
+def explain_backend(config: PreTrainedConfig) -> str:
+    """Says why a family needs more than PyTorch's kernels, and what that costs."""
+    name = config.model_type
+    if find_backend(config) == "apart":
+        return (
+            f"{name} counts positions in code of its own, so documents cannot share a row: chats get a row each and "
+            "documents of text run one at a time, by its own attention, which holds all scores"
+        )
+    if name in _KEEPING_KEYWORDS:
+        return f"layers of {name} take borders of documents by a mask alone: its own attention, which holds all scores"
+    if follows_interface(config):
+        return f"{name} asks for more than PyTorch's kernels compute (a softcap or sinks): its own, with all scores"
+    return f"{name} computes attention in code of its own, which holds all scores; a mask keeps documents apart"
+
+
+def refuse_family(config: PreTrainedConfig) -> None:
+    """Refuses families that predict no next token from those before it, or carry a state beside attention.
+
+    Raises:
+        InputError: an encoder, or layers of a recurrent kind, whose state runs over the borders of packed documents.
+    """
+    name = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"{name} has an encoder beside its decoder, which onecard cannot train: try qwen3, llama or gpt2"
+        )
+    if _is_encoder(config):
+        raise InputError(
+            f"{name} is an encoder: each of its tokens sees those after it, so it cannot learn to predict them. Choose "
+            "a decoder, such as one of the Llama, Qwen or GPT-2 families"
+        )
+    if getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "_is_stateful", False):
+        raise InputError(
+            f"{name} has layers with a state that runs on from one document to the next (recurrent or convolution), "
+            "and onecard trains attention alone: choose an architecture such as qwen3, llama or gpt2"
+        )
+
+
+def _is_encoder(config: PreTrainedConfig) -> bool:
+    if getattr(config, "is_decoder", False) or getattr(config, "causal", False):
+        return False
+    module = sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__module__]
+    has_both = hasattr(config, "is_decoder") and hasattr(module, "create_bidirectional_mask")
+    return has_both or config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
