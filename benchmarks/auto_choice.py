@@ -1,11 +1,12 @@
 """Is what `auto` chooses the fastest? Four settings, eight candidates each, measured side by side on this device.
 
-    python benchmarks/auto_choice.py               # minutes on a CPU and on a GPU
-    python benchmarks/auto_choice.py --rounds 5
+    python benchmarks/auto_choice.py               # minutes on a CPU and on a GPU; broken off, it goes on
+    python benchmarks/auto_choice.py --rounds 9
 
 Candidates are micro-batches of the same effective batch, with and without activation checkpointing; one that runs
-out of memory is left out. All steps of a setting are whole, on random tokens, and alternate round by
-round; a candidate's time is its median. The share is the best candidate's time over that of what `auto` chose.
+out of memory is left out. All steps of a setting are whole, on random tokens, and take turns round by round, every
+second one backwards; a candidate's time is its median. The share is the best candidate's time over that of the one
+which `auto` chose; `quarters` are the first and third quartile of each, to judge it by.
 """
 
 import argparse
@@ -14,16 +15,19 @@ import time
 from typing import Any
 
 import torch
-from record import write_result
+from record import earlier_result, write_result
 
 from onecard import api
 from onecard.data import Batch
 from onecard.planner.measure import synchronize
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
+from onecard.training.state import TrainState
 from onecard.training.step import place, train_step
 
 _TOTAL = 32
+_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+_RESULT = "auto_choice" if _DEVICE == "cuda" else "auto_choice_cpu"
 # Micro-batch, and whether layers recompute.
 _CANDIDATES = [*((size, False) for size in (1, 2, 4, 8, 16, 32)), (8, True), (32, True)]
 
@@ -57,67 +61,78 @@ _COMMON = {
 }
 
 
-class Runner:
-    """A plan and what it takes to run whole steps of it."""
+class Steps:
+    """Whole steps of a plan, of any micro-batch, on weights that all of them share."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.times: list[float] = []
-        self._state = assemble(plan)
+        self._plan = plan
+        self._states: dict[bool, TrainState] = {}
         generator = torch.Generator().manual_seed(0)
         shape = (plan.total_batch_size, plan.max_seq_length + 1)
-        ids = torch.randint(plan.corpus.vocab_size, shape, generator=generator)
-        self._batches = [
-            place(Batch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), None, part[:, 1:].numel()), self._state)
-            for part in ids.split(plan.micro_batch_size)
-        ]
+        self._ids = torch.randint(plan.corpus.vocab_size, shape, generator=generator)
 
-    def step(self, *, is_timed: bool = True) -> None:
-        """Makes one update."""
-        synchronize(self.plan.device)
+    def time(self, size: int, recomputes: bool) -> float:
+        """Seconds of one update."""
+        if recomputes not in self._states:
+            self._states[recomputes] = assemble(
+                self._plan.model_copy(update={"micro_batch_size": size, "gradient_checkpointing": recomputes})
+            )
+        state = self._states[recomputes]
+        batches = [
+            place(Batch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), None, part[:, 1:].numel()), state)
+            for part in self._ids.split(size)
+        ]
+        synchronize(self._plan.device)
         started = time.perf_counter()
-        train_step(self._state, self._batches, 1e-4, max_grad_norm=1.0)
-        synchronize(self.plan.device)
-        if is_timed:
-            self.times.append(time.perf_counter() - started)
+        train_step(state, batches, 1e-4, max_grad_norm=1.0)
+        synchronize(self._plan.device)
+        return time.perf_counter() - started
 
 
 def measure(changes: dict[str, Any], rounds: int) -> dict[str, Any]:
     """Seconds a step of every candidate, and the share of the best that `auto` reaches."""
-    chosen = api.plan(api.load_recipe({**_COMMON, **changes}))
-    runners = {"auto": Runner(chosen)}
-    for size, recomputes in _CANDIDATES:
-        name = f"{size}, recomputed" if recomputes else str(size)
-        update = {"micro_batch_size": size, "gradient_checkpointing": recomputes}
+    plan = api.plan(api.load_recipe({**_COMMON, **changes}))
+    chosen = (plan.micro_batch_size, bool(plan.gradient_checkpointing))
+    steps, times = Steps(plan), dict[tuple[int, bool], list[float]]()
+    for candidate in dict.fromkeys([*_CANDIDATES, chosen]):
         try:
-            runners[name] = Runner(chosen.model_copy(update=update))
-            runners[name].step(is_timed=False)
+            steps.time(*candidate)
+            times[candidate] = []
         except torch.OutOfMemoryError:
-            del runners[name]
-            print(f"  {name} does not fit")
-    for number in range(rounds + 1):
-        for runner in runners.values():
-            runner.step(is_timed=number > 0)
-    seconds = {name: statistics.median(runner.times) for name, runner in runners.items()}
-    best = min(value for name, value in seconds.items() if name != "auto")
+            print(f"  {_name(*candidate)} does not fit")
+    for number in range(rounds):
+        for candidate in list(times)[:: -1 if number % 2 else 1]:
+            times[candidate].append(steps.time(*candidate))
+    seconds = {candidate: statistics.median(values) for candidate, values in times.items()}
     return {
-        "chosen": {"micro_batch_size": chosen.micro_batch_size, "recomputed": chosen.gradient_checkpointing},
-        "step_s": seconds,
-        "share_of_best": best / seconds["auto"],
+        "chosen": _name(*chosen),
+        "reason": plan.reasons.get("micro_batch_size"),
+        "step_s": {_name(*candidate): value for candidate, value in seconds.items()},
+        "quarters": {_name(*candidate): statistics.quantiles(values)[::2] for candidate, values in times.items()},
+        "rounds": rounds,
+        "share_of_best": min(seconds.values()) / seconds[chosen],
     }
+
+
+def _name(size: int, recomputes: bool) -> str:
+    return f"{size}, recomputed" if recomputes else str(size)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    result: dict[str, Any] = {}
-    for name, changes in _SETTINGS["cuda" if torch.cuda.is_available() else "cpu"].items():
+    result = earlier_result(_RESULT)
+    for name, changes in _SETTINGS[_DEVICE].items():
+        if name in result:
+            continue
         print(name, flush=True)
         row = result[name] = measure(changes, arguments.rounds)
         told = ", ".join(f"{candidate}: {seconds:.3f}" for candidate, seconds in row["step_s"].items())
-        print(f"  seconds a step {told}\n  auto reaches {row['share_of_best']:.0%} of the best", flush=True)
-    write_result("auto_choice", result)
+        print(
+            f"  seconds a step {told}\n  auto takes {row['chosen']}: {row['share_of_best']:.0%} of the best", flush=True
+        )
+        write_result(_RESULT, result)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,9 @@ def test_caveats_are_in_the_document_and_beside_the_memory(plan: Plan, forecast:
     assert json.loads(json.dumps(plan_document(made)))["note"] == "a remark"
     rows = forecast_rows(made)
     assert rows[1:3] == [("", "a remark"), ("", idle)]
+    slow = forecast.time.model_copy(update={"note": "of time"})
+    noted = plan_document(plan.model_copy(update={"forecast": forecast.model_copy(update={"time": slow})}))
+    assert (noted["time_note"], plan_document(made)["time_note"]) == ("of time", None)
     silent = forecast.model_copy(update={"memory": forecast.memory.model_copy(update={"note": None})})
     assert plan_document(plan.model_copy(update={"forecast": silent}))["note"] is None
 

@@ -31,7 +31,9 @@ MACHINE = Machine(
     has_bf16_cpu=False,
     bf16_cpu_reason="a test",
 )
-FAST = Measurements(peak=lambda device, precision: 1e15, step=lambda plan: 0.5)
+FAST = Measurements(
+    peak=lambda device, precision: 1e15, step=lambda plan: 0.5, micro_batches=lambda plan, sizes, budget_s: {}
+)
 SMALL = {
     "dataset": "text.txt",
     "tokenizer": "char",
@@ -533,12 +535,39 @@ def test_a_model_without_attention_is_refused_in_our_words(model_type: str, tmp_
     assert "issue" not in str(caught.value)
 
 
+HYBRID = {"num_key_value_heads": 2, "intermediate_size": 32, "num_hidden_layers": 2}
+
+
+def test_layers_that_mix_documents_are_refused_before_there_is_a_text() -> None:
+    def check(card: str | None, **changes: Any) -> None:
+        recipe = load_recipe(SMALL | HYBRID | changes)
+        target = target_of_card(find_card(card), "linux") if card else None
+        check_recipe(apply_device(recipe, "cuda" if card else "cpu"), MACHINE, target)
+
+    mixed = {"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}
+    for card in ("rtx-3060-12gb", None):
+        with pytest.raises(InputError, match="lfm2 mixes tokens outside its attention"):
+            check(card, model_config=mixed, device="cuda" if card else "cpu")
+    check(None, model_config=mixed | {"layer_types": ["full_attention", "full_attention"]})
+
+
 def test_wsl_has_the_memory_of_windows_and_the_pytorch_of_linux() -> None:
     windows, wsl = (target_of_card(find_card("rtx-3060-12gb"), platform) for platform in ("windows", "wsl"))
     assert wsl.limit_bytes == windows.limit_bytes
     assert (wsl.allocator_platform, windows.allocator_platform) == ("linux", "win32")
     with pytest.raises(InputError, match="windows or wsl"):
         target_of_card(find_card("rtx-3060-12gb"), "macos")
+
+
+def test_a_long_run_on_a_cpu_tries_its_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONECARD_CACHE", str(tmp_path))
+    tried = replace(FAST, micro_batches=lambda plan, sizes, budget_s: {size: float(size) for size in sizes})
+    auto = {"max_steps": None, "max_hours": 1.0, "measurements": tried}
+    sizes = {plan_of(**auto, **given).micro_batch_size for given in ({"total_batch_size": 32}, {})}
+    assert sizes == {4, 16}
+    # What is given is binding.
+    for given in ({MICRO: 32}, {ACCUMULATION: 1, TOTAL: 32}):
+        assert plan_of(**auto, **given).micro_batch_size == 32
 
 
 def test_a_missing_cpp_compiler_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,17 @@ def apply_its_device(recipe: Recipe, machine: "Machine") -> Recipe:
     from onecard.planner import choose_device, kind_of
 
     device, _ = choose_device(recipe.device, machine)
-    return apply_device(recipe, "cpu" if kind_of(device) == "cpu" else "cuda")
+    if kind_of(device) != "cpu":
+        return apply_device(recipe, "cuda")
+    keep_memory_for_steps()
+    return apply_device(recipe, "cpu")
+
+
+def keep_memory_for_steps() -> None:
+    """Lets steps on a CPU take the memory of those before; on a GPU it would only keep the host's from others."""
+    from onecard.hardware import keep_freed_memory
+
+    keep_freed_memory()
 
 
 def make_cublas_deterministic() -> None:

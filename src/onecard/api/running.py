@@ -5,7 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecard.api.here import OnProgress, apply_its_device, make_cublas_deterministic, probe_here
+from onecard.api.here import (
+    OnProgress,
+    apply_its_device,
+    keep_memory_for_steps,
+    make_cublas_deterministic,
+    probe_here,
+)
 from onecard.errors import InputError
 from onecard.spec import Plan, Recipe
 from onecard.spec.paths import expand
@@ -117,6 +123,8 @@ def _continue(
         if decided.deterministic:
             make_cublas_deterministic()
         choose_device(decided.device, probe_here())  # refuses one that is not here
+        if decided.device == "cpu":
+            keep_memory_for_steps()
         recipe = folder.recipe()
         tasks = open_run_tasks(recipe, decided.eval_tasks)
         base = fetch_base_again(recipe, decided, checkpoint, on_progress)

@@ -119,6 +119,7 @@ def plan_document(plan: "Plan", alternatives: "Iterable[Alternative]" = ()) -> d
         **{key: memory.get(key) for key in _MEMORY_KEYS},
         **{key: time.get(key) for key in _TIME_KEYS},
         "note": "; ".join(notes) or None,
+        "time_note": time.get("note"),
         "settings": settings,
         "choices": plan.reasons,
         "alternatives": [row.model_dump(mode="json") for row in alternatives],

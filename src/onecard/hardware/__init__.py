@@ -2,6 +2,7 @@
 
 from onecard.hardware.card import Card, CardHost, Source, context_bytes, usable_bytes, workspace_bytes
 from onecard.hardware.card_search import all_cards, card_names, card_of, find_card
+from onecard.hardware.heap import give_back_freed_memory, keep_freed_memory
 from onecard.hardware.machine import Gpu, Machine, Platform
 from onecard.hardware.probe import probe_machine
 
@@ -17,6 +18,8 @@ __all__ = [
     "card_of",
     "context_bytes",
     "find_card",
+    "give_back_freed_memory",
+    "keep_freed_memory",
     "probe_machine",
     "usable_bytes",
     "workspace_bytes",

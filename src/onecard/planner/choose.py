@@ -12,7 +12,8 @@ from onecard.planner.decisions import Grounds, decide, draft_steps
 from onecard.planner.device import Target, find_compiler_problem, find_target, offered_bytes
 from onecard.planner.eval_tasks import plan_tasks, with_cache
 from onecard.planner.fit import FirstAnswer, fit_plan
-from onecard.planner.measure import measure_peak, measure_step
+from onecard.planner.measure import measure_micro_batches, measure_peak, measure_step
+from onecard.planner.micro_batch import Trial, try_micro_batches
 from onecard.planner.schedule import (
     make_schedule,
     resolve_interval,
@@ -41,6 +42,7 @@ class Measurements:
 
     peak: Callable[[str, str], float] = measure_peak
     step: Callable[[Plan], float] = measure_step
+    micro_batches: Trial = measure_micro_batches
 
 
 def make_plan(
@@ -64,6 +66,9 @@ def make_plan(
     draft, num_steps = _draft(grounds, measurements)
     if grounds.target.kind == "cuda":
         draft = fit_plan(draft, recipe, grounds.target, first)
+    elif recipe.per_device_train_batch_size == "auto" and recipe.gradient_accumulation_steps == "auto":
+        run_s = _guess_run_s(recipe, num_steps, draft.flops_per_token * draft.tokens_per_step / draft.peak_flops)
+        draft = try_micro_batches(draft, machine, run_s, measurements.micro_batches)
     if recipe.max_hours is None or not grounds.target.is_here:
         return draft
     return _fit_into_hours(draft, recipe, num_steps, measurements.step(draft))
@@ -81,8 +86,8 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
         peak_flops = measurements.peak(target.device, decided.precision)
     else:
         peak_flops = _peak_of_card(target, decided.precision)
-    step_s = flops_per_token * tokens_per_step(recipe, corpus, batch.total) / (peak_flops * _EAGER_SHARE_OF_PEAK)
-    run_s = 3600 * recipe.max_hours if num_steps is None and recipe.max_hours else (num_steps or 1) * step_s
+    step_flops = flops_per_token * tokens_per_step(recipe, corpus, batch.total)
+    run_s = _guess_run_s(recipe, num_steps, step_flops / peak_flops)
     compiled, reasons["torch_compile"] = _choose_compile(recipe, target, run_s, decided.attention)
     if (idle := _find_idle_limit(recipe, target)) is not None:
         reasons["memory_limit_bytes"] = idle
@@ -118,6 +123,13 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
         **{key: getattr(recipe, key) for key in _KEPT},
     )
     return draft, num_steps
+
+
+def _guess_run_s(recipe: Recipe, num_steps: int | None, step_at_peak_s: float) -> float:
+    """Seconds of a run, about; where only hours are given, those."""
+    if num_steps is None and recipe.max_hours:
+        return 3600 * recipe.max_hours
+    return (num_steps or 1) * step_at_peak_s / _EAGER_SHARE_OF_PEAK
 
 
 def _fit_into_hours(draft: Plan, recipe: Recipe, num_steps: int | None, step_s: float) -> Plan:

@@ -7,7 +7,14 @@ from onecard.planner.device import Target, choose_attention, choose_precision, f
 from onecard.planner.optimizers import check_optimizer
 from onecard.planner.pretrained import learn_control_tokens, plan_base
 from onecard.planner.problems import Problems
-from onecard.planner.requirements import check_blocks, check_compiler, check_heldout, check_quantizing, check_ram
+from onecard.planner.requirements import (
+    check_blocks,
+    check_compiler,
+    check_documents,
+    check_heldout,
+    check_quantizing,
+    check_ram,
+)
 from onecard.planner.schedule import BatchSizes, count_steps, make_schedule, resolve_batch
 from onecard.planner.shape import count_adapters, plan_adapters, plan_model
 from onecard.spec import AdaptPlan, CorpusFacts, ModelPlan, Recipe
@@ -64,6 +71,8 @@ def decide(grounds: Grounds, reasons: dict[str, str]) -> Decisions:
         model = problems.attempt(learn_control_tokens, model, corpus, reasons)
     if model is not None and adapt is not None:
         problems.attempt(count_adapters, model, adapt)  # refuses names and ranks that the model has no place for
+    if model is not None:
+        problems.attempt(check_documents, model)
     attention, reasons["attn_implementation"] = problems.attempt(
         choose_attention, recipe, target, precision, model
     ) or ("", "")

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch._dynamo.exc import TorchDynamoException
 from onecard.data import NO_TARGET, Batch
 from onecard.data.chats.batches import BatchShape, lay_out
 from onecard.model.decoder import CompilerError
+from onecard.model.loss import sum_loss
 from onecard.spec import Plan
 from onecard.training.assemble import DTYPES, assemble
 from onecard.training.state import TrainState
@@ -21,6 +23,8 @@ _PEAK_REPEATS = 5
 _STEP_REPEATS = 12
 _STEP_BUDGET_S = 4.0
 _STEP_TOKENS = 4096
+# Rounds over the sizes that are tried, besides the first one, which makes kernels.
+_LEAST_ROUNDS, _MOST_ROUNDS = 2, 6
 
 
 def measure_peak(device: str, precision: str) -> float:
@@ -52,6 +56,48 @@ def measure_step(plan: Plan, budget_s: float = _STEP_BUDGET_S) -> float:
         synchronize(plan.device)
         times.append(time.perf_counter() - started)
     return statistics.median(times[len(times) // 2 :]) / share
+
+
+def measure_micro_batches(plan: Plan, sizes: Sequence[int], budget_s: float) -> dict[int, float]:
+    """Seconds that a step takes for all its forward and backward passes, by the size of its micro-batches.
+
+    Sizes grow, and those that the budget does not reach are left out; nothing is told of a single one. They take turns
+    and the least of each counts, because whatever else the machine does only adds.
+    """
+    state = assemble(plan.model_copy(update={"torch_compile": False}))
+    tried: dict[int, tuple[list[MicroBatch], float]] = {}
+    times: dict[int, list[float]] = {}
+    spent_s = last_s = 0.0
+    for size in sizes:
+        round_s = sum(seconds[0] for seconds in times.values())
+        # Twice the size takes about twice the time.
+        if spent_s + 2 * last_s + _LEAST_ROUNDS * (round_s + 2 * last_s) > budget_s:
+            break
+        of_size = plan.model_copy(update={"micro_batch_size": size})
+        batches, share = (_random_chats if plan.task == "sft" else _random_rows)(of_size, False)
+        placed = [place(batch, state) for batch in batches]
+        tried[size], last_s = (placed, share), _time_passes(state, placed)
+        times[size], spent_s = [last_s], spent_s + last_s
+    if len(tried) < 2:
+        return {}
+    for number in range(_MOST_ROUNDS):
+        for size, (placed, _) in tried.items():
+            times[size].append(_time_passes(state, placed))
+            spent_s += times[size][-1]
+        if number + 1 >= _LEAST_ROUNDS and spent_s > budget_s / 2:
+            break
+    return {size: min(times[size][1:]) / share for size, (_, share) in tried.items()}
+
+
+def _time_passes(state: TrainState, micro_batches: list[MicroBatch]) -> float:
+    started = time.perf_counter()
+    for batch in micro_batches:
+        hidden, targets = state.decoder(batch.ids, batch.borders), batch.targets.flatten()
+        if batch.target_index is not None:
+            hidden, targets = hidden.index_select(0, batch.target_index), targets.index_select(0, batch.target_index)
+        weight_gradient = state.optimizer.gradient_of(state.head.weight_VD)
+        sum_loss(hidden, state.head, targets, state.loss_scale.value / targets.numel(), weight_gradient).backward()
+    return time.perf_counter() - started
 
 
 def _random_rows(plan: Plan, is_cpu: bool) -> tuple[list[Batch], float]:
