@@ -224,3 +224,32 @@ def test_serve_refuses_a_port_in_use_before_it_loads_anything(run: Any) -> None:
     assert run("serve", "no-such-model", "--port", "70000").code == 2
     assert run("serve", "no-such-model", "--port", "0").code == 2
     assert run("serve", "no-such-model", "--temperature", "-1", "--port", "0").code == 2
+
+
+def test_what_is_typed_and_no_text_can_be_typed_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class NoText(UnicodeDecodeError):
+        def __init__(self) -> None:
+            super().__init__("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    chat = Parrot()
+    typed(monkeypatch, NoText, "/save ~nobody-of-this-name/a.jsonl", "two")
+    monkeypatch.setattr("pathlib.Path.expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home")))
+    Conversation(chat).run()  # type: ignore[arg-type]
+    assert chat.heard == ["two"]
+    err = capsys.readouterr().err
+    assert "type it once more" in err
+    assert "give the whole path" in err
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"host": ""}, "host is empty"), ({"api_key": ""}, "api_key is empty"), ({"allow_origins": ["a.b"]}, "'a.b'")],
+)
+def test_serve_lets_in_nobody_by_mistake(settings: dict[str, Any], words: str) -> None:
+    import onecard
+
+    pytest.importorskip("fastapi")
+    with pytest.raises(InputError, match=words):
+        onecard.serve("nowhere", **settings)

@@ -50,6 +50,11 @@ def test_train_tells_the_story_of_a_run(run, api) -> None:
     assert lines[-1].endswith(f"tensorboard --logdir {api.run_folder}")
 
 
+def test_train_on_chats_ends_on_the_command_to_talk(run, api) -> None:
+    (api.run_folder / "audit.json").write_text(AUDIT.model_dump_json(), encoding="utf-8")
+    assert f"onecard chat {api.run_folder}\n" in run("train", "--dataset", "a.txt").stdout
+
+
 def test_train_shows_its_whole_plan_and_what_came_of_it(run, api, plan, forecast) -> None:
     api.plan_made = plan.model_copy(update={"device": "cuda:0", "forecast": forecast})
     evaluated = {"step": 20, "elapsed_s": 3.0, "loss": 1.9, "bits_per_byte": None, "standard_error": 0.1}

@@ -1,8 +1,10 @@
 """A conversation keeps its history, its context, and what it saves can be trained on."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from byte_chat import make_writer
@@ -12,7 +14,8 @@ from onecard.data.chats.conversation import Conversation
 from onecard.data.chats.formats import recognise, to_example
 from onecard.errors import InputError
 from onecard.handover.chat import Chat, Reply
-from onecard.model.generate import Sampling
+from onecard.handover.writer import Writer
+from onecard.model.generate import Sampling, complete_ids
 from onecard.run.answers import answer
 
 GREEDY = Sampling(max_new_tokens=10, temperature=0)
@@ -148,3 +151,43 @@ def test_a_model_without_template_and_a_system_prompt_without_room_are_refused_a
         Chat(make_writer(chats=False), GREEDY)
     with pytest.raises(InputError, match="the system prompt makes a prompt of"):
         Chat(make_writer(context=64), GREEDY, system="long " * 20)
+
+
+def test_a_line_that_is_not_written_whole_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FullDisk(io.FileIO):
+        def write(self, content: Any) -> int:
+            if len(content) <= 20:
+                raise OSError(28, "No space left on device")
+            return super().write(content[:20])
+
+    path = tmp_path / "chats.jsonl"
+    path.write_bytes(b"{}\n")
+    chat = Chat(make_writer(), Sampling(max_new_tokens=5, temperature=0))
+    chat.ask("Why?")
+    plain = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode, **more: FullDisk(self, "a") if more else plain(self, mode))
+    with pytest.raises(InputError, match="No space left"):
+        chat.save(path)
+    assert path.read_bytes() == b"{}\n"
+
+
+def test_seeds_go_on_from_the_last_one_at_the_first() -> None:
+    chat = Chat(make_writer(), Sampling(max_new_tokens=3, seed=2**63 - 1))
+    assert [chat.ask("Why?").num_tokens > 0 for _ in range(2)] == [True, True]
+
+
+def test_tokens_that_the_model_lacks_are_refused() -> None:
+    writer = make_writer()
+    model = writer._model
+    model.resize_token_embeddings(60)
+    with pytest.raises(InputError, match="the model knows 60"):
+        writer.encode_text("zebra")
+    with pytest.raises(InputError, match="the model knows 60"):
+        complete_ids(model, [[5], [60]], [0], Sampling(3))
+
+
+def test_a_template_that_nobody_can_use_is_named() -> None:
+    writer = make_writer()
+    writer.tokenizer.chat_template = "{{ raise_exception('never') }}"
+    with pytest.raises(InputError, match=r"never.*Mend its chat_template"):
+        Writer(writer._model, writer.tokenizer)

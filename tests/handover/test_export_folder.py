@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import onecard
@@ -106,6 +107,23 @@ def test_a_full_disk_is_told_before_writing(
     with pytest.raises(InputError, match="10 B are free"):
         onecard.export(folder, "hf", output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_while_writing_is_told(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("onecard.handover.export.save_model_folder", fail)
+    with pytest.raises(InputError, match=r"cannot be written: .*No space left.*Nothing was kept"):
+        onecard.export(model_folder("llama"), "hf", output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_of_another_model_is_refused(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the model knows 100: its tokenizer is another model's"):
+        onecard.export(model_folder("llama", vocab_size=100, eos_token_id=0), "hf", output=tmp_path / "out")
 
 
 def test_a_damaged_model_is_refused(model_folder: Callable[..., Path], tmp_path: Path) -> None:

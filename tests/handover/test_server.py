@@ -72,6 +72,15 @@ class Served:
                 num_bytes -= len(line.recv(256))
             time.sleep(seconds)
 
+    def ask_and_stay(self, path: str, body: dict[str, Any]) -> socket.socket:
+        """Asks and leaves the line open, after the request has surely come."""
+        content = json.dumps({"model": "tiny"} | body).encode()
+        head = ["POST " + path + " HTTP/1.1", "Host: x", "Content-Type: application/json"]
+        line = socket.create_connection(("127.0.0.1", self.port))
+        line.sendall("\r\n".join([*head, f"Content-Length: {len(content)}", "", ""]).encode() + content)
+        time.sleep(0.3)
+        return line
+
     def wait_for_ends(self, number: int) -> None:
         limit = time.monotonic() + 60
         while len(self.writer.ends) < number:
@@ -348,9 +357,9 @@ def test_a_key_is_asked_for() -> None:
 
 
 def test_pages_of_other_origins_may_ask_only_where_they_are_named() -> None:
-    def allowed(server: Served) -> str | None:
+    def allowed(server: Served, origin: str = "http://page.example") -> str | None:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        connection.request("GET", "/v1/models", headers={"Origin": "http://page.example"})
+        connection.request("GET", "/v1/models", headers={"Origin": origin})
         answer = connection.getresponse()
         answer.read()
         connection.close()
@@ -358,5 +367,62 @@ def test_pages_of_other_origins_may_ask_only_where_they_are_named() -> None:
 
     with serving(make_writer()) as closed:
         assert allowed(closed) is None
+        assert allowed(closed, "http://localhost:3000") == "http://localhost:3000"
     with serving(make_writer(), allow_origins=("http://page.example",)) as opened:
         assert allowed(opened) == "http://page.example"
+
+
+def test_bodies_without_end_are_refused(shared: Served) -> None:
+    from onecard.handover.gate import MOST_BODY_BYTES
+
+    def many() -> Iterator[bytes]:
+        for _ in range(6):
+            yield b" " * 2**20
+
+    bodies: list[Any] = [b" " * (MOST_BODY_BYTES + 1), many()]
+    for body in bodies:
+        status, answer = shared.ask("/v1/completions", body)
+        assert (status, "larger than" in answer["error"]["message"]) == (413, True)
+    assert shared.ask("/v1/completions", TEXT)[0] == 200
+
+
+def test_megabytes_of_text_are_refused_before_they_are_encoded(shared: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared.writer, "encode_text", None, raising=False)
+    status, body = shared.ask("/v1/completions", TEXT | {"prompt": "word " * 10**5})
+    assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
+    assert "500,000 characters" in body["error"]["message"]
+
+
+def test_too_many_that_wait_are_told_to_come_again(endless: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onecard.handover.worker.MOST_WAITING", 2)
+    long = TEXT | {"max_tokens": 100_000, "temperature": 1.5, "seed": 1, "stream": True}
+    lines = [endless.ask_and_stay("/v1/completions", long) for _ in range(3)]
+    status, body = endless.ask("/v1/completions", TEXT)
+    assert (status, body["error"]["code"]) == (503, "server_busy")
+    for line in lines:
+        line.close()  # also those that still wait make room at once
+    endless.wait_for_ends(1)
+    time.sleep(0.6)
+    assert endless.ask("/v1/completions", TEXT)[0] == 200
+
+
+def test_health_needs_no_key() -> None:
+    with serving(make_writer(), api_key="secret") as locked:
+        assert locked.ask("/health") == (200, {"status": "ok"})
+
+
+def test_a_private_server_is_not_asked_under_a_name_of_the_internet() -> None:
+    with serving(make_writer(), is_private=True, allow_origins=("https://page.example",)) as private:
+        found = {
+            host: private.ask("/v1/models", headers={"Host": host})[0]
+            for host in ("localhost:8000", "[::1]:8000", "10.0.0.2", "pc.local", "page.example", "evil.example", "]x[")
+        }
+    assert [host for host, status in found.items() if status != 200] == ["evil.example", "]x["]
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [({"tool_choice": "auto"}, 200), ({"logprobs": 0}, 400), ({"n": True}, 400), ({"logprobs": False}, 200)],
+)
+def test_what_is_harmless_is_told_by_its_type_too(changes: dict[str, Any], status: int, shared: Served) -> None:
+    assert shared.ask("/v1/completions", TEXT | changes)[0] == status

@@ -90,3 +90,11 @@ def test_text_that_cannot_be_a_stop_string_is_not_held_back() -> None:
 def test_stripped_pieces_are_the_stripped_text(parts: list[str]) -> None:
     stripped = Stripped()
     assert "".join(stripped.add(part) for part in parts) == "".join(parts).strip()
+
+
+def test_bytes_that_never_make_a_character_are_told_as_they_come() -> None:
+    tokenizer = TOKENIZERS["bytes"]
+    (broken,) = {tokenizer.encode("é", add_special_tokens=False)[-1]}
+    pieces = pieces_of(tokenizer, [], [broken] * 200)
+    assert "".join(pieces) == "\ufffd" * 200
+    assert sum(map(bool, pieces[:-1])) > 100

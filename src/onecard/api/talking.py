@@ -1,6 +1,7 @@
 """A trained model to talk to, here or over HTTP."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,18 +75,45 @@ def serve(
 
     host, name = settings.pop("host", "127.0.0.1"), settings.pop("name", None)
     api_key, allow_origins = settings.pop("api_key", None), tuple(settings.pop("allow_origins", ()))
+    _check_access(host, api_key, allow_origins)
     sampling = Sampling(**settings)
     sampling.check()
     chosen, _ = choose_device(device, probe_here())
-    name = name or expand(model).resolve().name
+    # A name of a folder that is no UTF-8 could not be told to any client.
+    name = (name or expand(model).resolve().name).encode("utf-8", "replace").decode("utf-8")
     with _listen(host, port) as listening:
         writer = Writer(*load_for_use(expand(model), checkpoint, chosen))
-        served = ServerSettings(name, sampling, api_key, allow_origins)
+        served = ServerSettings(name, sampling, api_key, allow_origins, is_private=_is_loopback(listening))
         worker = Worker(writer)
         app = make_app(Service(writer, worker, served), served)
         if on_ready is not None:
             on_ready(_url(host, listening), name, writer.template is not None)
         run_server(app, listening, worker)
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+", re.IGNORECASE)
+
+
+def _check_access(host: str, api_key: str | None, allow_origins: Sequence[str]) -> None:
+    """Refuses what would let in others than was meant, or nobody."""
+    problems = []
+    if not host:
+        problems.append("host is empty, which would let in every machine: give 127.0.0.1, or 0.0.0.0 if that is meant")
+    if api_key is not None and not api_key.strip():
+        problems.append("api_key is empty, which protects nothing: give a key, or leave it out")
+    problems += [
+        f"allow_origin {origin!r} is no origin as browsers send it: give https://page.example or *"
+        for origin in allow_origins
+        if origin != "*" and not _ORIGIN.fullmatch(origin)
+    ]
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def _is_loopback(listening: "socket.socket") -> bool:
+    import ipaddress
+
+    return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
 
 
 def _listen(host: str, port: int) -> "socket.socket":
@@ -96,8 +124,8 @@ def _listen(host: str, port: int) -> "socket.socket":
         raise InputError(f"port is {port}: give a number from 0 (any free port) to 65535")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, ValueError, TypeError) as error:  # the last two: a name that no resolver can be asked for
+        reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
             f"cannot listen on {host}, port {port} ({reason}): end what uses it, or give another --port"
             " (0: any free one) or --host"

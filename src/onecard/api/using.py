@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from onecard.api.here import OnProgress, probe_here
-from onecard.errors import InputError
+from onecard.errors import DataError, InputError
 from onecard.spec import Evaluation
 from onecard.spec.paths import expand
 
@@ -53,8 +53,12 @@ def generate(
     chosen, _ = choose_device(device, probe_here())
     loaded, tokenizer = load_for_use(expand(model), checkpoint, chosen)
     check_prompts(tokenizer, prompts)
-    write = answer if chat or (chat is None and tokenizer.chat_template) else complete
-    return write(loaded, tokenizer, prompts, sampling)
+    if not (chat or (chat is None and tokenizer.chat_template)):
+        return complete(loaded, tokenizer, prompts, sampling)
+    try:
+        return answer(loaded, tokenizer, prompts, sampling)
+    except DataError as error:
+        raise InputError(f"{error} To let the model go on with the text instead: --plain (chat=False)") from error
 
 
 def evaluate(

@@ -78,7 +78,10 @@ class Conversation:
     def _save(self, name: str) -> None:
         if not name:
             raise InputError("/save needs the name of a file, as in /save chats.jsonl")
-        path = Path(name.strip("\"'")).expanduser()
+        try:
+            path = Path(name.strip("\"'")).expanduser()
+        except RuntimeError as error:  # ~ of a user that is not known here
+            raise InputError(f"{name}: {error}: give the whole path") from error
         self._remark(f"saved as line {self._chat.save(path)} of {path}")
 
     def _write(self, text: str) -> None:
@@ -150,6 +153,10 @@ def _typed_lines() -> Iterator[str]:
             return
         except KeyboardInterrupt:
             print(f"\n(to leave: /exit or {_END})")
+            prompt = _PROMPT
+            continue
+        except UnicodeDecodeError:
+            print("(this line is not UTF-8 text: set the terminal to UTF-8 and type it once more)", file=sys.stderr)
             prompt = _PROMPT
             continue
         prompt = _MORE if line.endswith("\\") else _PROMPT

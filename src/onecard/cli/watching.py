@@ -138,7 +138,10 @@ def _print_next_steps(view: RunView, run_folder: Path) -> None:
         if rows := outcome_rows(view.plan, view.finished, outcome, view.evaluations_s):
             print_rows(rows)
     onecard, folder = command("onecard"), quote(run_folder)
-    rows = [("run folder", str(run_folder)), ("try it", f'{onecard} generate {folder} --prompt "..."')]
+    # Only a run on chats has an audit of what counts in them.
+    is_chat = RunFolder(run_folder).audit() is not None
+    trial = f"{onecard} chat {folder}" if is_chat else f'{onecard} generate {folder} --prompt "..."'
+    rows = [("run folder", str(run_folder)), ("try it", trial)]
     if (run_folder / "tensorboard").exists():
         rows.append(("see curves", f"{command('tensorboard')} --logdir {folder}"))
     for label, text in rows:

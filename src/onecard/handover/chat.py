@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
 from typing import Literal
 
 from onecard.data import Turn
 from onecard.data.chats.rounds import round_starts
-from onecard.errors import InputError
+from onecard.errors import DataError, InputError
 from onecard.handover.writer import OnText, Prompt, Writer
 from onecard.model.generate import Sampling
 
@@ -39,8 +40,14 @@ class Chat:
         self._writer = writer
         self._opening = (Turn("system", system),) if system and not system.isspace() else ()
         self._num_answers = 0
+        self._num_left_out = 0
         self.turns: tuple[Turn, ...] = self._opening
-        self._refuse_too_long(writer.encode_chat([*self._opening, Turn("user", "Hello")]), "the system prompt")
+        what = "the system prompt" if self._opening else "the chat template, around one word,"
+        try:
+            prompt = writer.encode_chat([*self._opening, Turn("user", "Hello")])
+        except DataError as error:
+            raise InputError(f"{error} {'Leave out the system prompt.' if self._opening else ''}".strip()) from error
+        self._refuse_too_long(prompt, what)
 
     def ask(
         self, text: str, on_text: OnText = lambda _: None, is_cancelled: Callable[[], bool] = lambda: False
@@ -54,13 +61,15 @@ class Chat:
         """
         if not text.strip():
             raise InputError("there is nothing to answer: write something")
+        self._writer.refuse_endless([text])
         turns = (*self.turns, Turn("user", text))
         prompt, left_out = self._fit(turns)
-        sampling = self._writer.limit(replace(self.sampling, seed=self.sampling.seed + self._num_answers), prompt)
+        seed = (self.sampling.seed + self._num_answers) % 2**63
+        sampling = self._writer.limit(replace(self.sampling, seed=seed), prompt)
         self._num_answers += 1
         written = self._writer.write(prompt, sampling, on_text, is_cancelled=is_cancelled)
         if written.text:
-            self.turns = (*turns, Turn("assistant", written.text))
+            self.turns, self._num_left_out = (*turns, Turn("assistant", written.text)), left_out
         ends_at_limit = written.reason == "length" and sampling.max_new_tokens < self.sampling.max_new_tokens
         return Reply(written.text, "context" if ends_at_limit else written.reason, written.num_tokens, left_out)
 
@@ -81,7 +90,7 @@ class Chat:
 
     def reset(self) -> None:
         """Forgets the conversation but the system prompt."""
-        self.turns = self._opening
+        self.turns, self._num_left_out = self._opening, 0
 
     def save(self, path: Path) -> int:
         """Adds the conversation to a file as one line that `onecard train` can learn from; gives the line's number.
@@ -98,17 +107,20 @@ class Chat:
         try:
             before = path.read_bytes() if path.exists() else b""
             joint = b"\n" if before and not before.endswith(b"\n") else b""
-            with path.open("ab") as stream:
-                stream.write(joint + line.encode("utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror or error}): give another file") from error
+            with path.open("ab", buffering=0) as stream:
+                _append(stream, joint + line.encode("utf-8"))
+        except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"{path}: cannot be written ({reason}): give another file") from error
         return (before + joint).count(b"\n") + 1
 
     def _fit(self, turns: Sequence[Turn]) -> tuple[Prompt, int]:
         """Leaves out the fewest oldest rounds that make room for an answer of at most half the context."""
         starts = round_starts(turns)
         room = min(self.sampling.max_new_tokens, self._writer.context // 2)
-        left_out, prompt = 0, self._writer.encode_chat(turns)
+        # What had no room before has none now: a long conversation is not encoded anew from its first word.
+        left_out = min(self._num_left_out, len(starts) - 1)
+        prompt = self._writer.encode_chat([*turns[: starts[0]], *turns[starts[left_out] :]])
         while len(prompt.ids) + room > self._writer.context and left_out < len(starts) - 1:
             left_out += 1
             prompt = self._writer.encode_chat([*turns[: starts[0]], *turns[starts[left_out] :]])
@@ -120,5 +132,16 @@ class Chat:
         if len(prompt.ids) >= self._writer.context:
             raise InputError(
                 f"{what} makes a prompt of {len(prompt.ids):,} tokens, and the model's context has"
-                f" {self._writer.context:,} for it and the answer: shorten it"
+                f" {self._writer.context:,} for it and the answer: shorten it, or use a model with a longer context"
             )
+
+
+def _append(stream: FileIO, content: bytes) -> None:
+    """Writes all or nothing: half a line would spoil the file for training."""
+    end = stream.tell()
+    try:
+        while content:
+            content = content[stream.write(content) :]
+    except OSError:
+        stream.truncate(end)
+        raise

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -157,7 +158,7 @@ def _beside(request: ExportRequest) -> Iterator[Path]:
         if request.output.is_dir():
             request.output.rmdir()  # an empty one; Windows does not replace it
         partial.replace(request.output)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors tells of a full disk in a class of its own
         raise InputError(f"{request.output} cannot be written: {error}. Nothing was kept; give another --output") from (
             error
         )

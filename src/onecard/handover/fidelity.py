@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from onecard.errors import CheckpointError
+from onecard.model.generate import check_ids
 from onecard.spec.handover import Fidelity
 
 # Fixed for ever, so that differences of two exports can be compared.
@@ -29,12 +30,17 @@ LIMITS = {"f32": 1e-4, "bf16": 0.05, "fp16": 0.01, "q8_0": 0.1}
 
 
 def make_probe(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Tensor:
-    """Token ids [2, T] that depend on the tokenizer alone: fixed text, and tokens from the whole vocabulary."""
+    """Token ids [2, T] that depend on the tokenizer alone: fixed text, and tokens from the whole vocabulary.
+
+    Raises:
+        InputError: the tokenizer has tokens for the text that the model lacks.
+    """
     length = min(_NUM_TOKENS, getattr(model.config, "max_position_embeddings", None) or _NUM_TOKENS)
     num_rows = model.get_input_embeddings().weight.shape[0]
     anywhere = torch.randint(num_rows, (2, length), generator=torch.Generator().manual_seed(0))
     ids = [token for text in TEXTS for token in tokenizer.encode(text, add_special_tokens=False)][:length]
     anywhere[0, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+    check_ids(model, anywhere.tolist())
     return anywhere
 
 

@@ -155,7 +155,10 @@ def make_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> Vocabu
     model, added = content["model"], content["added_tokens"]
     if model["type"] != "BPE" or not model["merges"]:
         kind = "one without merges (char, bytes)" if model["type"] == "BPE" else model["type"]
-        raise InputError(f"--to gguf: the tokenizer is {kind}; only BPE can be written. Export it with --to hf")
+        raise InputError(
+            f"--to gguf: the tokenizer is {kind}; only BPE can be written. Export it with --to hf, an adapter with "
+            "--to merged"
+        )
     ids = model["vocab"] | {token["content"]: token["id"] for token in added}
     tokens = [f"[PAD{index}]" for index in range(max(num_rows, 1 + max(ids.values())))]
     types = [UNUSED] * len(tokens)
@@ -200,7 +203,7 @@ def _with_scores(content: dict[str, Any], tokens: list[str], types: list[int], m
     if not content["model"].get("byte_fallback") or not kinds <= {"Prepend", "Replace", "Metaspace"}:
         raise InputError(
             "--to gguf: the tokenizer is neither BPE over bytes (GPT-2, Qwen, Llama 3) nor like SentencePiece's with a "
-            "token for each byte (Llama 2). Export it with --to hf"
+            "token for each byte (Llama 2). Export it with --to hf, an adapter with --to merged"
         )
     adds_space = any(
         step["type"] == "Prepend" or (step["type"] == "Metaspace" and step.get("prepend_scheme") != "never")

@@ -20,6 +20,11 @@ class RequestRefusedError(Exception):
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What tells a client when to come again."""
+        return {"Retry-After": "2"} if self.status == 503 else {}
+
 
 class Reply(Protocol):
     """One answer to one request, whole or in chunks."""

@@ -46,6 +46,13 @@ def _whole_characters(text: str) -> str:
 Text = Annotated[str, AfterValidator(_whole_characters)]
 
 
+def _is_same(given: Any, harmless: Any) -> bool:
+    if harmless in ("none", "auto"):  # without tools there is nothing to choose
+        return given in ("none", "auto")
+    # `logprobs` 0 of a completion asks for those of its tokens; only false asks for none.
+    return bool(given == harmless) and isinstance(given, bool) == isinstance(harmless, bool)
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -76,7 +83,7 @@ class WritingRequest(_Strict):
         asked = [
             name
             for name, harmless in _WITHOUT_EFFECT.items()
-            if given.get(name) is not None and given[name] != harmless
+            if given.get(name) is not None and not _is_same(given[name], harmless)
         ]
         if asked:
             raise ValueError(f"this server cannot honour {', '.join(asked)}: leave it out")

@@ -13,7 +13,7 @@ import asyncio
 import secrets
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -26,7 +26,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from onecard.errors import OnecardError
+from onecard.errors import InputError, OnecardError
+from onecard.handover.gate import LOCAL_ORIGINS, BodyLimit, is_of_this_machine
 from onecard.handover.replies import ChatReply, CompletionReply, Reply, RequestRefusedError, event
 from onecard.handover.requests import ChatRequest, CompletionRequest, WritingRequest
 from onecard.handover.worker import Job, Worker
@@ -35,16 +36,21 @@ from onecard.model.generate import Sampling
 
 _POLL_S = 0.25
 _GRACE_S = 5
+_PATHS = "ask POST /v1/chat/completions, POST /v1/completions, GET /v1/models or GET /health"
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How a model is served: its name for clients, and what a request that does not say gets."""
+    """How a model is served: its name for clients, and what a request that does not say gets.
+
+    `is_private`: for this machine alone, so that requests under a name of the internet are refused.
+    """
 
     name: str
     sampling: Sampling
     api_key: str | None = field(default=None, repr=False)
     allow_origins: tuple[str, ...] = ()
+    is_private: bool = False
 
 
 class Service:
@@ -54,12 +60,21 @@ class Service:
         self._writer, self._worker, self._settings = writer, worker, settings
         self._encoding = threading.Lock()
 
-    def check_key(self, request: Request) -> None:
-        """Refuses a request without the key that the server was given."""
+    def check_caller(self, request: Request) -> None:
+        """Refuses a request without the key that the server was given, or of a page that may not ask."""
         expected = self._settings.api_key
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if expected is not None and not secrets.compare_digest(given.encode(), expected.encode()):
             raise RequestRefusedError(401, "the API key is missing or wrong", code="invalid_api_key")
+        host = request.headers.get("host", "")
+        if (
+            expected is None
+            and self._settings.is_private
+            and not is_of_this_machine(host, self._settings.allow_origins)
+        ):
+            raise RequestRefusedError(
+                403, f"this server is for its own machine, not for {host}: --allow-origin or --api-key let others in"
+            )
 
     def check_model(self, name: str) -> None:
         if name != self._settings.name:
@@ -68,6 +83,7 @@ class Service:
 
     async def complete(self, asked: CompletionRequest, request: Request) -> Response:
         self.check_model(asked.model)
+        self._refuse_endless([asked.prompt])
         prompt = await run_in_threadpool(self._encode, lambda: self._writer.encode_text(asked.prompt))
         return await self._respond(asked, prompt, CompletionReply(asked.model), request)
 
@@ -78,8 +94,15 @@ class Service:
                 400, f"{asked.model} has no chat template: it goes on with text. Use /v1/completions", param="messages"
             )
         turns = [message.turn() for message in asked.messages]
+        self._refuse_endless([turn.content for turn in turns])
         prompt = await run_in_threadpool(self._encode, lambda: self._writer.encode_chat(turns))
         return await self._respond(asked, prompt, ChatReply(asked.model), request)
+
+    def _refuse_endless(self, texts: Sequence[str]) -> None:
+        try:
+            self._writer.refuse_endless(texts)
+        except InputError as error:
+            raise RequestRefusedError(400, str(error), code="context_length_exceeded") from error
 
     def _encode(self, encode: Callable[[], Prompt]) -> Prompt:
         with self._encoding:
@@ -89,7 +112,8 @@ class Service:
         job = Job(prompt, self._sampling(asked, prompt), asked.stop)
         self._worker.submit(job)
         if asked.stream:
-            return StreamingResponse(_events(job, reply, asked.includes_usage), media_type="text/event-stream")
+            chunks = _events(job, reply, request, with_usage=asked.includes_usage)
+            return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         watch = asyncio.create_task(_cancel_when_left(job, request))
         try:
             async for item in job.results():
@@ -115,14 +139,22 @@ class Service:
 
 
 def make_app(service: Service, settings: ServerSettings) -> FastAPI:
-    """Makes the web application: three paths under /v1, and errors in OpenAI's form."""
+    """Makes the web application: three paths under /v1, /health, and errors in OpenAI's form."""
     app = FastAPI(title="onecard", docs_url=None, redoc_url=None, openapi_url=None)
-    if settings.allow_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.allow_origins), allow_methods=["*"], allow_headers=["*"]
-        )
+    app.add_middleware(BodyLimit)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=list(settings.allow_origins),
+        allow_origin_regex=LOCAL_ORIGINS,
+        allow_methods=["*"],
+        allow_headers=["*"],
+    )
     model = {"id": settings.name, "object": "model", "created": 0, "owned_by": "onecard"}
-    guarded: dict[str, Any] = {"dependencies": [Depends(service.check_key)]}
+    guarded: dict[str, Any] = {"dependencies": [Depends(service.check_caller)]}
+
+    @app.get("/health")
+    def tell_health() -> dict[str, str]:
+        return {"status": "ok"}
 
     @app.get("/v1/models", **guarded)
     def list_models() -> dict[str, Any]:
@@ -170,8 +202,9 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-async def _events(job: Job, reply: Reply, with_usage: bool) -> AsyncIterator[str]:
-    """Streams a reply; closed early, because its client has left, it ends the job."""
+async def _events(job: Job, reply: Reply, request: Request, *, with_usage: bool) -> AsyncIterator[str]:
+    """Streams a reply; ends the job where its client has left, also one that waits for its turn."""
+    watch = asyncio.create_task(_cancel_when_left(job, request))
     try:
         for body in reply.first():
             yield event(body)
@@ -188,6 +221,7 @@ async def _events(job: Job, reply: Reply, with_usage: bool) -> AsyncIterator[str
         yield event(_refusal_of(error).body())
     finally:
         job.cancel()
+        watch.cancel()
 
 
 async def _cancel_when_left(job: Job, request: Request) -> None:
@@ -201,7 +235,7 @@ async def _explain(request: Request, error: Exception) -> JSONResponse:
         refusal = RequestRefusedError(415, "the body must be JSON: send the header Content-Type: application/json")
     else:
         refusal = _refusal_of(error)
-    return JSONResponse(refusal.body(), refusal.status)
+    return JSONResponse(refusal.body(), refusal.status, refusal.headers)
 
 
 def _refusal_of(error: Exception) -> RequestRefusedError:
@@ -212,6 +246,10 @@ def _refusal_of(error: Exception) -> RequestRefusedError:
             return RequestRefusedError(400, str(error))
         case HTTPException(status_code=400):
             return RequestRefusedError(400, "the body cannot be read: send JSON in UTF-8")
+        case HTTPException(status_code=404):
+            return RequestRefusedError(404, f"there is nothing at this path: {_PATHS}")
+        case HTTPException(status_code=405):
+            return RequestRefusedError(405, f"this path takes another method: {_PATHS}")
         case HTTPException():
             return RequestRefusedError(error.status_code, str(error.detail))
         case RequestValidationError():
@@ -223,7 +261,8 @@ def _refusal_of_fields(error: RequestValidationError) -> RequestRefusedError:
     """Tells all problems of a request together."""
     problems, params = [], []
     for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"] if part != "body")
+        # Of a field that takes text or a list, pydantic adds which of the two it means.
+        place = ".".join(str(part) for part in problem["loc"] if part != "body" and "[" not in str(part))
         message = str(problem["msg"]).removeprefix("Value error, ")
         if problem["type"] == "json_invalid":
             place, message = "", f"the body is not JSON: {problem['ctx']['error']} at character {place}"

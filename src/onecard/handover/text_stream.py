@@ -8,6 +8,10 @@ from onecard.model.generate import decode_after
 
 # Decoders write it for bytes that are not, or not yet, a character.
 _INCOMPLETE = "\ufffd"
+# Of a character of four bytes so many may have come; some decoders write the mark for each of them.
+_MOST_INCOMPLETE = 3
+# Tokens that are decoded together at most: bytes that never make a whole would be decoded anew with each that comes.
+_MOST_PENDING = 64
 
 
 class TextStream:
@@ -17,21 +21,32 @@ class TextStream:
         self._tokenizer = tokenizer
         # Few ids are enough to tell whether a word begins: a space before it may be part of its token.
         self._before, self._pending = list(before[-8:]), list[int]()
+        self._given = ""
 
     def add(self, token: int) -> str:
         """Gives the text that the token completes, often empty: a Chinese character may take three."""
         self._pending.append(token)
         text = decode_after(self._tokenizer, self._before, self._pending)
-        if not text or text.endswith(_INCOMPLETE):
+        num_incomplete = len(text) - len(text.rstrip(_INCOMPLETE))
+        if len(self._pending) >= _MOST_PENDING or (text and not num_incomplete):
+            return self._pass(text)
+        certain = text[: len(text) - min(num_incomplete, _MOST_INCOMPLETE)]
+        if not certain.startswith(self._given):
             return ""
-        self._before, self._pending = self._pending, []
-        return text
+        piece, self._given = certain[len(self._given) :], certain
+        return piece
 
     def finish(self) -> str:
         """Gives what was held back, broken characters as they are."""
-        rest = decode_after(self._tokenizer, self._before, self._pending) if self._pending else ""
-        self._pending = []
-        return rest
+        if not self._pending:
+            return ""
+        return self._pass(decode_after(self._tokenizer, self._before, self._pending))
+
+    def _pass(self, text: str) -> str:
+        """Gives what has not been given of the pending tokens' text, and goes on behind them."""
+        piece = text[len(self._given) :]
+        self._before, self._pending, self._given = self._pending[-8:], [], ""
+        return piece
 
 
 class StopStrings:

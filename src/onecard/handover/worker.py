@@ -2,17 +2,20 @@
 
 import asyncio
 import logging
-import queue
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
+from onecard.handover.replies import RequestRefusedError
 from onecard.handover.writer import Prompt, Writer, Written
 from onecard.model.generate import Sampling
 
 log = logging.getLogger("onecard.serve")
 
 _STOPPING = "it is being stopped"
+# Texts that wait for their turn: who comes later is told to try again instead of waiting for hours.
+MOST_WAITING = 64
 
 Item = str | Written | Exception
 
@@ -54,21 +57,38 @@ class Worker:
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._waiting: deque[Job] = deque()
+        # Reentrant: a signal may stop the server in the midst of `submit`.
+        self._changed = threading.Condition(threading.RLock())
         self._current: Job | None = None
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="onecard-writer", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        self._jobs.put(job)
-        if self._is_stopping:  # the thread may have ended before it came
-            job.tell(RuntimeError(_STOPPING))
+        """Puts a job behind those that wait.
+
+        Raises:
+            RequestRefusedError: too many do.
+        """
+        with self._changed:
+            if self._is_stopping:
+                job.tell(RuntimeError(_STOPPING))
+                return
+            # Those that have left wait for nothing.
+            self._waiting = deque(other for other in self._waiting if not other.is_cancelled.is_set())
+            if len(self._waiting) >= MOST_WAITING:
+                raise RequestRefusedError(
+                    503, f"{MOST_WAITING} requests wait already: ask again in a while", code="server_busy"
+                )
+            self._waiting.append(job)
+            self._changed.notify()
 
     def stop(self) -> None:
         """Ends the job at hand after its next token and refuses those that wait; returns at once."""
-        self._is_stopping = True
-        self._jobs.put(None)
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
         if (current := self._current) is not None:
             current.cancel()
 
@@ -78,13 +98,22 @@ class Worker:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._current = job
-            if self._is_stopping:
-                job.tell(RuntimeError(_STOPPING))
-            elif not job.is_cancelled.is_set():
+        while (job := self._next()) is not None:
+            if not job.is_cancelled.is_set():
                 job.tell(self._write(job))
             self._current = None
+
+    def _next(self) -> Job | None:
+        """Waits for a job; None where the server stops."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_stopping)
+            if self._is_stopping:
+                for job in self._waiting:
+                    job.tell(RuntimeError(_STOPPING))
+                self._waiting.clear()
+                return None
+            self._current = self._waiting.popleft()
+            return self._current
 
     def _write(self, job: Job) -> Item:
         try:

@@ -7,9 +7,9 @@ from typing import Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from onecard.data import ChatTemplate, Turn
-from onecard.errors import InputError
+from onecard.errors import DataError, InputError
 from onecard.handover.text_stream import StopStrings, Stripped, TextStream
-from onecard.model.generate import Sampling, check_prompts, encode_prompts
+from onecard.model.generate import Sampling, check_ids, check_prompts, encode_prompts
 from onecard.model.streaming import PrefixCache, context_of, stream_ids
 
 OnText = Callable[[str], None]
@@ -38,12 +38,26 @@ class Writer:
     """A model with its tokenizer, template and the keys and values of what it wrote last; for one thread."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises InputError where the tokenizer's chat template cannot render a question and an answer."""
         self.tokenizer = tokenizer
         self.context = context_of(model)
-        # A tokenizer without a template would be given one that the model has never seen.
-        self.template = ChatTemplate.of(tokenizer) if tokenizer.chat_template else None
+        self.template = _template_of(tokenizer)
+        self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._model = model
         self._prefix = PrefixCache()
+
+    def refuse_endless(self, texts: Sequence[str]) -> None:
+        """Refuses at once what the context has no room for however it is cut: to encode megabytes takes a minute.
+
+        Raises:
+            InputError: with the least number of tokens that the texts can have.
+        """
+        num_characters = sum(map(len, texts))
+        if (least := num_characters // self._longest_token) >= self.context:
+            raise InputError(
+                f"{num_characters:,} characters are {least:,} tokens or more, and the model's context has"
+                f" {self.context:,} for the text and the answer: shorten it"
+            )
 
     def encode_text(self, text: str) -> Prompt:
         """Encodes a text to go on with.
@@ -54,6 +68,7 @@ class Writer:
         if text:
             check_prompts(self.tokenizer, [text])
         (ids,), stop_ids = encode_prompts(self._model, self.tokenizer, [text])
+        check_ids(self._model, [ids])
         return Prompt(ids, stop_ids, is_chat=False)
 
     def encode_chat(self, turns: Sequence[Turn]) -> Prompt:
@@ -65,7 +80,9 @@ class Writer:
         if self.template is None:
             raise InputError("this model has no chat template: it was trained to go on with text, not to answer")
         check_prompts(self.tokenizer, [turn.content for turn in turns if turn.content])
-        return Prompt(self.template.prompt(turns), self.template.stop_ids, is_chat=True)
+        ids = self.template.prompt(turns)
+        check_ids(self._model, [ids])
+        return Prompt(ids, self.template.stop_ids, is_chat=True)
 
     def write(
         self,
@@ -107,3 +124,16 @@ class Writer:
         """Lowers the number of new tokens to what the context has left."""
         room = max(1, self.context - len(prompt.ids))
         return replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+
+
+def _template_of(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
+    # A tokenizer without a template would be given one that the model has never seen.
+    if not tokenizer.chat_template:
+        return None
+    try:
+        return ChatTemplate.of(tokenizer)
+    except DataError as error:
+        raise InputError(
+            f"the chat template of {tokenizer.name_or_path} cannot be used: {error} Mend its chat_template.jinja and "
+            "tokenizer_config.json, or remove the template and let the model go on with text"
+        ) from error

@@ -1,6 +1,7 @@
 """Hugging Face model folders: what every other tool opens."""
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from logging import LogRecord
@@ -25,6 +26,12 @@ from onecard.spec import BasePlan
 
 # Of wrong weights, how many are named.
 _NUM_NAMES = 3
+_REMEDIES = {
+    "model": "Copy or download its config.json and weights again",
+    "tokenizer": "Copy or download its tokenizer.json and tokenizer_config.json again",
+    "adapter": "Copy or download its adapter_config.json and adapter_model.safetensors again",
+}
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def save_model_folder(
@@ -259,8 +266,10 @@ def _explained(folder: Path | str, what: str) -> Iterator[None]:
         raise
     # A damaged file makes transformers raise whatever its reading code stumbles over.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise CheckpointError(f"{folder} holds no {what} that transformers can read: {reason}") from error
+        reason = " ".join(_COLOUR.sub("", str(error)).split())[:300] or type(error).__name__
+        raise CheckpointError(
+            f"{folder} holds no {what} that transformers can read: {reason.rstrip('.')}. {_REMEDIES[what]}"
+        ) from error
 
 
 @contextmanager

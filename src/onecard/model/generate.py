@@ -25,6 +25,7 @@ __all__ = [
     "IsOver",
     "OnEnd",
     "Sampling",
+    "check_ids",
     "check_prompts",
     "complete",
     "complete_ids",
@@ -96,11 +97,12 @@ def complete_ids(
     such as words to stop at, with the first of `stop_ids` after them. `at_once` bounds how many texts run together.
 
     Raises:
-        InputError: sampling values without a meaning, a prompt without ids, or no stop id.
+        InputError: sampling values without a meaning, a prompt without ids or with one the model lacks, or no stop id.
     """
     sampling.check()
     if not stop_ids or not all(prompts):
         raise InputError("generation needs a stop id and at least one id in every prompt: give the end-of-text token")
+    check_ids(model, prompts)
     device = model.get_input_embeddings().weight.device
     devices = [device] if device.type == "cuda" else []
     at_once = at_once or AtOnce(len(prompts))
@@ -131,6 +133,20 @@ def plainly(model: PreTrainedModel) -> Iterator[None]:
     finally:
         model.generation_config = own
         model.train(was_training)
+
+
+def check_ids(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+    """Refuses ids that the model has no row for: on a GPU one of them would end all work of the process.
+
+    Raises:
+        InputError: with the largest.
+    """
+    num_rows, largest = model.get_input_embeddings().weight.shape[0], max(map(max, prompts))
+    if largest >= num_rows:
+        raise InputError(
+            f"this text has the token {largest:,}, and the model knows {num_rows:,}: its tokenizer is another model's, "
+            "or has tokens that were never trained. Put the model's own tokenizer files into its folder"
+        )
 
 
 def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria
 
 from onecard.errors import InputError
 from onecard.model.attention import attention_of
-from onecard.model.generate import Sampling, plainly
+from onecard.model.generate import Sampling, check_ids, plainly
 
 OnId = Callable[[int], bool]
 
@@ -62,11 +62,13 @@ def stream_ids(
     more than rounding. Leaves the global random state as it was.
 
     Raises:
-        InputError: sampling values without a meaning, no ids, no stop id, or more tokens than the model has positions.
+        InputError: sampling values without a meaning, no ids, ids that the model lacks, no stop id, or more tokens than
+            the model has positions.
     """
     sampling.check()
     if not stop_ids or not prompt:
         raise InputError("generation needs a stop id and at least one id: give the end-of-text token")
+    check_ids(model, [prompt])
     context = context_of(model)
     if len(prompt) + sampling.max_new_tokens > context:
         raise InputError(
