@@ -7,7 +7,7 @@ from typing import Any
 # malloc.h of glibc.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER = -1
-# Larger blocks, such as those of evaluations, come and go alone: kept, they took the run of a wide MLP 1.5 GiB more.
+# Larger blocks, such as those of evaluations with wide MLPs, come and go alone, so that they leave no holes.
 _LARGEST_KEPT_BYTES = 2**28
 
 
