@@ -428,7 +428,7 @@ HEADS: list[tuple[dict[str, Any], str]] = [
     ({"model_config": {"model_type": "qwen3", "hiden": 3}}, "no setting named hiden"),
     ({"model_config": {"model_type": "qwen-99"}}, "unknown to transformers"),
     ({"model_config": {"model_type": "xlnet", "d_head": 8}}, "'xlnet' and these settings cannot be built"),
-    ({"model_config": {"model_type": "bart"}}, "bart has an encoder too"),
+    ({"model_config": {"model_type": "bart"}}, "bart has an encoder beside"),
     ({"model_config": {"model_type": "qwen3", "num_attention_heads": 0}}, "num_attention_heads is 0, but takes"),
     ({"model_config": {"model_type": "qwen3", "vocab_size": "abc"}}, "vocab_size is 'abc', but takes"),
     ({"model_config": {"model_type": "qwen3", "head_dim": -8}}, "head_dim is -8, but takes"),
