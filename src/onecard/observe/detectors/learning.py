@@ -44,6 +44,8 @@ def find_masked(history: History) -> Finding | None:
 def find_dead_gradient(history: History) -> Finding | None:
     steps = history.recent(5)
     is_dead = len(steps) == 5 and all(step.grad_norm == 0 and step.num_target_tokens for step in steps)
+    # One that has become zero is that of a model beyond rescue; weights without a part have none from the first step.
+    is_dead = is_dead and history.early[0].grad_norm == 0
     if not is_dead or median(step.loss for step in steps) < _LEAST_LOSS:
         return None
     return make_finding(
