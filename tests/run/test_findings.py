@@ -3,11 +3,12 @@
 import random
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from eight_chats import CHATS, write_chats
+from eight_chats import write_chats
 
 from onecard.observe.events import DeviceEvent, Event, FindingEvent
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 # What a run of a minute would have at its usual intervals, in one of seconds.
 QUIET: dict[str, Any] = {"sample_steps": 0, "save_steps": 0, "eval_steps": 20, "save_total_limit": None}
-QUIET |= {"optim": "adamw", "learning_rate": 3e-3, "dropout": 0.0, "max_steps": 100}
+QUIET |= {"optim": "adamw", "learning_rate": 3e-3, "dropout": 0.0, "max_steps": 80}
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_saving_at_every_step_is_too_often(runner: "Runner", impatient: None) ->
 
 
 def test_evaluating_at_every_step_is_too_often(runner: "Runner", impatient: None) -> None:
-    found = found_in(runner, eval_steps=1, max_steps=40, eval_batches=None)
+    found = found_in(runner, eval_steps=1, max_steps=40, eval_batches=None, eval_fraction=0.5, learning_rate=1e-9)
     assert "evaluating-too-often" in found
 
 
@@ -176,9 +177,8 @@ def test_a_findings_place_is_the_same_after_a_resume(runner: "Runner", cache: Pa
     sick = QUIET | {"learning_rate": 1e-9, "save_steps": 15}
     whole = runner.start("whole", **sick)
     assert [event["id"] for event in whole.events("finding")] == ["rate-too-low"]
-    for name, after in (("early", 60), ("late", 115)):
-        runner.kill(name, after_events=after, **sick)
-        runner.resume(name).assert_equals(whole)
+    runner.kill("killed", after_events=70, **sick)
+    runner.resume("killed").assert_equals(whole)
 
 
 TEXTS: dict[str, dict[str, Any]] = {
@@ -197,7 +197,7 @@ TEXTS: dict[str, dict[str, Any]] = {
     "no clipping": {"max_grad_norm": None},
     "early stopping": {"early_stopping_patience": 3, "eval_steps": 10},
     "tiny text": {"max_steps": 25, "eval_steps": 5},
-    "long": {"max_steps": 400, "eval_steps": 100},
+    "long": {"max_steps": 250, "eval_steps": 50},
     "nothing held out": {"eval_fraction": 0.0, "eval_batches": None, "eval_steps": 0},
     "dropout": {"dropout": 0.2},
 }
@@ -212,13 +212,30 @@ def test_healthy_runs_on_text_have_no_finding(kind: str, runner: "Runner", tmp_p
     assert found_in(runner, **changes) == {}
 
 
+def many_chats() -> list[Any]:
+    """Chats that are read twice in sixty steps: eight of them would be learned by heart."""
+    return [
+        [{"role": "user", "content": f"What is {a} plus {b}?"}, {"role": "assistant", "content": f"It is {a + b}."}]
+        for a in range(16)
+        for b in range(16)
+    ]
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_healthy_runs_on_chats_have_no_finding(family: str, method: str, tuner: "Callable[..., Runner]") -> None:
     heard = Findings()
     rate = {"full": 1e-3, "lora": 5e-3}[method]
-    tuner(family, method=method, learning_rate=rate, max_steps=60).start("run", on_event=heard)
+    runner = tuner(family, method=method, learning_rate=rate, max_steps=60)
+    write_chats(runner.text, many_chats())
+    runner.start("run", on_event=heard)
     assert heard.by_id == {}
+
+
+def test_chats_learned_by_heart_are_said_to_be(tuner: "Callable[..., Runner]") -> None:
+    heard = Findings()
+    tuner("llama", learning_rate=1e-3, max_steps=60).start("run", on_event=heard)
+    assert list(heard.by_id) == ["data-repeated"]
 
 
 def test_a_healthy_run_that_is_resumed_has_no_finding(runner: "Runner") -> None:
@@ -229,9 +246,9 @@ def test_a_healthy_run_that_is_resumed_has_no_finding(runner: "Runner") -> None:
     assert not outcome.events("finding")
 
 
-def test_long_chats_have_no_finding(tuner: "Callable[..., Runner]", tmp_path: Path) -> None:
+def test_healthy_runs_on_chats_of_several_rounds_have_no_finding(tuner: "Callable[..., Runner]") -> None:
     heard = Findings()
     runner = tuner("qwen3", max_seq_length=64, max_steps=60, learning_rate=1e-3)
-    write_chats(tmp_path / "chats.jsonl", [[*first, *second] for first, second in pairwise(CHATS)])
+    write_chats(runner.text, [[*first, *second] for first, second in pairwise(many_chats())])
     runner.start("run", on_event=heard)
     assert heard.by_id == {}
