@@ -63,16 +63,15 @@ def test_a_rate_far_too_low_is_named(runner: "Runner") -> None:
 
 
 def test_little_text_read_often_is_overfitted_and_the_best_checkpoint_named(runner: "Runner", tmp_path: Path) -> None:
-    (tmp_path / "few.txt").write_text(" ".join(_words(300)), encoding="utf-8")
-    (tmp_path / "heldout.txt").write_text(" ".join(_words(600, seed=9)), encoding="utf-8")
+    (tmp_path / "few.txt").write_text(" ".join(_words(60)), encoding="utf-8")
+    (tmp_path / "heldout.txt").write_text(" ".join(_words(200, seed=9)), encoding="utf-8")
     found = found_in(
         runner,
         dataset=[{"path": str(tmp_path / "few.txt")}],
         eval_dataset=[{"path": str(tmp_path / "heldout.txt")}],
         eval_batches=None,
-        max_seq_length=32,
-        max_steps=300,
-        eval_steps=20,
+        learning_rate=1e-2,
+        max_steps=120,
     )
     assert list(found) == ["overfitting"]
     outcome = runner.outcome("run")

@@ -49,7 +49,8 @@ def find_overfitting(history: History) -> Finding | None:
 def find_repetition(history: History) -> Finding | None:
     """Many passes over the text, of which the last brought the held-out loss next to nothing."""
     least = _EPOCHS_PRETRAIN if history.plan.task == "pretrain" else _EPOCHS_SFT
-    if history.epochs < least:
+    # Where it does harm, that is the finding.
+    if history.epochs < least or find_overfitting(history) is not None:
         return None
     if not history.evaluations:
         return _find_learned_by_heart(history)
