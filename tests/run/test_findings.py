@@ -48,7 +48,7 @@ def found_in(runner: "Runner", **changes: Any) -> dict[str, FindingEvent]:
 
 
 def test_a_rate_far_too_high_diverges_and_is_stopped(runner: "Runner") -> None:
-    found = found_in(runner, learning_rate=30.0, max_grad_norm=None)
+    found = found_in(runner, learning_rate=5.0, max_grad_norm=None)
     assert list(found) == ["divergence"]
     outcome = runner.outcome("run")
     finding, *_, finished = outcome.record[-3:]

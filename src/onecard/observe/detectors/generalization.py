@@ -1,7 +1,7 @@
 """Training text learned by heart."""
 
 from onecard.observe.detectors.catalogue import make_finding
-from onecard.observe.detectors.history import Evaluation, History, mean
+from onecard.observe.detectors.history import History, mean
 from onecard.spec import Finding
 
 _NUM_ERRORS = 3
@@ -58,7 +58,11 @@ def find_repetition(history: History) -> Finding | None:
     before = [point for point in history.evaluations if point.tokens_seen <= last.tokens_seen - tokens]
     if not before or last.tokens_seen < least * tokens:
         return None
-    gain = _best(before) - _best(history.evaluations)
+    losses = [point.event.loss for point in history.evaluations]
+    # Two points beyond the best may still turn out to rise.
+    if len(losses) - 1 - losses.index(min(losses)) < 3:
+        return None
+    gain = min(point.event.loss for point in before) - min(losses)
     gap = last.event.loss - last.train_loss
     if gain > max(_GAIN * last.event.loss, last.event.standard_error) or gap < _GAP * last.event.loss:
         return None
@@ -86,7 +90,3 @@ def _find_learned_by_heart(history: History) -> Finding | None:
         "eval_fraction: 0.05",
         effect="the held-out loss then tells how many passes are of use",
     )
-
-
-def _best(points: list[Evaluation]) -> float:
-    return min(point.event.loss for point in points)
