@@ -189,7 +189,7 @@ def test_a_cpu_that_others_use_is_named(make_plan) -> None:
     busy = readings(3, cpu_share=0.9, own_cpu_share=0.4)
     found = found_in(plan, [*steps(100, SLOW), *busy])
     assert set(found) == {"cpu-shared"}
-    assert "num_threads: 3" in found["cpu-shared"].remedy
+    assert "OMP_NUM_THREADS=3" in found["cpu-shared"].remedy
     assert set(found_in(plan, [*steps(100, SLOW), *readings(3, cpu_share=0.9, own_cpu_share=0.85)])) == {
         "slower-than-planned"
     }

@@ -144,7 +144,9 @@ def find_busy_cpu(history: History) -> Finding | None:
     return make_finding(
         "cpu-shared",
         f"other programs use {mean(shares):.0%} of the CPU; {slowness}",
-        f"num_threads: {max(1, threads - 1)}" if threads > 1 and not history.is_on_gpu else "",
+        f"OMP_NUM_THREADS={max(1, threads - 1)} in the environment of a new run"
+        if threads > 1 and not history.is_on_gpu
+        else "",
     )
 
 

@@ -51,7 +51,7 @@ def find_dead_gradient(history: History) -> Finding | None:
     return make_finding(
         "nothing-trains",
         f"the gradient's norm was exactly 0 in the last {len(steps)} steps, at a loss of {steps[-1].loss:.3f}",
-        "lora: {target_modules: all-linear}" if history.plan.adapt else "method: full",
+        "lora_target_modules: all-linear" if history.plan.adapt else "method: full",
         stops_run=True,
     )
 
