@@ -320,6 +320,8 @@ def test_a_spike_is_one_when_it_is_over(make_plan) -> None:
     assert set(found) == {"loss-spike"}
     assert "loss 6.000 and gradient norm 30 at step 281" in found["loss-spike"].evidence
     assert not found_in(make_plan(), steps(282, spike))
+    stays: Course = lambda step: {"loss": 6.0, "grad_norm": 30.0} if step >= 281 else {}  # noqa: E731
+    assert "loss-spike" not in found_in(make_plan(), steps(300, stays))
     odd: Course = lambda step: {"loss": 6.0} if step == 281 else {}  # noqa: E731
     assert not found_in(make_plan(), steps(300, odd))  # an odd batch without a large gradient
 
@@ -376,6 +378,7 @@ def test_a_scale_that_collapses_is_told_from_one_that_is_being_found(make_plan) 
     assert set(found_in(plan, steps(200, refused))) == {"loss-scale-collapsing"}
     assert not found_in(make_plan(), steps(200, refused))
     assert not found_in(plan, steps(200, lambda step: {"is_finite": step > 12}))
+    assert not found_in(plan, steps(60, lambda step: {"is_finite": step > 12}))
 
 
 def hear(watch: Watch, events: list[Event]) -> Iterator[FindingEvent]:
