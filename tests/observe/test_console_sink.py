@@ -71,7 +71,15 @@ def test_every_other_event_has_its_lines(plan, evaluated, sampled, saved, findin
         "  remedy: dataloader_num_workers: 4",
         "completed: 40 steps, 40.0K tokens in 1:05, 2.00K tokens/s",
         "best held-out loss 1.7500 at step 20",
+        "found:",
+        "  step 20  a fifth of the time goes into waiting for data",
     ]
+
+
+def test_findings_of_the_catalogue_are_named_at_the_end(plan, finding, finished) -> None:
+    named = dataclasses.replace(finding, id="starved-by-data")
+    *_, last = plain_lines(plan, [named, dataclasses.replace(named, id="on-battery"), finished])
+    assert last == "  more: docs/troubleshooting.md, starved-by-data, on-battery"
 
 
 def test_scores_have_their_lines(plan, scored, chosen) -> None:

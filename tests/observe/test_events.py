@@ -5,7 +5,7 @@ import math
 import pytest
 
 from onecard.errors import CheckpointError
-from onecard.observe import CLOCK_FIELDS, Event, parse_event, to_json_line
+from onecard.observe import CLOCK_FIELDS, DeviceEvent, Event, depends_on_clock, parse_event, to_json_line
 
 
 @pytest.fixture(params=["step", "evaluated", "sampled", "saved", "scored", "chosen", "finding", "finished"])
@@ -63,3 +63,18 @@ def test_a_field_of_a_newer_version_is_reported(saved) -> None:
     record = json.loads(to_json_line(saved)) | {"colour": "red"}
     with pytest.raises(CheckpointError, match="colour"):
         parse_event(json.dumps(record))
+
+
+def test_a_reading_comes_back_as_it_was(step_event, finding) -> None:
+    reading = DeviceEvent(step=3, elapsed_s=1.5, gpu_share=0.5, throttled_by=("sw_thermal",), num_others=1)
+    assert parse_event(to_json_line(reading)) == reading
+    assert depends_on_clock(reading)
+    assert depends_on_clock(dataclasses.replace(finding, is_timed=True))
+    assert not depends_on_clock(finding)
+    assert not depends_on_clock(step_event(1))
+
+
+def test_a_finding_of_an_older_record_has_no_name(finding) -> None:
+    record = json.loads(to_json_line(finding))
+    del record["id"], record["is_timed"]
+    assert parse_event(json.dumps(record)) == finding

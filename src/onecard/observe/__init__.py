@@ -3,6 +3,7 @@
 from onecard.observe.console import ConsoleSink
 from onecard.observe.events import (
     CLOCK_FIELDS,
+    DeviceEvent,
     EvaluatedEvent,
     Event,
     FindingEvent,
@@ -13,6 +14,7 @@ from onecard.observe.events import (
     SavedEvent,
     SaveReason,
     StepEvent,
+    depends_on_clock,
     parse_event,
     to_json_line,
 )
@@ -22,6 +24,7 @@ from onecard.observe.sinks import Sink, make_sinks
 __all__ = [
     "CLOCK_FIELDS",
     "ConsoleSink",
+    "DeviceEvent",
     "EvaluatedEvent",
     "Event",
     "FindingEvent",
@@ -34,6 +37,7 @@ __all__ = [
     "SavedEvent",
     "Sink",
     "StepEvent",
+    "depends_on_clock",
     "make_sinks",
     "parse_event",
     "to_json_line",

@@ -44,6 +44,7 @@ class ConsoleSink:
         self._pace = Pace(self._num_steps, max_hours=plan.max_hours, window=logging_steps)
         self._has_stepped = False
         self._redrawn_at = 0.0
+        self._findings: list[FindingEvent] = []
         self._bar: tuple[Progress, TaskID] | None = self._start_bar() if self._console.is_interactive else None
 
     def receive(self, event: Event) -> None:
@@ -61,12 +62,14 @@ class ConsoleSink:
             case SavedEvent():
                 self._print(f"step {event.step}  {prose.describe_saved(event)}", "dim")
             case FindingEvent():
+                self._findings.append(event)
                 symptom, *details = prose.describe_finding(event)
                 self._print(f"step {event.step}  {symptom}", "bold red" if event.stops_run else "bold yellow")
                 self._print("\n".join(details))
             case FinishedEvent():
                 self.close()
                 self._print("\n".join(prose.describe_finished(event)), "bold")
+                self._print_findings()
 
     def close(self) -> None:
         """Leaves the bar as it stands, also after an error; lines can follow."""
@@ -127,6 +130,11 @@ class ConsoleSink:
             prompt, completion = (text.replace("\n", "\n  ") for text in (sample.prompt, sample.completion))
             # An answer is a turn of its own.
             self._print(f"  {prompt}", "dim", tail=f"\n  > {completion}" if self._is_chat else completion)
+
+    def _print_findings(self) -> None:
+        """Says again at the end what scrolled by hours ago."""
+        if self._findings:
+            self._print("\n".join(prose.list_findings(self._findings)), "yellow")
 
     def _print(self, text: str, style: str = "", *, tail: str = "") -> None:
         """Prints `text` in `style` and `tail` in none; both may be what a model wrote, so nothing is interpreted."""

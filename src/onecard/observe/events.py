@@ -14,7 +14,7 @@ from onecard.errors import CheckpointError
 SaveReason = Literal["interval", "best", "final", "interrupted"]
 FinishReason = Literal["completed", "early stopping", "interrupted", "diverged", "time limit"]
 
-# Two runs of one plan write equal records in all other fields.
+# Two runs of one plan write equal records but for these fields and what `depends_on_clock` names.
 CLOCK_FIELDS = frozenset({"elapsed_s", "step_s", "tokens_per_s", "wait_s", "share_of_peak", "memory_bytes", "seconds"})
 
 
@@ -131,7 +131,11 @@ class SavedEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FindingEvent:
-    """A `spec.Finding` and the step at which it was made."""
+    """A `spec.Finding` and the step at which it was made.
+
+    `id` names it in the catalogue of findings; `is_timed` says that it rests on clocks and sensors, so that another
+    run of the same plan may not have it.
+    """
 
     event: ClassVar[str] = "finding"
     step: int
@@ -141,6 +145,38 @@ class FindingEvent:
     likely_cause: str
     remedy: str
     stops_run: bool = False
+    id: str = ""
+    is_timed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceEvent:
+    """What sensors said at a moment; None where one is missing or does not answer.
+
+    Shares lie between 0 and 1. `gpu_share` is the part of the last moments in which the card computed at all;
+    `card_bytes` what everybody holds on the card, `others_bytes` what `num_others` other processes hold of it that
+    compute there. `own_bytes` is this process's private memory, `free_ram_bytes` what the machine has left; `cpu_share`
+    of all cores, `own_cpu_share` the part of this process.
+    """
+
+    event: ClassVar[str] = "device"
+    step: int
+    elapsed_s: float
+    gpu_share: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    usual_power_limit_w: float | None = None
+    throttled_by: tuple[str, ...] = ()
+    card_bytes: int | None = None
+    card_total_bytes: int | None = None
+    num_others: int | None = None
+    others_bytes: int | None = None
+    own_bytes: int | None = None
+    free_ram_bytes: int | None = None
+    cpu_share: float | None = None
+    own_cpu_share: float | None = None
+    on_battery: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +197,15 @@ class FinishedEvent:
 
 
 Event = (
-    StepEvent | EvaluatedEvent | SampledEvent | SavedEvent | ScoredEvent | ChosenEvent | FindingEvent | FinishedEvent
+    StepEvent
+    | EvaluatedEvent
+    | SampledEvent
+    | SavedEvent
+    | ScoredEvent
+    | ChosenEvent
+    | FindingEvent
+    | DeviceEvent
+    | FinishedEvent
 )
 
 _EVENT_TYPES: dict[str, type[Event]] = {kind.event: kind for kind in get_args(Event)}
@@ -175,6 +219,11 @@ def named_scores(event: ScoredEvent) -> dict[str, float]:
     """Gives scores by the names of their curves; those over all items of a task have curves of their own."""
     group = f"{event.task} (whole)" if event.is_whole else event.task
     return {f"{group}/{name}": value for name, value in event.scores.items()}
+
+
+def depends_on_clock(event: Event) -> bool:
+    """Whether the event as a whole is a matter of time and sensors, and so no part of what a run repeats."""
+    return isinstance(event, DeviceEvent) or (isinstance(event, FindingEvent) and event.is_timed)
 
 
 def to_json_line(event: Event) -> str:
@@ -204,6 +253,8 @@ def parse_event(line: str) -> Event:
                 record[name] = math.nan
         if kind is SampledEvent:
             record["samples"] = tuple(Sample(**sample) for sample in record["samples"])
+        if kind is DeviceEvent:
+            record["throttled_by"] = tuple(record["throttled_by"])
         if kind is ChosenEvent:
             record |= {name: tuple(record[name]) for name in ("finalists", "undecided")}
         return kind(**record)

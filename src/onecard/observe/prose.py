@@ -1,5 +1,7 @@
 """Events as lines for people: ASCII only, so that any console can print them."""
 
+from collections.abc import Sequence
+
 from onecard.observe.events import ChosenEvent, EvaluatedEvent, FindingEvent, FinishedEvent, SavedEvent, ScoredEvent
 from onecard.observe.pace import Pace
 from onecard.units import format_bytes, format_count, format_seconds
@@ -57,6 +59,14 @@ def describe_finding(event: FindingEvent) -> list[str]:
         f"  likely cause: {event.likely_cause}",
         f"  remedy: {event.remedy}",
     ]
+
+
+def list_findings(findings: Sequence[FindingEvent]) -> list[str]:
+    """Names what was found in a run, a line each, and where more is said about it."""
+    lines = [f"  step {event.step}  {event.symptom}" for event in findings]
+    ids = [event.id for event in findings if event.id]
+    more = [f"  more: docs/troubleshooting.md, {', '.join(ids)}"] if ids else []
+    return ["found:", *lines, *more]
 
 
 def describe_finished(event: FinishedEvent) -> list[str]:

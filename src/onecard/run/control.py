@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from onecard.observe.events import FinishReason
+
 
 @dataclass
 class Control:
-    """Set by whoever watches a run, read by the loop between two steps."""
+    """Set by whoever watches a run, read by the loop between two steps; `reason` is why it is to stop."""
 
     stop: bool = False
+    reason: FinishReason = "interrupted"
 
 
 @contextmanager

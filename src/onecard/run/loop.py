@@ -182,7 +182,7 @@ class Loop:
             return "completed"
         if self._plan.max_hours is not None and self._elapsed() > 3600 * self._plan.max_hours * _OVERTIME:
             return "time limit"
-        return "interrupted" if self._control.stop else None
+        return self._control.reason if self._control.stop else None
 
     def _finished(self, reason: FinishReason) -> FinishedEvent:
         progress, seconds = self._state.progress, self._elapsed() - self._begun_s

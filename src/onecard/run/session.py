@@ -22,6 +22,7 @@ from onecard.run.folder import RunFolder
 from onecard.run.judge import Judge
 from onecard.run.loop import Loop
 from onecard.run.milestones import Milestones
+from onecard.run.observation import Observer
 from onecard.run.probe import probe_worst_case
 from onecard.run.tasks import RunTasks
 from onecard.run.versions import record_versions
@@ -74,10 +75,11 @@ def run_session(
         clock = Clock(state.progress.elapsed_s)
         judge = Judge(state, corpus.tokenizer, folder, tasks, clock, control) if tasks is not None else None
         milestones = Milestones(state, corpus, folder, clock, record, judge)
+        observer = Observer(plan, folder.recipe(), folder.events, control)
         steps: list[StepEvent] = []
         with _explained_memory(state):
             before = milestones.catch_up(_saved_event(state, restored))
-            for event in chain(before, Loop(state, milestones, control, clock).run(stream)):
+            for event in observer.watch(chain(before, Loop(state, milestones, control, clock).run(stream))):
                 if isinstance(event, StepEvent):
                     steps.append(event)
                 for hear in (record.receive, *(sink.receive for sink in sinks), on_event):

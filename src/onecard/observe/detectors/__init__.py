@@ -1,0 +1,10 @@
+"""Detectors: pure functions from a run's recent events to a `Finding`, or None.
+
+events ──► History ──► detectors ──► Watch: found several times in a row, said once ──► FindingEvent
+"""
+
+from onecard.observe.detectors.catalogue import entries, make_finding, sections
+from onecard.observe.detectors.history import History, Surroundings
+from onecard.observe.detectors.watch import DETECTORS, Watch
+
+__all__ = ["DETECTORS", "History", "Surroundings", "Watch", "entries", "make_finding", "sections"]

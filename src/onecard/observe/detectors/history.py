@@ -1,0 +1,150 @@
+"""What detectors look at: a run's recent events, and what does not change about it."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from onecard.observe.events import (
+    DeviceEvent,
+    EvaluatedEvent,
+    Event,
+    FinishedEvent,
+    SampledEvent,
+    SavedEvent,
+    StepEvent,
+)
+from onecard.spec import Plan
+
+NUM_EARLY = 64
+NUM_RECENT = 512
+BLOCK = 32
+# What costs less than this is not worth a word, and the first seconds of a run say little about its speed.
+LEAST_ELAPSED_S = 30.0
+# Training losses of single steps are noisy: this many are averaged beside a held-out loss.
+_NUM_BESIDE = 50
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The machine of a run: `gpus` by name, `torch_cuda` the CUDA that PyTorch is built for (None: none).
+
+    `is_device_asked` says that the recipe names the device, so that nobody need be told of another.
+    """
+
+    gpus: tuple[str, ...] = ()
+    torch_cuda: str | None = None
+    is_device_asked: bool = False
+    platform: str = "linux"
+    num_cores: int = 1
+
+
+class Block(NamedTuple):
+    """`BLOCK` steps in a row, without those that were refused: mean loss, and what the card's allocator had taken."""
+
+    last_step: int
+    loss: float
+    memory_bytes: int | None
+
+
+class Evaluation(NamedTuple):
+    """A held-out loss and the mean training loss of the steps before it."""
+
+    event: EvaluatedEvent
+    train_loss: float
+    tokens_seen: int
+
+
+@dataclass
+class History:
+    """A run until now. `steps` are the last 512 or more, `early` its first 64, `blocks` means over all of it."""
+
+    plan: Plan
+    surroundings: Surroundings = field(default_factory=Surroundings)
+    early: list[StepEvent] = field(default_factory=list)
+    steps: list[StepEvent] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    saves: list[SavedEvent] = field(default_factory=list)
+    devices: list[DeviceEvent] = field(default_factory=list)
+    evaluating_s: float = 0.0
+    saving_s: float = 0.0
+    is_finished: bool = False
+
+    @classmethod
+    def of(cls, plan: Plan, events: Iterable[Event], surroundings: Surroundings | None = None) -> "History":
+        history = cls(plan, surroundings or Surroundings())
+        for event in events:
+            history.add(event)
+        return history
+
+    def add(self, event: Event) -> None:
+        match event:
+            case StepEvent():
+                self._add_step(event)
+            case EvaluatedEvent():
+                self.evaluating_s += event.seconds
+                losses = [step.loss for step in self.steps[-_NUM_BESIDE:] if step.is_finite]
+                if losses:
+                    seen = self.steps[-1].tokens_seen
+                    self.evaluations.append(Evaluation(event, statistics.fmean(losses), seen))
+            case SampledEvent():
+                self.evaluating_s += event.seconds
+            case SavedEvent():
+                self.saving_s += event.seconds
+                self.saves.append(event)
+            case DeviceEvent():
+                self.devices.append(event)
+            case FinishedEvent():
+                self.is_finished = True
+
+    @property
+    def elapsed_s(self) -> float:
+        return self.steps[-1].elapsed_s if self.steps else 0.0
+
+    @property
+    def is_on_gpu(self) -> bool:
+        return self.plan.device.startswith("cuda")
+
+    @property
+    def num_steps(self) -> int:
+        """Updates so far."""
+        return self.steps[-1].step if self.steps else 0
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training text so far."""
+        tokens = self.steps[-1].tokens_seen if self.steps else 0
+        return tokens / max(1, self.plan.corpus.num_train_tokens)
+
+    def recent(self, number: int) -> list[StepEvent]:
+        """The last steps that were applied, among the last `number`."""
+        return [step for step in self.steps[-number:] if step.is_finite]
+
+    def settled(self, number: int) -> list[StepEvent]:
+        """The last `number` steps, once there are so many after warmup; else none."""
+        recent = self.recent(number)
+        is_settled = len(recent) == number and recent[0].step > self.plan.schedule.num_warmup_steps
+        return recent if is_settled else []
+
+    def is_long_enough(self) -> bool:
+        """Whether the run has gone on for so long that its times mean something."""
+        return self.elapsed_s >= LEAST_ELAPSED_S and len(self.steps) >= 20
+
+    def _add_step(self, step: StepEvent) -> None:
+        if len(self.early) < NUM_EARLY:
+            self.early.append(step)
+        self.steps.append(step)
+        if len(self.steps) >= 2 * NUM_RECENT:
+            del self.steps[:NUM_RECENT]
+        if step.step % BLOCK == 0 and (applied := self.recent(BLOCK)):
+            loss = statistics.fmean(past.loss for past in applied)
+            self.blocks.append(Block(step.step, loss, step.memory_bytes))
+
+
+def median(values: Iterable[float]) -> float:
+    return statistics.median(values)
+
+
+def mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values)

@@ -1,0 +1,99 @@
+"""Where the time goes: no GPU, waiting for data, saving, evaluating."""
+
+import math
+
+from onecard.observe.detectors.catalogue import make_finding
+from onecard.observe.detectors.history import History, mean, median
+from onecard.spec import Finding
+from onecard.units import format_seconds
+
+_WINDOW = 50
+_WAITING_SHARE = 0.25
+# A GPU computes while Python waits for the next batch: only a step that is nearly all waiting tells by itself.
+_SURE_WAITING_SHARE = 0.8
+_BUSY_SHARE = 0.85
+_SAVING_SHARE, _AIMED_SAVING_SHARE = 0.05, 0.01
+_EVALUATING_SHARE, _AIMED_EVALUATING_SHARE = 0.3, 0.1
+_LEAST_TIMES = 3
+
+
+def find_unused_gpu(history: History) -> Finding | None:
+    here = history.surroundings
+    if history.is_on_gpu or not here.gpus or here.is_device_asked or not history.steps:
+        return None
+    build = f"is built for CUDA {here.torch_cuda}" if here.torch_cuda else "is built without CUDA"
+    return make_finding(
+        "gpu-unused",
+        f"the run is on the CPU; this machine has {' and '.join(here.gpus)}; the installed PyTorch {build}",
+        "device: cuda, with a PyTorch that sees the card",
+        effect="`onecard plan --card` foretells the time on it",
+    )
+
+
+def find_starvation(history: History) -> Finding | None:
+    steps = history.steps[-_WINDOW:]
+    if not history.is_long_enough():
+        return None
+    step_s = sum(step.step_s for step in steps)
+    share = min(1.0, sum(step.wait_s for step in steps) / max(step_s, 1e-9))
+    if share < _WAITING_SHARE or (history.is_on_gpu and share < _SURE_WAITING_SHARE and not _is_idle(history)):
+        return None
+    each_s, number = step_s / len(steps), history.plan.dataloader_num_workers
+    wanted = min(max(2, 2 * number), max(2, history.surroundings.num_cores))
+    if wanted > number:
+        setting = f"dataloader_num_workers: {wanted} instead of {number}"
+    else:
+        ahead = history.plan.dataloader_prefetch_factor
+        setting = f"dataloader_prefetch_factor: {4 * ahead} instead of {ahead}, and a faster disk"
+    return make_finding(
+        "starved-by-data",
+        f"{share:.0%} of the last {len(steps)} steps was waiting: {each_s * share:.3g} of {each_s:.3g} s a step",
+        setting,
+        effect=f"without waiting a step takes {each_s * (1 - share):.3g} s",
+    )
+
+
+def _is_idle(history: History) -> bool:
+    shares = [reading.gpu_share for reading in history.devices[-6:] if reading.gpu_share is not None]
+    return len(shares) >= 2 and mean(shares) < _BUSY_SHARE
+
+
+def find_frequent_saving(history: History) -> Finding | None:
+    if not history.is_long_enough() or len(history.saves) < _LEAST_TIMES:
+        return None
+    share = history.saving_s / history.elapsed_s
+    if share < _SAVING_SHARE:
+        return None
+    rest_s = max(1e-9, history.elapsed_s - history.saving_s) / history.num_steps
+    wanted = math.ceil(history.saving_s / len(history.saves) / (_AIMED_SAVING_SHARE * rest_s))
+    is_best = sum(save.reason == "best" for save in history.saves) > len(history.saves) / 2
+    key, now = ("eval_steps", history.plan.eval_steps) if is_best else ("save_steps", history.plan.save_steps)
+    return make_finding(
+        "saving-too-often",
+        f"{len(history.saves)} checkpoints in {format_seconds(history.elapsed_s)} took {share:.0%} of the time, "
+        f"{history.saving_s / len(history.saves):.2g} s each",
+        f"{key}: {max(wanted, now + 1)} instead of {now}",
+        effect=f"saving then takes about {_AIMED_SAVING_SHARE:.0%} of the time",
+    )
+
+
+def find_frequent_evaluation(history: History) -> Finding | None:
+    if not history.is_long_enough() or len(history.evaluations) < _LEAST_TIMES:
+        return None
+    share = min(1.0, history.evaluating_s / history.elapsed_s)
+    if share < _EVALUATING_SHARE:
+        return None
+    # What stays the same is the time of all else, so shares are compared as parts of it.
+    factor = (1 / _AIMED_EVALUATING_SHARE - 1) / (1 / min(share, 0.99) - 1)
+    now = history.plan.eval_steps
+    return make_finding(
+        "evaluating-too-often",
+        f"{len(history.evaluations)} evaluations in {format_seconds(history.elapsed_s)} took {share:.0%} of the time",
+        f"eval_steps: {math.ceil(now * factor)} instead of {now}",
+        effect=f"evaluation then takes about {_AIMED_EVALUATING_SHARE:.0%} of the time",
+    )
+
+
+def typical_step_s(history: History) -> float:
+    """Median seconds of the last steps: a step that met a compiler or an evaluation does not count."""
+    return median(step.step_s for step in history.steps[-_WINDOW:])

@@ -1,0 +1,61 @@
+"""The pages docs/troubleshooting*.md, written from the catalogue of findings.
+
+`python -m onecard.observe.troubleshooting` writes them, in the root of the repository.
+"""
+
+from pathlib import Path
+
+from onecard.observe.detectors.catalogue import Entry, Language, entries, sections
+
+PAGES: dict[Language, str] = {"en": "troubleshooting.md", "zh": "troubleshooting.zh-CN.md"}
+
+_INTRODUCTIONS: dict[Language, tuple[str, ...]] = {
+    "en": (
+        "# Troubleshooting",
+        "By symptom. A run watches itself: what it finds is printed once, when it is sure, with the figures that show "
+        'it and a setting to change; it stands in `events.jsonl` (`"event": "finding"`, by the names below) and at the '
+        "end of the run. Those marked with * are found by a run itself; the others are what errors say. "
+        "[中文](troubleshooting.zh-CN.md)",
+    ),
+    "zh": (
+        "# 疑难解答",
+        "按症状查找。训练会自我监测：确定之后只提示一次，给出依据的数字和该改的设置；同时写入 `events.jsonl`"
+        '（`"event": "finding"`，名称如下），并在训练结束时再列一遍。带 * 的由训练自己发现，其余是报错信息的含义。'
+        "[English](troubleshooting.md)",
+    ),
+}
+_LABELS: dict[Language, tuple[str, str]] = {"en": ("Likely cause", "Remedy"), "zh": ("可能原因", "解决办法")}
+
+
+def render(language: Language) -> str:
+    """Writes one page as Markdown."""
+    parts = list(_INTRODUCTIONS[language])
+    for section, titles in sections().items():
+        parts.append(f"## {titles[language]}")
+        parts += [_paragraph(entry, language) for entry in entries().values() if entry.section == section]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_pages(folder: Path) -> None:
+    """Writes the pages of all languages into a folder."""
+    for language, name in PAGES.items():
+        (folder / name).write_text(render(language), encoding="utf-8", newline="\n")
+
+
+def _paragraph(entry: Entry, language: Language) -> str:
+    text, (cause, remedy) = entry.texts[language], _LABELS[language]
+    mark, colon, stop = (" *" if entry.has_detector else ""), *((": ", ".") if language == "en" else ("：", "。"))
+    return "\n".join(
+        (
+            f"### {entry.id}{mark}",
+            "",
+            f"**{text.symptom[0].upper()}{text.symptom[1:]}{stop}**",
+            "",
+            f"- {cause}{colon}{text.cause}{stop}",
+            f"- {remedy}{colon}{text.remedy}{stop}",
+        )
+    )
+
+
+if __name__ == "__main__":
+    write_pages(Path("docs"))

@@ -1,0 +1,95 @@
+"""What a run is watched by: sensors read now and then, and detectors told of every event."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from onecard.errors import CheckpointError
+from onecard.hardware import probe_machine
+from onecard.hardware.sensors import CardReading, CardSensor, HostSensor
+from onecard.observe.detectors import Surroundings, Watch
+from onecard.observe.events import DeviceEvent, Event, FinishedEvent, StepEvent, parse_event
+from onecard.run.control import Control
+from onecard.spec import Plan, Recipe
+
+# A reading takes about a millisecond on a GPU and a tenth of one on a CPU.
+_READING_INTERVAL_S = 10.0
+
+
+class Observer:
+    """Adds to the events of a run what sensors and detectors say; a finding that stops the run asks `control` to.
+
+    `record` is what the run has written before it was resumed: it says which findings are known.
+    """
+
+    def __init__(self, plan: Plan, recipe: Recipe, record: Path, control: Control) -> None:
+        self._watch = Watch(plan, _look_around(plan, recipe))
+        self._watch.recall(_read_events(record))
+        self._control = control
+        self._device = plan.device
+        self._read_at = time.monotonic()
+
+    def watch(self, events: Iterator[Event]) -> Iterator[Event]:
+        """Yields the events, each with what follows from it; what a run's end shows comes before its last event."""
+        with ExitStack() as stack:
+            host, card = HostSensor(), _open_card(self._device)
+            if card is not None:
+                stack.callback(card.close)
+            for event in events:
+                if isinstance(event, FinishedEvent):
+                    yield from self._hear(event)
+                    yield event
+                    continue
+                yield event
+                if isinstance(event, StepEvent) and time.monotonic() - self._read_at >= _READING_INTERVAL_S:
+                    self._read_at = time.monotonic()
+                    reading = DeviceEvent(
+                        step=event.step,
+                        elapsed_s=event.elapsed_s,
+                        **asdict(card.read() if card is not None else CardReading()),
+                        **asdict(host.read()),
+                    )
+                    yield reading
+                    self._watch.hear(reading)
+                yield from self._hear(event)
+
+    def _hear(self, event: Event) -> Iterator[Event]:
+        for finding in self._watch.hear(event):
+            yield finding
+            if finding.stops_run:
+                self._control.stop, self._control.reason = True, "diverged"
+
+
+def _look_around(plan: Plan, recipe: Recipe) -> Surroundings:
+    machine = probe_machine()
+    return Surroundings(
+        gpus=tuple(gpu.name for gpu in machine.gpus),
+        torch_cuda=torch.version.cuda,
+        is_device_asked=recipe.device != "auto",
+        platform=machine.platform,
+        num_cores=machine.num_cores,
+    )
+
+
+def _open_card(device: str) -> CardSensor | None:
+    if not device.startswith("cuda"):
+        return None
+    import pynvml
+
+    return CardSensor(pynvml, str(torch.cuda.get_device_properties(device).uuid))
+
+
+def _read_events(record: Path) -> Iterator[Event]:
+    """Reads what a run has recorded so far; a line of another version says nothing to detectors."""
+    if not record.exists():
+        return
+    with record.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                yield parse_event(line)
+            except CheckpointError:
+                continue
