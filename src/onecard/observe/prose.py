@@ -1,6 +1,14 @@
 """Events as lines for people: ASCII only, so that any console can print them."""
 
-from onecard.observe.events import ChosenEvent, EvaluatedEvent, FindingEvent, FinishedEvent, SavedEvent, ScoredEvent
+from onecard.observe.events import (
+    ChosenEvent,
+    EvaluatedEvent,
+    FindingEvent,
+    FinishedEvent,
+    RecoveredEvent,
+    SavedEvent,
+    ScoredEvent,
+)
 from onecard.observe.pace import Pace
 from onecard.units import format_bytes, format_count, format_seconds
 
@@ -57,6 +65,18 @@ def describe_finding(event: FindingEvent) -> list[str]:
         f"  likely cause: {event.likely_cause}",
         f"  remedy: {event.remedy}",
     ]
+
+
+def describe_recovered(event: RecoveredEvent) -> list[str]:
+    """Writes what went wrong and how the run goes on; below it what was met, and who held the memory."""
+    head = f"{event.problem} ({event.during})"
+    if event.returned_from is not None:
+        head += f" at step {event.returned_from}"
+    lines = [f"{head}: {event.remedy}", f"  evidence: {event.evidence}"]
+    if event.held_bytes:
+        held = ", ".join(f"{name} {format_bytes(count)}" for name, count in event.held_bytes.items())
+        lines.append(f"  memory: {held}")
+    return lines
 
 
 def describe_finished(event: FinishedEvent) -> list[str]:
