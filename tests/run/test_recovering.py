@@ -60,7 +60,8 @@ def test_a_step_without_room_is_made_in_smaller_parts(
     told = [json.loads(line) for line in (outcome.root / "events.jsonl").read_text("utf-8").splitlines()]
     held = next(event["held_bytes"] for event in told if event["event"] == "recovered")
     assert held["weights"] > 0
-    assert held["moments"] == 2 * held["weights"] or optimizer == "muon"
+    # Each tensor has a counter of steps besides.
+    assert held["moments"] == pytest.approx((2 if optimizer == "adamw" else 1.2) * held["weights"], rel=0.2)
     assert (plan_of(outcome).micro_batch_size, plan_of(outcome).total_batch_size) == (2, 8)
 
 
@@ -275,7 +276,7 @@ def test_going_back_begins_anew_before_the_first_good_checkpoint(
     runner: "Runner", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that refuses everything until it is sent back equals one that began with the samples after those."""
-    bad = range(0, 8 * 5)
+    bad = range(8 * 5)
     spoil(monkeypatch, lambda state, rate: state.progress.position in bad)
     outcome = runner.start("run", **LONG)
     (recovered,) = outcome.events("recovered")

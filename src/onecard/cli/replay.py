@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def replay(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or latest.")],
     step: Annotated[int, typer.Option(help="The step whose samples are shown.")],
-    loss: Annotated[bool, typer.Option("--loss", help="Measure each sample with the checkpoint before the step.")] = False,
+    loss: Annotated[
+        bool, typer.Option("--loss", help="Measure each sample with the checkpoint before the step.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Shows the texts that a step was made of, and with --loss what each of them costs."""

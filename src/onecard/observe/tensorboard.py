@@ -31,8 +31,9 @@ class TensorBoardSink:
     """Writes scalars per step and evaluation, and samples as text.
 
     A resumed run writes a file of its own that starts with a mark at the step after `resumed_at`: TensorBoard then
-    drops what came before from that step on, so that no point is drawn twice; so does a run that goes back. A full disk is an OSError of the
-    call that met it: TensorBoard's EventFileWriter meets it in a thread, which prints a traceback.
+    drops what came before from that step on, so that no point is drawn twice; so does a run that goes back. A full
+    disk is an OSError of the call that met it: TensorBoard's EventFileWriter meets it in a thread, which prints a
+    traceback.
     """
 
     def __init__(self, folder: Path, *, resumed_at: int | None = None) -> None:

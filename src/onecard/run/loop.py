@@ -102,6 +102,8 @@ class Loop:
             if self._state.is_updating:
                 yield from self._go_back(self._torn(made))
                 return False
+            if not (yield from self._drain()):
+                return False
             yield self._recovery.split_step(made)
             feed.reopen()
         while self._untold:
@@ -163,9 +165,11 @@ class Loop:
                 f"memory ran out again and again while the update of step {self._state.progress.step + 1} was applied "
                 f"({shortage.evidence}): close what else uses the memory and resume, or use a smaller optim"
             )
-        self._recovery.shrink_step()  # what the step lets go of is there for the update
-        step = self._state.progress.step
-        return Trouble("out of memory", "update", shortage.evidence, is_poisoned=False, step=step)
+        held_bytes = self._recovery.held(shortage)
+        # What a smaller step lets go of is there for the update.
+        instead = self._recovery.shrink_step()
+        settings, step = instead.settings if instead is not None else {}, self._state.progress.step
+        return Trouble("out of memory", "update", shortage.evidence, False, step, settings, held_bytes)
 
     def _go_back(self, trouble: Trouble) -> Iterator[Event]:
         self._pending = None

@@ -77,9 +77,7 @@ class Milestones:
         """Does what is due; a new best is saved even between two intervals, so that it can be kept."""
         is_best = False
         if due.evaluates:
-            evaluated = yield from self._recovery.insist(
-                "evaluation", self._evaluate, self._recovery.shrink_evaluation
-            )
+            evaluated = yield from self._recovery.insist("evaluation", self._evaluate, self._recovery.shrink_evaluation)
             if evaluated is not None:
                 is_best = evaluated.is_best
                 yield evaluated

@@ -61,6 +61,7 @@ class Recovery:
         Raises:
             DoesNotFitError: there is nothing left to be made smaller.
         """
+        held_bytes = self.held(shortage)
         self._state.optimizer.zero_grad()  # those of the micro-batches that were done
         if (instead := self.shrink_step()) is None:
             raise DoesNotFitError(
@@ -68,7 +69,7 @@ class Recovery:
                 f"at a time with all activations recomputed ({shortage.evidence}): close what else uses the memory "
                 "and resume, or start again with a shorter max_seq_length, a smaller optim, or method lora"
             )
-        return self.tell("step", shortage, instead)
+        return self._tell("step", shortage, instead, held_bytes)
 
     def shrink_step(self) -> Instead | None:
         """Adopts the next smaller step of the plan; None where there is none."""
@@ -90,14 +91,18 @@ class Recovery:
     ) -> Generator[RecoveredEvent | FindingEvent, None, Result | None]:
         """Does something, with less at once whenever memory runs out; gives None where it cannot become less."""
         while isinstance(result := attempt(do, self._state.device), Shortage):
+            held_bytes = self.held(result)
             if (instead := reduce()) is None:
                 yield self._left_out(during, result)
                 return None
-            yield self.tell(during, result, instead)
+            yield self._tell(during, result, instead, held_bytes)
         return result
 
-    def tell(self, during: str, shortage: Shortage, instead: Instead) -> RecoveredEvent:
-        """Makes the event of something that is done again."""
+    def held(self, shortage: Shortage) -> dict[str, int]:
+        """Says who held the memory: what the allocator knew, and what of it the state has now."""
+        return shortage.held_bytes | held_by(self._state)
+
+    def _tell(self, during: str, shortage: Shortage, instead: Instead, held_bytes: dict[str, int]) -> RecoveredEvent:
         return RecoveredEvent(
             step=self._state.progress.step,
             elapsed_s=self._elapsed(),
@@ -106,7 +111,7 @@ class Recovery:
             evidence=shortage.evidence,
             remedy=instead.remedy,
             settings=instead.settings,
-            held_bytes=shortage.held_bytes | held_by(self._state),
+            held_bytes=held_bytes,
         )
 
     def _left_out(self, during: str, shortage: Shortage) -> FindingEvent:

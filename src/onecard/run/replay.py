@@ -6,7 +6,6 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from onecard.checkpoint import list_checkpoints, read_checkpoint, step_of_folder
 from onecard.data import NO_TARGET, Batch, ChatCorpus, TrainingData
@@ -125,9 +124,7 @@ def _spans(corpus: TrainingData, batch: Batch) -> Iterator[tuple[str, bool]]:
         yield corpus.tokenizer.decode([token for token, _ in group]), counts
 
 
-def _losses(
-    folder: RunFolder, plan: Plan, batches: Sequence[Batch], step: int
-) -> tuple[list[float | None], str]:
+def _losses(folder: RunFolder, plan: Plan, batches: Sequence[Batch], step: int) -> tuple[list[float | None], str]:
     state, weights = _weights_before(folder, plan, step)
     state.model.eval()
     decoder = Decoder(state.model, compiled=False)

@@ -11,8 +11,9 @@ for a second model. If going back did not help, the next time leads to the check
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,6 +45,8 @@ class Trouble:
     evidence: str
     is_poisoned: bool
     step: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    held_bytes: dict[str, int] = field(default_factory=dict)
 
 
 class Retreat:
@@ -63,7 +66,9 @@ class Retreat:
     def is_exhausted(self) -> bool:
         """Whether going back has been tried often enough."""
         progress = self._state.progress
-        return progress.num_retreats >= MAX_RETREATS and not self._has_helped(list_checkpoints(self._folder.checkpoints))
+        return progress.num_retreats >= MAX_RETREATS and not self._has_helped(
+            list_checkpoints(self._folder.checkpoints)
+        )
 
     def go_back(self, trouble: Trouble) -> Iterator[Event]:
         """Goes back and says so; the record is cut where the checkpoint's was, as by a resume."""
@@ -92,6 +97,8 @@ class Retreat:
             during=trouble.during,
             evidence=trouble.evidence,
             remedy=remedy,
+            settings=trouble.settings,
+            held_bytes=trouble.held_bytes,
             returned_from=trouble.step,
             position=progress.position,
         )
