@@ -27,6 +27,7 @@ from onecard.model.attention import attention_of
 from onecard.model.loss import find_head
 from onecard.model.row_cache import NAME, RowCache, UnsupportedAttentionError
 from onecard.model.sampling import IsOver, Sampling
+from onecard.model.shortage import is_out_of_memory
 from onecard.model.target import device_kind
 
 # Tokens of whole texts that run together: what fills a device without taking much of its memory.
@@ -205,7 +206,17 @@ def _gives_own_logits(model: PreTrainedModel) -> bool:
         with attention_of(model, NAME):
             found = _last_logits(model, texts)
     # Another kind of model does not know the keywords, or falls over what it does not find in the cache.
-    except (UnsupportedAttentionError, InputError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
+    except (
+        UnsupportedAttentionError,
+        InputError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        RuntimeError,
+    ) as e:
+        if is_out_of_memory(e):
+            raise
         return False
     finally:
         model.train(was_training)
