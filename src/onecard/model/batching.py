@@ -176,6 +176,11 @@ def _warpers(sampling: Sampling) -> LogitsProcessorList | None:
     return found
 
 
+# What a model of another kind than `Batcher` runs raises.
+_OTHER_KINDS = (
+    *(UnsupportedAttentionError, InputError),
+    *(TypeError, ValueError, AttributeError, IndexError, RuntimeError),
+)
 _KNOWN: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
@@ -206,16 +211,8 @@ def _gives_own_logits(model: PreTrainedModel) -> bool:
         with attention_of(model, NAME):
             found = _last_logits(model, texts)
     # Another kind of model does not know the keywords, or falls over what it does not find in the cache.
-    except (
-        UnsupportedAttentionError,
-        InputError,
-        TypeError,
-        ValueError,
-        IndexError,
-        AttributeError,
-        RuntimeError,
-    ) as e:
-        if is_out_of_memory(e):
+    except _OTHER_KINDS as error:
+        if is_out_of_memory(error):
             raise
         return False
     finally:
