@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ MESSAGES = (
     "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes",
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
 )
-PLACES = ("step", "update", "evaluation", "samples", "save", "not finite")
+PLACES = ("step", "update", "evaluation", "samples", "save", "not finite", "not finite in a row")
 NUM_STEPS = 12
 RECIPE: dict[str, Any] = {
     "tokenizer": "bytes",
@@ -94,7 +94,7 @@ def run(seed: int, count: int) -> list[dict[str, Any]]:
             found[place].append(try_one(root / f"run-{index}", text, place, draw, draw.choice(wholes)))
     return [
         {
-            "fault": place if place == "not finite" else f"out of memory: {place}",
+            "fault": place if place.startswith("not") else f"out of memory: {place}",
             "runs": len(verdicts),
             **{verdict: verdicts.count(verdict) for verdict in ("right", "lost", "wrong", "traceback", "not met")},
         }
@@ -107,7 +107,7 @@ def try_one(root: Path, text: Path, place: str, draw: random.Random, whole: "Who
     """Runs with one fault; says whether it ended as the whole run did."""
     met: list[bool] = []
     try:
-        with replaced(place, faulty(place, draw, whole.num_operators.get(place, 1), met)):
+        with replaced(place, faulty(place, draw, whole.num_operators.get(place, 2), met)):
             start(root, text, whole.optim)
     except OnecardError:
         return "lost"
@@ -144,6 +144,7 @@ SEAMS: dict[str, tuple[Any, str, int]] = {
     "step": (loop, "train_step", NUM_STEPS),
     "update": (loop, "train_step", NUM_STEPS),
     "not finite": (loop, "train_step", NUM_STEPS),
+    "not finite in a row": (loop, "train_step", NUM_STEPS),
     "evaluation": (milestones, "measure_heldout_loss", 3),
     "samples": (milestones, "complete", 2),
     "save": (milestones, "write_checkpoint", 3),
@@ -195,9 +196,11 @@ def faulty(place: str, draw: random.Random, num_operators: int, met: list[bool])
     def make(plain: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **keywords: Any) -> Any:
             calls[0] += 1
-            if calls[0] != which:
+            # In a row: five steps' worth of samples, at whatever step they come.
+            is_bad = place == "not finite in a row" and 0 <= args[0].progress.position // 8 - min(which - 1, 7) < 5
+            if calls[0] != which and not is_bad:
                 return plain(*args, **keywords)
-            if place == "not finite":
+            if place.startswith("not finite"):
                 met.append(True)
                 args[0].loss_scale.value.fill_(float("inf"))
                 try:
@@ -206,7 +209,7 @@ def faulty(place: str, draw: random.Random, num_operators: int, met: list[bool])
                     args[0].loss_scale.value.fill_(1.0)
             if place == "save":
                 met.append(True)
-                raise MemoryError
+                return plain(args[0], replace(args[1], write_files=out_of_memory_after(args[1].write_files, number)))
             with Fault(number, message, counts_of(place, args)) as fault:
                 try:
                     return plain(*args, **keywords)
@@ -218,6 +221,17 @@ def faulty(place: str, draw: random.Random, num_operators: int, met: list[bool])
     return make
 
 
+def out_of_memory_after(write_files: Callable[[Path], None], number: int) -> Callable[[Path], None]:
+    """Lets memory run out before or after the model's files are written."""
+
+    def write(folder: Path) -> None:
+        if number % 2:
+            write_files(folder)
+        raise MemoryError
+
+    return write
+
+
 def is_right(root: Path, whole: Path, place: str) -> bool:
     """Whether a run ended with the weights and losses of the one without the fault, within rounding.
 
@@ -227,6 +241,8 @@ def is_right(root: Path, whole: Path, place: str) -> bool:
     (steps, tensors), (other_steps, other_tensors) = runs
     if len(steps) != len(other_steps) or not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         return False
+    if place == "not finite in a row":
+        return all(step["is_finite"] for step in steps) and "recovered" in (root / "events.jsonl").read_text("utf-8")
     if place == "not finite":
         return sum(not step["is_finite"] for step in steps) == 1
     return all(
