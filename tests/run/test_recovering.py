@@ -11,7 +11,7 @@ from shortages import FailsAt, failing
 
 import onecard
 from onecard.data import load_tokenizer
-from onecard.errors import DivergedError, DoesNotFitError
+from onecard.errors import DivergedError, DoesNotFitError, InputError
 from onecard.run import loop, milestones
 from onecard.spec import Plan
 
@@ -305,3 +305,32 @@ def test_the_texts_of_a_step_are_shown(runner: "Runner", monkeypatch: pytest.Mon
     decode = load_tokenizer(outcome.last).decode
     assert [text[:-1] for text in texts] == [decode(row) for row in seen[-8:]]
     assert all(sample.loss is not None and 2 < sample.loss < 6 for sample in shown.samples)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "apart"])
+def test_chats_are_split_too(
+    packing: bool, method: str, tuner: Callable[..., "Runner"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"packing": packing, "optim": "adamw", "adam_epsilon": 1e-4, "per_device_train_batch_size": 4}
+    runner = tuner("llama", method=method, **settings)
+    whole = runner.start("whole")
+    monkeypatch.setattr(loop, "train_step", failing(loop.train_step, lambda call: call in (3, 4), 60))
+    outcome = runner.start("short")
+    assert losses(outcome) == pytest.approx(losses(whole), rel=1e-4)
+    assert plan_of(outcome).micro_batch_size == 1
+    shown = onecard.replay(outcome.root, 4, with_loss=True)
+    assert shown.weights == "the beginning"
+    assert len(shown.samples) == 8
+    for sample in shown.samples:
+        assert sample.place.startswith("conversation ")
+        asked, answered = ("".join(text for text, counts in sample.spans if counts is what) for what in (False, True))
+        assert "What is the" in asked
+        assert answered.strip()
+        assert sample.loss is not None
+
+
+def test_a_step_that_was_not_made_is_refused(runner: "Runner") -> None:
+    outcome = runner.start("run", max_steps=3)
+    with pytest.raises(InputError, match=r"--step 4: .* has made no such step, its steps are 1 to 3"):
+        onecard.replay(outcome.root, 4)
