@@ -24,7 +24,7 @@ RECORDED = StepEvent(
     tokens_per_s=90.0,
     wait_s=0.0,
 )
-TEXT = ReplayedSample("a.txt", "tokens 16 to 32", (("T", False), ("he lazy dog\x1b[31m", True)), 16, 2.5)
+TEXT = ReplayedSample("a.txt", "tokens 16 to 32", (("The lazy dog\x1b[31m", True),), 16, 2.5)
 CHAT = ReplayedSample("b.jsonl", "conversation 3 to train on", (("User: Hi\n", False), ("Hello", True)), 5, math.nan)
 STEP = ReplayedStep(7, 48, RECORDED, (TEXT, CHAT), "step-000004")
 

@@ -57,8 +57,8 @@ def _head(number: int, sample: "ReplayedSample") -> str:
 
 
 def _text(sample: "ReplayedSample") -> str:
-    """Marks what counts, unless all of it does but the token that nothing comes before."""
-    some_do_not = any(not counts for _, counts in sample.spans[1:])
+    """Marks what counts, unless all of it does."""
+    some_do_not = any(not counts for _, counts in sample.spans)
     pieces = [f"«{text}»" if counts and some_do_not else text for text, counts in sample.spans]
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in "".join(pieces))
 

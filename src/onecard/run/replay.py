@@ -119,7 +119,9 @@ def _spans(corpus: TrainingData, batch: Batch) -> Iterator[tuple[str, bool]]:
     # The target of a place is the token after it; the last token is only ever a target.
     following = zip([*ids[1:], targets[-1]], targets, strict=True)
     tokens = [(ids[0], False), *((token, target != NO_TARGET) for token, target in following)]
-    known = [(token, counts) for token, counts in tokens if token != NO_TARGET]
+    # Of text all counts but the first token, which nothing comes before.
+    is_chat = isinstance(corpus, ChatCorpus)
+    known = [(token, counts or not is_chat) for token, counts in tokens if token != NO_TARGET]
     for counts, group in groupby(known, key=lambda pair: pair[1]):
         yield corpus.tokenizer.decode([token for token, _ in group]), counts
 
