@@ -46,7 +46,7 @@ def test_a_backward_pass_that_broke_off_leaves_no_gradient(
     clean, torn = (assemble(tiny_plan(optimizer="adamw", precision=precision)) for _ in range(2))
     for parameter in torn.model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    torn.optimizer.zero_grad()
+    torn.optimizer.forget_gradients()
     for state in (clean, torn):
         step(state, random_micro_batch(4))
     assert all(torch.equal(tensor, tensors(clean)[name]) for name, tensor in tensors(torn).items())

@@ -147,7 +147,7 @@ class Loop:
 
     def _give_up_compiling(self, error: Exception) -> FindingEvent:
         self._state.decoder.to_eager()
-        self._state.optimizer.zero_grad()
+        self._state.optimizer.forget_gradients()
         self._state.plan = self._plan.model_copy(update={"torch_compile": False})
         return FindingEvent(
             step=self._state.progress.step,

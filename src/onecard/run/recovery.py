@@ -62,7 +62,7 @@ class Recovery:
             DoesNotFitError: there is nothing left to be made smaller.
         """
         held_bytes = self.held(shortage)
-        self._state.optimizer.zero_grad()  # those of the micro-batches that were done
+        self._state.optimizer.forget_gradients()  # those of the micro-batches that were done
         if (instead := self.shrink_step()) is None:
             raise DoesNotFitError(
                 f"memory ran out at step {self._state.progress.step + 1} with the smallest step there is, one sequence "

@@ -82,7 +82,7 @@ class Retreat:
         if trouble.problem == "not finite":
             remedy += f", {self._change_course(failed, trouble)}"
         self._state.is_updating = False
-        self._state.optimizer.zero_grad()
+        self._state.optimizer.forget_gradients()
         # The beginning is a checkpoint that was never written.
         beginning = folder_of_step(self._folder.checkpoints, 0)
         self._folder.set_aside_after(checkpoint.folder if checkpoint is not None else beginning)

@@ -126,10 +126,12 @@ class Optimizer:
         """Drops all gradients: the next backward pass then hands over its own tensors instead of adding to zeros."""
         for master in self.masters.values():
             master.grad = None
-        if self._is_mixed:
-            # A backward pass that broke off may have left one on its way to its master.
-            for parameter in self._parameters.values():
-                parameter.grad = None
+
+    def forget_gradients(self) -> None:
+        """Drops all gradients, those too that a backward pass which broke off has left on the way to their masters."""
+        self.zero_grad()
+        for parameter in self._parameters.values():
+            parameter.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All moments by name, sharing memory with the optimizer: loading copies into them."""
