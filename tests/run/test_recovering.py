@@ -62,7 +62,7 @@ def test_a_step_without_room_is_made_in_smaller_parts(
     held = next(event["held_bytes"] for event in told if event["event"] == "recovered")
     assert held["weights"] > 0
     assert held["moments"] >= held["weights"]
-    assert held["gradients"] >= 0
+    assert (held["gradients"] > 0) == (num_operators == 300)
     assert (plan_of(outcome).micro_batch_size, plan_of(outcome).total_batch_size) == (2, 8)
 
 
