@@ -27,7 +27,7 @@ def test_help_answers_at_once_and_loads_nothing_heavy() -> None:
     assert seconds < 1.0  # 0.15 s on an idle machine; the modules above are the real guard
 
 
-@pytest.mark.parametrize("verb", ["train", "plan", "prepare", "resume", "generate", "recipes", "cards"])
+@pytest.mark.parametrize("verb", ["train", "plan", "prepare", "resume", "replay", "generate", "recipes", "cards"])
 def test_every_verb_has_help(run, verb: str) -> None:
     done = run(verb, "--help")
     assert (done.code, done.stderr) == (0, "")

@@ -5,7 +5,16 @@ from typing import Any
 
 import pytest
 
-from onecard.observe import EvaluatedEvent, FindingEvent, FinishedEvent, Sample, SampledEvent, SavedEvent, StepEvent
+from onecard.observe import (
+    EvaluatedEvent,
+    FindingEvent,
+    FinishedEvent,
+    RecoveredEvent,
+    Sample,
+    SampledEvent,
+    SavedEvent,
+    StepEvent,
+)
 from onecard.observe.events import ChosenEvent, ScoredEvent
 
 
@@ -100,6 +109,20 @@ def finding() -> FindingEvent:
         evidence="wait_s is 0.1 of 0.5",
         likely_cause="one worker cannot keep up",
         remedy="dataloader_num_workers: 4",
+    )
+
+
+@pytest.fixture
+def recovered() -> RecoveredEvent:
+    return RecoveredEvent(
+        step=2,
+        elapsed_s=11.0,
+        problem="out of memory",
+        during="step",
+        evidence="CUDA out of memory. Tried to allocate 1.50 GiB",
+        remedy="repeated with micro_batch_size 4 -> 2",
+        settings={"micro_batch_size": 2},
+        held_bytes={"tensors": 3 << 30, "weights": 1 << 29},
     )
 
 

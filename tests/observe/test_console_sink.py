@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import math
 import re
 import time
 
@@ -80,6 +81,18 @@ def test_findings_of_the_catalogue_are_named_at_the_end(plan, finding, finished)
     named = dataclasses.replace(finding, id="starved-by-data")
     *_, last = plain_lines(plan, [named, dataclasses.replace(named, id="on-battery"), finished])
     assert last == "  more: docs/troubleshooting.md, starved-by-data, on-battery"
+
+
+def test_a_run_that_recovered_says_from_what(plan, recovered, step_event) -> None:
+    assert plain_lines(plan, [recovered]) == [
+        "step 2  out of memory (step): repeated with micro_batch_size 4 -> 2",
+        "  evidence: CUDA out of memory. Tried to allocate 1.50 GiB",
+        "  memory: tensors 3.0 GiB, weights 512.0 MiB",
+    ]
+    back = dataclasses.replace(recovered, step=1, returned_from=9, held_bytes={})
+    lines = plain_lines(plan, [step_event(9, loss=math.nan), back, step_event(10, loss=2.0)])
+    assert lines[1] == "step 1  out of memory (step) at step 9: repeated with micro_batch_size 4 -> 2"
+    assert "loss 2.0000" in lines[-1]
 
 
 def test_scores_have_their_lines(plan, scored, chosen) -> None:

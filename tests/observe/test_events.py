@@ -8,7 +8,9 @@ from onecard.errors import CheckpointError
 from onecard.observe import CLOCK_FIELDS, DeviceEvent, Event, depends_on_clock, parse_event, to_json_line
 
 
-@pytest.fixture(params=["step", "evaluated", "sampled", "saved", "scored", "chosen", "finding", "finished"])
+@pytest.fixture(
+    params=["step", "evaluated", "sampled", "saved", "scored", "chosen", "finding", "recovered", "finished"]
+)
 def event(request: pytest.FixtureRequest) -> Event:
     if request.param == "step":
         return request.getfixturevalue("step_event")(7, share_of_peak=0.4, memory_bytes=123)
@@ -45,8 +47,8 @@ def test_text_stays_readable_in_the_record(sampled) -> None:
     assert "你好" in to_json_line(sampled)
 
 
-def test_clock_fields_are_fields_of_events(step_event, finished) -> None:
-    names = {field.name for event in (step_event(1), finished) for field in dataclasses.fields(event)}
+def test_clock_fields_are_fields_of_events(step_event, recovered, finished) -> None:
+    names = {field.name for event in (step_event(1), recovered, finished) for field in dataclasses.fields(event)}
     assert names >= CLOCK_FIELDS
     assert {"loss", "step", "tokens_seen", "learning_rate"}.isdisjoint(CLOCK_FIELDS)
 

@@ -30,6 +30,22 @@ def test_each_event_is_in_the_file_at_once(record: Path, step_event) -> None:
     sink.close()
 
 
+def test_a_record_that_is_cut_goes_on_as_one_that_was_not(record: Path, tmp_path: Path, step_event) -> None:
+    whole, sink = JsonlSink(tmp_path / "whole.jsonl"), JsonlSink(record)
+    write_steps(whole, step_event, 1, 6)
+    write_steps(sink, step_event, 1, 3)
+    remembered = sink.num_bytes
+    write_steps(sink, step_event, 4, 5)
+    sink.cut(remembered)
+    assert sink.num_bytes == remembered == record.stat().st_size
+    write_steps(sink, step_event, 4, 6)
+    assert record.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    sink.cut(0)
+    assert record.read_bytes() == b""
+    whole.close()
+    sink.close()
+
+
 def test_a_resumed_record_equals_an_uninterrupted_one(record: Path, tmp_path: Path, step_event) -> None:
     whole = JsonlSink(tmp_path / "whole.jsonl")
     write_steps(whole, step_event, 1, 6)

@@ -2,6 +2,7 @@ import errno
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,18 @@ def test_a_resumed_run_draws_no_point_twice(tmp_path: Path, step_event, monkeypa
     for step in range(4, 7):
         second.receive(step_event(step, loss=2.0))
     second.close()
+    assert scalars(tmp_path)["train/loss"] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0)]
+
+
+def test_a_run_that_went_back_draws_no_point_twice(tmp_path: Path, step_event, recovered) -> None:
+    sink = TensorBoardSink(tmp_path)
+    for step in range(1, 6):
+        sink.receive(step_event(step, loss=1.0))
+    sink.receive(recovered)  # stays where it is
+    sink.receive(replace(recovered, step=3, returned_from=5, position=40))
+    for step in range(4, 7):
+        sink.receive(step_event(step, loss=2.0))
+    sink.close()
     assert scalars(tmp_path)["train/loss"] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0)]
 
 

@@ -53,16 +53,19 @@ def test_a_recipe_that_cannot_work_leaves_no_folder(runner: "Runner") -> None:
 
 
 def test_a_diverged_run_says_so_and_stops(runner: "Runner") -> None:
-    with pytest.raises(DivergedError, match="25 updates in a row were refused") as caught:
-        runner.start("run", learning_rate=1e38, optim="adamw", max_steps=60, save_steps=10, sample_steps=0)
+    with pytest.raises(DivergedError, match="5 updates in a row were refused") as caught:
+        runner.start(
+            "run", on_nonfinite="stop", learning_rate=1e38, optim="adamw", max_steps=60, save_steps=10, sample_steps=0
+        )
     assert caught.value.exit_code == 4
     outcome = runner.outcome("run")
+    assert "onecard replay RUN --step" in outcome.events("finding")[0]["remedy"]
     finding, finished = outcome.record[-2:]
     assert (finished["event"], finished["reason"]) == ("finished", "diverged")
     assert (finding["event"], finding["stops_run"]) == ("finding", True)
     steps = [event for event in outcome.record if event["event"] == "step"]
     refused = [event["is_finite"] for event in steps].count(False)
-    assert refused == 25
+    assert refused == 5
     assert steps[-1]["step"] == finding["step"] == len(steps) < 60
     with pytest.raises(DivergedError):
         runner.resume("run")

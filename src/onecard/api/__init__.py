@@ -3,6 +3,7 @@
 from onecard.api.comparing import compare
 from onecard.api.exporting import export
 from onecard.api.planning import alternatives, plan, prepare
+from onecard.api.replaying import replay
 from onecard.api.running import resume, train
 from onecard.api.talking import open_chat, serve
 from onecard.api.using import evaluate, generate, is_chat_model
@@ -19,6 +20,7 @@ __all__ = [
     "open_chat",
     "plan",
     "prepare",
+    "replay",
     "resume",
     "serve",
     "train",

@@ -13,6 +13,7 @@ from onecard.cli.generate import generate
 from onecard.cli.plan import plan
 from onecard.cli.prepare import prepare
 from onecard.cli.recipes import recipes
+from onecard.cli.replay import replay
 from onecard.cli.resume import resume
 from onecard.cli.serve import serve
 from onecard.cli.train import train
@@ -28,7 +29,7 @@ app = typer.Typer(
 # Recipe keys are flags that typer does not know: these verbs sort them out themselves.
 for _takes_recipe_keys in (train, plan, prepare):
     app.command(context_settings={"ignore_unknown_options": True})(_takes_recipe_keys)
-for _takes_run in (resume, evaluate, compare, generate, chat, serve, export, recipes, cards):
+for _takes_run in (resume, evaluate, compare, replay, generate, chat, serve, export, recipes, cards):
     app.command()(_takes_run)
 
 

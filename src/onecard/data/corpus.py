@@ -109,9 +109,12 @@ class Corpus:
 
     def open_stream(self, settings: StreamSettings, seed: int, max_seq_length: int, position: int = 0) -> BatchStream:
         """Opens the training blocks of so many tokens, in the order of `seed`, from a position on."""
+        return BatchStream(self.steps(settings, seed, max_seq_length), settings, position)
+
+    def steps(self, settings: StreamSettings, seed: int, max_seq_length: int) -> BlockSteps:
+        """Gives what a stream of these settings draws from."""
         sampler = BlockSampler([file.num_tokens for file in self.train], self.weights, max_seq_length, seed)
-        steps = BlockSteps(self.train, sampler, self.separator_id, settings.micro_batch_size)
-        return BatchStream(steps, settings, position)
+        return BlockSteps(self.train, sampler, self.separator_id, settings.micro_batch_size)
 
     def heldout_batches(self, max_seq_length: int, batch_size: int, limit_rows: int | None = None) -> Iterator[Batch]:
         """Streams the held-out blocks, all of them or so many spread evenly."""

@@ -46,11 +46,13 @@ def measure_blocks(model: PreTrainedModel, head: Head, batches: Iterable[Batch],
     model.eval()
     sums: list[Tensor] = []
     counts: list[Tensor] = []
-    for batch in batches:
-        sum_B, count_B = sum_rows(decoder, head, batch, backend)
-        sums.append(sum_B)
-        counts.append(count_B)
-    model.train(was_training)
+    try:
+        for batch in batches:
+            sum_B, count_B = sum_rows(decoder, head, batch, backend)
+            sums.append(sum_B)
+            counts.append(count_B)
+    finally:
+        model.train(was_training)
     return Items(_on_host(sums), _on_host(counts))
 
 

@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from onecard.data import ChatTemplate, Turn
 from onecard.errors import InputError
 from onecard.model.generate import AtOnce, Sampling, complete_ids, decode_after, encode_prompts
+from onecard.model.shortage import is_out_of_memory, release_memory
 
 # Rows at once where nobody says: more hardly speed up a CPU; a GPU halves what does not fit.
 BATCH_SIZES = {"cpu": 16, "cuda": 64}
@@ -41,7 +41,7 @@ def respond(
     """Responds to each prompt: as the turn of a user where the tokenizer has a chat template, else by going on with it.
 
     All responses may be equally long, also where the model has few positions: the limit is lowered to what the longest
-    prompt leaves. A batch that does not fit the memory of a GPU is halved.
+    prompt leaves. A batch that does not fit the memory is halved.
 
     Raises:
         InputError: a prompt leaves no position for a response.
@@ -59,11 +59,11 @@ def respond(
         at_once, texts = AtOnce(batch_size, end), [encoded[index] for index in waiting]
         try:
             complete_ids(model, texts, stop_ids, Sampling(limit, temperature=0), at_once=at_once)
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or batch_size == 1:
                 raise
             batch_size = min(batch_size, len(waiting)) // 2
-            torch.cuda.empty_cache()
+            release_memory(model.device)
     num_unfinished = sum(ids[-1] not in stop_ids for ids in done.values())
     # A tokenizer need not know that a stop token is no text.
     bodies = [done[index][: len(done[index]) - (done[index][-1] in stop_ids)] for index in range(len(encoded))]

@@ -28,6 +28,7 @@ from onecard.model.families import follows_interface
 from onecard.model.loss import find_head
 from onecard.model.row_cache import NAME, RowCache, UnsupportedAttentionError
 from onecard.model.sampling import IsOver, Sampling
+from onecard.model.shortage import is_out_of_memory
 from onecard.model.target import device_kind
 
 # Tokens of whole texts that run together: what fills a device without taking much of its memory.
@@ -176,6 +177,11 @@ def _warpers(sampling: Sampling) -> LogitsProcessorList | None:
     return found
 
 
+# What a model of another kind than `Batcher` runs raises.
+_OTHER_KINDS = (
+    *(UnsupportedAttentionError, InputError),
+    *(TypeError, ValueError, AttributeError, IndexError, RuntimeError),
+)
 _KNOWN: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
@@ -208,7 +214,9 @@ def _gives_own_logits(model: PreTrainedModel) -> bool:
         with attention_of(model, NAME):
             found = _last_logits(model, texts)
     # Another kind of model does not know the keywords, or falls over what it does not find in the cache.
-    except (UnsupportedAttentionError, InputError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
+    except _OTHER_KINDS as error:
+        if is_out_of_memory(error):
+            raise
         return False
     finally:
         model.train(was_training)

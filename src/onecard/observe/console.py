@@ -12,6 +12,7 @@ from onecard.observe.events import (
     Event,
     FindingEvent,
     FinishedEvent,
+    RecoveredEvent,
     SampledEvent,
     SavedEvent,
     ScoredEvent,
@@ -66,6 +67,8 @@ class ConsoleSink:
                 symptom, *details = prose.describe_finding(event)
                 self._print(f"step {event.step}  {symptom}", "bold red" if event.stops_run else "bold yellow")
                 self._print("\n".join(details))
+            case RecoveredEvent():
+                self._receive_recovered(event)
             case FinishedEvent():
                 self.close()
                 self._print("\n".join(prose.describe_finished(event)), "bold")
@@ -104,6 +107,13 @@ class ConsoleSink:
             progress, task = self._bar
             progress.update(task, completed=event.step, description=self._bar_text())
             progress.refresh()
+
+    def _receive_recovered(self, event: RecoveredEvent) -> None:
+        if event.returned_from is not None:
+            self._pace.go_back()
+        what, *details = prose.describe_recovered(event)
+        self._print(f"step {event.step}  {what}", "bold yellow")
+        self._print("\n".join(details))
 
     def _step_line(self, event: StepEvent) -> str:
         parts = (

@@ -12,10 +12,13 @@ from typing import Any, ClassVar, Literal, get_args
 from onecard.errors import CheckpointError
 
 SaveReason = Literal["interval", "best", "final", "interrupted"]
+RecoveredProblem = Literal["out of memory", "not finite"]
 FinishReason = Literal["completed", "early stopping", "interrupted", "diverged", "time limit"]
 
 # Two runs of one plan write equal records but for these fields and what `depends_on_clock` names.
-CLOCK_FIELDS = frozenset({"elapsed_s", "step_s", "tokens_per_s", "wait_s", "share_of_peak", "memory_bytes", "seconds"})
+CLOCK_FIELDS = frozenset(
+    {"elapsed_s", "step_s", "tokens_per_s", "wait_s", "share_of_peak", "memory_bytes", "held_bytes", "seconds"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +183,28 @@ class DeviceEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveredEvent:
+    """What went wrong without ending the run, and how it goes on.
+
+    `during` is what was going on, `remedy` what is done instead. Where memory ran out, `settings` are those of the plan
+    that are others from now on, and `held_bytes` says who held the memory. A run that went back stands at `step` again
+    after it had come to `returned_from`; `position` samples come before its next one.
+    """
+
+    event: ClassVar[str] = "recovered"
+    step: int
+    elapsed_s: float
+    problem: RecoveredProblem
+    during: str
+    evidence: str
+    remedy: str
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    held_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    returned_from: int | None = None
+    position: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedEvent:
     """The end of a run, or of the part of it until the next resume. `loss` is the last held-out one."""
 
@@ -205,6 +230,7 @@ Event = (
     | ChosenEvent
     | FindingEvent
     | DeviceEvent
+    | RecoveredEvent
     | FinishedEvent
 )
 

@@ -18,10 +18,8 @@ class JsonlSink:
         self._file = path.open("r+b")
         size = path.stat().st_size
         # A machine that lost power may have kept the checkpoint but not the record's last lines.
-        kept = size if truncate_at is None else min(truncate_at, size)
-        self._num_bytes = self._end_of_last_line(kept)
-        self._file.truncate(self._num_bytes)
-        self._file.seek(self._num_bytes)
+        self._num_bytes = size
+        self.cut(size if truncate_at is None else truncate_at)
 
     @property
     def num_bytes(self) -> int:
@@ -34,6 +32,12 @@ class JsonlSink:
         self._file.write(line)
         self._file.flush()
         self._num_bytes += len(line)
+
+    def cut(self, num_bytes: int) -> None:
+        """Drops what came after so many bytes: the run stands where it stood then."""
+        self._num_bytes = self._end_of_last_line(min(num_bytes, self._num_bytes))
+        self._file.truncate(self._num_bytes)
+        self._file.seek(self._num_bytes)
 
     def close(self) -> None:
         self._file.close()

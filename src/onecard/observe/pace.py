@@ -19,6 +19,11 @@ class Pace:
         # The first step of a process compiles, warms up and allocates: time is counted from its end.
         self._first = self._first or event
 
+    def go_back(self) -> None:
+        """Forgets the steps so far: those that follow have smaller numbers."""
+        self._recent.clear()
+        self._first = None
+
     @property
     def loss(self) -> float:
         """Mean loss; NaN as soon as one of the averaged losses is."""

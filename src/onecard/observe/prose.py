@@ -2,7 +2,15 @@
 
 from collections.abc import Sequence
 
-from onecard.observe.events import ChosenEvent, EvaluatedEvent, FindingEvent, FinishedEvent, SavedEvent, ScoredEvent
+from onecard.observe.events import (
+    ChosenEvent,
+    EvaluatedEvent,
+    FindingEvent,
+    FinishedEvent,
+    RecoveredEvent,
+    SavedEvent,
+    ScoredEvent,
+)
 from onecard.observe.pace import Pace
 from onecard.units import format_bytes, format_count, format_seconds
 
@@ -67,6 +75,18 @@ def list_findings(findings: Sequence[FindingEvent]) -> list[str]:
     ids = [event.id for event in findings if event.id]
     more = [f"  more: docs/troubleshooting.md, {', '.join(ids)}"] if ids else []
     return ["found:", *lines, *more]
+
+
+def describe_recovered(event: RecoveredEvent) -> list[str]:
+    """Writes what went wrong and how the run goes on; below it what was met, and who held the memory."""
+    head = f"{event.problem} ({event.during})"
+    if event.returned_from is not None:
+        head += f" at step {event.returned_from}"
+    lines = [f"{head}: {event.remedy}", f"  evidence: {event.evidence}"]
+    if event.held_bytes:
+        held = ", ".join(f"{name} {format_bytes(count)}" for name, count in event.held_bytes.items())
+        lines.append(f"  memory: {held}")
+    return lines
 
 
 def describe_finished(event: FinishedEvent) -> list[str]:

@@ -13,7 +13,16 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from onecard.observe.events import EvaluatedEvent, Event, Sample, SampledEvent, ScoredEvent, StepEvent, named_scores
+from onecard.observe.events import (
+    EvaluatedEvent,
+    Event,
+    RecoveredEvent,
+    Sample,
+    SampledEvent,
+    ScoredEvent,
+    StepEvent,
+    named_scores,
+)
 
 _numbers = itertools.count()
 
@@ -22,8 +31,9 @@ class TensorBoardSink:
     """Writes scalars per step and evaluation, and samples as text.
 
     A resumed run writes a file of its own that starts with a mark at the step after `resumed_at`: TensorBoard then
-    drops what earlier files hold from that step on, so that no point is drawn twice. A full disk is an OSError of the
-    call that met it: TensorBoard's EventFileWriter meets it in a thread, which prints a traceback.
+    drops what came before from that step on, so that no point is drawn twice; so does a run that goes back. A full
+    disk is an OSError of the call that met it: TensorBoard's EventFileWriter meets it in a thread, which prints a
+    traceback.
     """
 
     def __init__(self, folder: Path, *, resumed_at: int | None = None) -> None:
@@ -35,8 +45,7 @@ class TensorBoardSink:
             self._writer = RecordWriter(file)
             self._write(ProtoEvent(wall_time=time.time(), file_version="brain.Event:2"))
             if resumed_at is not None:
-                start = SessionLog(status=SessionLog.START)
-                self._write(ProtoEvent(wall_time=time.time(), step=resumed_at + 1, session_log=start))
+                self._drop_after(resumed_at)
             unless_whole.pop_all()
 
     def receive(self, event: Event) -> None:
@@ -58,9 +67,15 @@ class TensorBoardSink:
                 self._add_scalars(event.step, dict(named_scores(event)))
             case SampledEvent():
                 self._add(event.step, text_pb("samples", [_as_markdown(sample) for sample in event.samples]))
+            case RecoveredEvent() if event.returned_from is not None:
+                self._drop_after(event.step)
 
     def close(self) -> None:
         self._writer.close()
+
+    def _drop_after(self, step: int) -> None:
+        start = SessionLog(status=SessionLog.START)
+        self._write(ProtoEvent(wall_time=time.time(), step=step + 1, session_log=start))
 
     def _add_scalars(self, step: int, scalars: dict[str, float | None]) -> None:
         values = [Summary.Value(tag=tag, simple_value=x) for tag, x in scalars.items() if x is not None]

@@ -29,7 +29,7 @@ _COMPILE_PAYS_AFTER_S = {"cpu": 900.0, "cuda": 180.0}
 _EAGER_SHARE_OF_PEAK = 0.25
 # What a plan takes over from the recipe as it is.
 _KEPT = (
-    *("max_seq_length", "max_hours", "seed", "deterministic", "dataloader_prefetch_factor"),
+    *("max_seq_length", "max_hours", "seed", "deterministic", "dataloader_prefetch_factor", "on_nonfinite"),
     *("eval_batches", "save_total_limit", "early_stopping_patience", "sample_prompts", "sample_max_new_tokens"),
 )
 

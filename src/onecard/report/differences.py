@@ -21,7 +21,7 @@ _GROUP_OF = {
     **dict.fromkeys(("corpus",), "data"),
     **dict.fromkeys(("task", "model", "adapt"), "model"),
     **dict.fromkeys(("max_seq_length", "packing", "micro_batch_size", "total_batch_size"), "batch"),
-    **dict.fromkeys(("optimizer", "schedule", "seed"), "optimizer"),
+    **dict.fromkeys(("optimizer", "schedule", "seed", "on_nonfinite"), "optimizer"),
     **dict.fromkeys(("max_hours", "early_stopping_patience"), "duration"),
     **dict.fromkeys(("eval_steps", "eval_batches", "eval_batch_size", "eval_tasks"), "watching"),
     **dict.fromkeys(("save_steps", "save_total_limit"), "watching"),

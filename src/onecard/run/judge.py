@@ -8,6 +8,7 @@ not scored: its checkpoint is scored first.
 
 import time
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from onecard.evaluation.ranking import rank
 from onecard.evaluation.task import Result, Subject, Task
 from onecard.model.folder import load_adapter
 from onecard.model.in_place import load_in_place
+from onecard.model.shortage import Shortage, attempt
 from onecard.observe.events import ChosenEvent, Event, FindingEvent, FinishReason, ScoredEvent
 from onecard.run.clock import Clock
 from onecard.run.control import Control
@@ -61,10 +63,8 @@ class Judge:
         self._parts = {task.name: StoredResults(folder.root, task.name, is_whole=False) for task in tasks.tasks}
         self._wholes = {task.name: StoredResults(folder.root, task.name, is_whole=True) for task in tasks.tasks}
         tasks.report = self._refuse_interrupted
-        for results in (*self._parts.values(), *self._wholes.values()):
-            results.load(state.progress.step)
         self._found: dict[str, dict[str, Any]] = {}
-        self._mark()
+        self.go_back()
 
     def score(self) -> Iterator[Event]:
         """Scores the model as it is, whose checkpoint has just been written; tells again what was scored before."""
@@ -75,6 +75,12 @@ class Judge:
     def kept_steps(self) -> set[int]:
         """Steps whose checkpoints may become finalists: those that lead now. None that leads later is among others."""
         return {step for task in self._tasks.tasks for step in self._leading(task)}
+
+    def go_back(self) -> None:
+        """Forgets what belongs to steps after the one at which the state stands again."""
+        for results in (*self._parts.values(), *self._wholes.values()):
+            results.load(self._state.progress.step)
+        self._mark()
 
     def choose(self) -> Generator[Event, None, FinishReason | None]:
         """Measures the finalists of each task over all items and marks the best; the model has other weights then.
@@ -138,11 +144,11 @@ class Judge:
         if step not in stored.by_step:
             try:
                 with self._clock.stopped():
-                    result = self._measure(variant, step)
+                    result = attempt(partial(self._measure, variant, step), self._state.device)
             except _Interrupted:
                 return
-            except torch.OutOfMemoryError as error:
-                yield self._does_not_fit(task, error)
+            if isinstance(result, Shortage):
+                yield self._does_not_fit(task, result)
                 return
             stored.add(step, result)
             name = task.name if stored is self._parts[task.name] else f"{task.name}-whole"
@@ -185,12 +191,12 @@ class Judge:
             seconds=seconds,
         )
 
-    def _does_not_fit(self, task: RunTask, error: torch.OutOfMemoryError) -> FindingEvent:
+    def _does_not_fit(self, task: RunTask, shortage: Shortage) -> FindingEvent:
         return FindingEvent(
             step=self._state.progress.step,
             elapsed_s=self._clock(),
-            symptom=f"{task.name} does not fit the GPU beside training; this checkpoint has no score",
-            evidence=str(error).strip().splitlines()[0][:200],
+            symptom=f"{task.name} does not fit the memory beside training; this checkpoint has no score",
+            evidence=shortage.evidence,
             likely_cause="the keys and values of a single long response are more than what training leaves",
             remedy="a lower eval_max_new_tokens, or onecard evaluate after the run",
         )

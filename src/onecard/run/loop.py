@@ -7,26 +7,30 @@ batches ──► train_step ──► stats (on the device)
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
-from onecard.data import BatchStream
-from onecard.errors import DivergedError
+from onecard.errors import DivergedError, DoesNotFitError
 from onecard.model.decoder import CompilerError
+from onecard.model.shortage import Shortage, attempt, is_out_of_memory
 from onecard.observe.events import Event, FindingEvent, FinishedEvent, FinishReason, StepEvent
 from onecard.run.clock import Clock
 from onecard.run.control import Control
+from onecard.run.feed import Feed
 from onecard.run.milestones import Milestones
+from onecard.run.recovery import Recovery
+from onecard.run.refusals import Refusals
+from onecard.run.retreat import Retreat, Trouble
 from onecard.spec import Plan
 from onecard.training.schedule import rate_at
 from onecard.training.state import TrainState
 from onecard.training.step import MicroBatch, StepStats, place, train_step
 
-_MAX_REFUSED_IN_A_ROW = 25
 # Hours become steps by a short measurement; a machine that slows down afterwards may take so many times as long.
 _OVERTIME = 1.25
 
@@ -44,28 +48,46 @@ class _Pending:
     copied: torch.cuda.Event | None
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A step that has been launched on the device."""
+
+    learning_rate: float
+    num_tokens: int
+    stats: StepStats
+
+
 class Loop:
     """Trains a state until its plan is done."""
 
-    def __init__(self, state: TrainState, milestones: Milestones, control: Control, clock: Clock) -> None:
+    def __init__(
+        self, state: TrainState, milestones: Milestones, control: Control, clock: Clock, retreat: Retreat
+    ) -> None:
         self._state = state
         self._milestones = milestones
         self._control = control
         self._elapsed = clock
+        self._retreat = retreat
+        self._recovery = Recovery(state, clock)
+        self._refusals = Refusals(state, clock)
+        self._untold: list[Event] = []
         self._begun_s, self._last_read = clock(), time.perf_counter()
         self._tokens_before = state.progress.tokens_seen
         self._pending: _Pending | None = None
 
-    def run(self, stream: BatchStream) -> Iterator[Event]:
+    def run(self, feed: Feed) -> Iterator[Event]:
         """Yields what happens, in order; ends with a FinishedEvent.
 
         Raises:
-            DivergedError: update after update had to be refused.
+            DivergedError: update after update had to be refused, and going back did not help.
+            DoesNotFitError: memory ran out, and nothing is left to be made smaller.
         """
-        while (reason := self._end()) is None:
-            yield from self._update(stream)
-            yield from self._at_intervals(is_last=self._state.progress.step == self._plan.schedule.num_steps)
-        yield from self._drain()
+        while True:
+            while (reason := self._end()) is None:
+                if (yield from self._update(feed)):
+                    yield from self._at_intervals(is_last=self._state.progress.step == self._plan.schedule.num_steps)
+            if (yield from self._drain()):
+                break
         yield from self._milestones.finish(reason)
         reason = yield from self._milestones.choose(reason)
         yield self._finished(reason)
@@ -74,27 +96,46 @@ class Loop:
     def _plan(self) -> Plan:
         return self._state.plan
 
-    def _update(self, stream: BatchStream) -> Iterator[Event]:
+    def _update(self, feed: Feed) -> Generator[Event, None, bool]:
+        """Makes a step, and tells of the one before; false where the run went back instead."""
+        while isinstance(made := attempt(partial(self._step, feed), self._state.device), Shortage):
+            if self._state.is_updating:
+                yield from self._go_back(self._torn(made))
+                return False
+            if not (yield from self._drain()):
+                return False
+            yield self._recovery.split_step(made)
+            feed.reopen()
+        while self._untold:
+            yield self._untold.pop(0)
         state, progress = self._state, self._state.progress
-        batches = next(stream)
+        progress.step += 1
+        progress.position += self._plan.total_batch_size
+        progress.tokens_seen += made.num_tokens
+        launched = _Pending(
+            progress.step, made.learning_rate, made.num_tokens, progress.tokens_seen, feed.wait_s, *_to_host(made.stats)
+        )
+        # Where the step before sends the run back, the one that was launched meanwhile is made anew.
+        if not (yield from self._drain()):
+            return False
+        self._pending = launched
+        # A CPU is never ahead of Python, so waiting would only blur the step's time.
+        return state.device.type != "cpu" or (yield from self._drain())
+
+    def _step(self, feed: Feed) -> _Made:
+        """Takes a step's samples and makes its update; nothing else changes, so that it can be made again."""
+        batches, state = next(feed), self._state
         micro_batches = [place(batch, state) for batch in batches]
-        learning_rate = self._plan.optimizer.learning_rate * rate_at(self._plan.schedule, progress.step)
+        learning_rate = self._plan.optimizer.learning_rate * rate_at(self._plan.schedule, state.progress.step)
+        learning_rate *= state.progress.rate_factor
         try:
             stats = self._train_step(micro_batches, learning_rate)
         except CompilerError as error:
-            yield self._give_up_compiling(error)
+            if is_out_of_memory(error):
+                raise
+            self._untold.append(self._give_up_compiling(error))
             stats = self._train_step(micro_batches, learning_rate)
-        progress.step += 1
-        progress.position += self._plan.total_batch_size
-        num_tokens = sum(batch.num_tokens for batch in batches)
-        progress.tokens_seen += num_tokens
-        launched = _Pending(
-            progress.step, learning_rate, num_tokens, progress.tokens_seen, stream.wait_s, *_to_host(stats)
-        )
-        yield from self._drain()
-        self._pending = launched
-        if launched.copied is None:  # a CPU is never ahead of Python, so waiting would only blur the step's time
-            yield from self._drain()
+        return _Made(learning_rate, sum(batch.num_tokens for batch in batches), stats)
 
     def _train_step(self, micro_batches: list[MicroBatch], learning_rate: float) -> StepStats:
         seed_step(self._plan.seed, self._state.progress.step)
@@ -106,7 +147,7 @@ class Loop:
 
     def _give_up_compiling(self, error: Exception) -> FindingEvent:
         self._state.decoder.to_eager()
-        self._state.optimizer.zero_grad()
+        self._state.optimizer.forget_gradients()
         self._state.plan = self._plan.model_copy(update={"torch_compile": False})
         return FindingEvent(
             step=self._state.progress.step,
@@ -117,10 +158,29 @@ class Loop:
             remedy="set torch_compile: false to save the attempt, or repair the compiler",
         )
 
-    def _drain(self) -> Iterator[Event]:
-        """Reads the statistics of the update before, waiting for them if need be."""
+    def _torn(self, shortage: Shortage) -> Trouble:
+        """An update that broke off: what it had changed is not known, so all of it is taken back."""
+        if self._retreat.is_exhausted:
+            raise DoesNotFitError(
+                f"memory ran out again and again while the update of step {self._state.progress.step + 1} was applied "
+                f"({shortage.evidence}): close what else uses the memory and resume, or use a smaller optim"
+            )
+        held_bytes = self._recovery.held(shortage)
+        # What a smaller step lets go of is there for the update.
+        instead = self._recovery.shrink_step()
+        settings, step = instead.settings if instead is not None else {}, self._state.progress.step
+        return Trouble("out of memory", "update", shortage.evidence, False, step, settings, held_bytes)
+
+    def _go_back(self, trouble: Trouble) -> Iterator[Event]:
+        self._pending = None
+        yield from self._retreat.go_back(trouble)
+        self._last_read = time.perf_counter()
+        self._tokens_before = min(self._tokens_before, self._state.progress.tokens_seen)
+
+    def _drain(self) -> Generator[Event, None, bool]:
+        """Reads the statistics of the update before, waiting for them if need be; false where the run goes back."""
         if self._pending is None:
-            return
+            return True
         pending, self._pending = self._pending, None
         if pending.copied is not None:
             pending.copied.synchronize()
@@ -128,7 +188,7 @@ class Loop:
         now = time.perf_counter()
         step_s, self._last_read = now - self._last_read, now
         tokens_per_s = pending.num_tokens / step_s
-        yield StepEvent(
+        event = StepEvent(
             step=pending.step,
             elapsed_s=self._elapsed(),
             loss=loss,
@@ -143,32 +203,23 @@ class Loop:
             share_of_peak=tokens_per_s * self._plan.flops_per_token / self._plan.peak_flops,
             memory_bytes=_reserved_bytes(self._state.device),
         )
-        yield from self._watch_refusals(pending.step, bool(is_finite))
-
-    def _watch_refusals(self, step: int, is_finite: bool) -> Iterator[Event]:
-        progress = self._state.progress
-        progress.num_refused_in_a_row = 0 if is_finite else progress.num_refused_in_a_row + 1
-        # Of a short run, half.
-        limit = min(_MAX_REFUSED_IN_A_ROW, max(2, self._plan.schedule.num_steps // 2))
-        if progress.num_refused_in_a_row < limit:
-            return
-        finding = FindingEvent(
-            step=step,
-            elapsed_s=self._elapsed(),
-            symptom="loss or gradient is not finite",
-            evidence=f"{limit} updates in a row were refused, the last at step {step}",
-            likely_cause="the learning rate is too high, or precision fp16 overflows",
-            remedy="start a new run with half the learning_rate, or with precision bf16 or fp32",
-            stops_run=True,
-        )
-        yield finding
-        yield self._finished("diverged")
-        raise DivergedError(f"{finding.symptom}: {finding.evidence}. {finding.remedy}")
+        yield event
+        yield from self._refusals.watch(event)
+        if not self._refusals.are_too_many:
+            return True
+        if self._plan.on_nonfinite == "stop" or self._retreat.is_exhausted:
+            finding = self._refusals.last_finding(event)
+            yield finding
+            yield self._finished("diverged")
+            raise DivergedError(f"{finding.symptom}: {finding.evidence}. {finding.remedy}")
+        yield from self._go_back(self._refusals.trouble(event))
+        return False
 
     def _at_intervals(self, *, is_last: bool) -> Iterator[Event]:
         due = self._milestones.due(self._state.progress.step, is_last=is_last)
         if due:
-            yield from self._drain()
+            if not (yield from self._drain()):
+                return
             yield from self._milestones.reach(due)
             # The next step's time starts here: what happened in between has its own seconds.
             self._last_read = time.perf_counter()

@@ -4,9 +4,11 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from onecard.checkpoint import folder_of_step, write_checkpoint
 from onecard.data import TrainingData
+from onecard.errors import DoesNotFitError
 from onecard.evaluation.heldout import measure_heldout_loss
 from onecard.model.generate import Sampling, complete
 from onecard.observe.events import EvaluatedEvent, Event, FinishReason, Sample, SampledEvent, SavedEvent, SaveReason
@@ -15,6 +17,7 @@ from onecard.run.answers import answer
 from onecard.run.clock import Clock
 from onecard.run.folder import RunFolder
 from onecard.run.judge import Judge
+from onecard.run.recovery import Instead, Recovery
 from onecard.spec import Plan
 from onecard.training.snapshot import snapshot
 from onecard.training.state import TrainState
@@ -53,6 +56,9 @@ class Milestones:
         self._folder = folder
         self._elapsed = clock
         self._record = record
+        self._recovery = Recovery(state, clock)
+        self._prompts_at_once = max(1, len(state.plan.sample_prompts))
+        self._has_saved_again = False
 
     @property
     def _plan(self) -> Plan:
@@ -71,15 +77,18 @@ class Milestones:
         """Does what is due; a new best is saved even between two intervals, so that it can be kept."""
         is_best = False
         if due.evaluates:
-            evaluated = self._evaluate()
-            is_best = evaluated.is_best
-            yield evaluated
+            evaluated = yield from self._recovery.insist("evaluation", self._evaluate, self._recovery.shrink_evaluation)
+            if evaluated is not None:
+                is_best = evaluated.is_best
+                yield evaluated
         if due.samples:
-            yield self._sample()
+            sampled = yield from self._recovery.insist("samples", self._sample, self._fewer_prompts)
+            if sampled is not None:
+                yield sampled
         if due.saves or is_best:
-            yield self._save("final" if due.is_last else "interval" if due.saves else "best")
-        if due.saves and self._judge is not None:
-            yield from self._judge.score()
+            is_saved = yield from self._saved("final" if due.is_last else "interval" if due.saves else "best")
+            if is_saved and due.saves and self._judge is not None:
+                yield from self._judge.score()
 
     def catch_up(self, saved: SavedEvent | None) -> Iterator[Event]:
         """Tells again of the checkpoint that a run goes on from, and scores it if that was due."""
@@ -97,8 +106,8 @@ class Milestones:
         if reason == "time limit":
             yield from self.reach(self.due(step, is_last=True))
         else:
-            yield self._save("interrupted" if reason == "interrupted" else "final")
-            if reason != "interrupted" and self._judge is not None:
+            is_saved = yield from self._saved("interrupted" if reason == "interrupted" else "final")
+            if is_saved and reason != "interrupted" and self._judge is not None:
                 yield from self._judge.score()
 
     def choose(self, reason: FinishReason) -> Generator[Event, None, FinishReason]:
@@ -106,6 +115,40 @@ class Milestones:
         if reason == "interrupted" or self._judge is None:
             return reason
         return (yield from self._judge.choose()) or reason
+
+    def go_back(self) -> None:
+        """Forgets what was found after the step at which the state stands again."""
+        if self._judge is not None:
+            self._judge.go_back()
+
+    def _saved(self, reason: SaveReason) -> Generator[Event, None, bool]:
+        """Saves, once more where memory ran out; one that is left out is made up for at the next interval.
+
+        Raises:
+            DoesNotFitError: the last state of a run could not be saved.
+        """
+        self._has_saved_again = False
+        saved = yield from self._recovery.insist("checkpoint", partial(self._save, reason), self._save_again)
+        if saved is not None:
+            yield saved
+        elif reason not in ("interval", "best"):
+            raise DoesNotFitError(
+                f"there is no memory to save step {self._state.progress.step}: close what else uses it, and resume "
+                "from the last checkpoint"
+            )
+        return saved is not None
+
+    def _save_again(self) -> Instead | None:
+        if self._has_saved_again:
+            return None
+        self._has_saved_again = True
+        return Instead("saved again, with all unused memory given back")
+
+    def _fewer_prompts(self) -> Instead | None:
+        if self._prompts_at_once == 1:
+            return None
+        self._prompts_at_once = -(-self._prompts_at_once // 2)
+        return Instead(f"repeated with {self._prompts_at_once} of the prompts at once")
 
     def _evaluate(self) -> EvaluatedEvent:
         started, plan, progress = time.perf_counter(), self._plan, self._state.progress
@@ -136,10 +179,12 @@ class Milestones:
         )
 
     def _sample(self) -> SampledEvent:
-        started, prompts = time.perf_counter(), self._plan.sample_prompts
+        started, prompts, size = time.perf_counter(), self._plan.sample_prompts, self._prompts_at_once
         sampling = Sampling(self._plan.sample_max_new_tokens, temperature=_SAMPLE_TEMPERATURE, seed=self._plan.seed)
         write = answer if self._plan.task == "sft" else complete
-        completions = write(self._state.model, self._corpus.tokenizer, prompts, sampling)
+        groups = [prompts[first : first + size] for first in range(0, len(prompts), size)]
+        model, tokenizer = self._state.model, self._corpus.tokenizer
+        completions = [text for group in groups for text in write(model, tokenizer, group, sampling)]
         return SampledEvent(
             step=self._state.progress.step,
             elapsed_s=self._elapsed(),

@@ -16,6 +16,16 @@ def probe_worst_case(state: TrainState) -> int | None:
     The step is the run's own and is refused at its end as a non-finite one would be: weights and moments stay as they
     are, bit for bit.
     """
+    probe_step(state)
+    probe_evaluation(state)
+    if state.device.type != "cuda":
+        return None
+    torch.cuda.synchronize(state.device)
+    return torch.cuda.max_memory_reserved(state.device)
+
+
+def probe_step(state: TrainState) -> None:
+    """Runs a step over full micro-batches, which is refused at its end."""
     plan = state.plan
     num_micro_batches = min(2, plan.num_micro_batches)
     batches = [place(_full_step_batch(plan), state) for _ in range(num_micro_batches)]
@@ -26,14 +36,16 @@ def probe_worst_case(state: TrainState) -> int | None:
         state.optimizer.zero_grad()  # the loop meets it again at its first step, says so, and goes on without
     finally:
         state.loss_scale = scale
+
+
+def probe_evaluation(state: TrainState) -> None:
+    """Runs a full batch of an evaluation."""
+    plan, decoder = state.plan, Decoder(state.model, compiled=False)
     state.model.eval()
-    decoder = Decoder(state.model, compiled=False)
-    sum_rows(decoder, state.head, _full_heldout_batch(plan), plan.attn_implementation)
-    state.model.train()
-    if state.device.type != "cuda":
-        return None
-    torch.cuda.synchronize(state.device)
-    return torch.cuda.max_memory_reserved(state.device)
+    try:
+        sum_rows(decoder, state.head, _full_heldout_batch(plan), plan.attn_implementation)
+    finally:
+        state.model.train()
 
 
 def _full_step_batch(plan: Plan) -> Batch:

@@ -9,21 +9,24 @@ from pathlib import Path
 import torch
 
 from onecard.checkpoint import Checkpoint, read_checkpoint, remove_leftovers
-from onecard.data import BatchStream, ChatCorpus, StreamSettings, TrainingData
+from onecard.data import ChatCorpus, TrainingData
 from onecard.errors import CheckpointError, DoesNotFitError
 from onecard.model.hub import find_cached
+from onecard.model.shortage import is_out_of_memory
 from onecard.model.weight_files import fingerprint
-from onecard.observe.events import Event, SavedEvent, StepEvent
+from onecard.observe.events import Event, StepEvent
 from onecard.observe.jsonl import JsonlSink
 from onecard.observe.sinks import Sink, make_sinks
 from onecard.run.clock import Clock
 from onecard.run.control import Control, stopping_on_signals
+from onecard.run.feed import Feed
 from onecard.run.folder import RunFolder
 from onecard.run.judge import Judge
 from onecard.run.loop import Loop
 from onecard.run.milestones import Milestones
 from onecard.run.observation import Observer
-from onecard.run.probe import probe_worst_case
+from onecard.run.recovery import Recovery
+from onecard.run.retreat import Retreat, recorded_bytes, saved_event
 from onecard.run.tasks import RunTasks
 from onecard.run.versions import record_versions
 from onecard.spec import Plan
@@ -58,19 +61,17 @@ def run_session(
     _set_up_device(plan)
     state = _assemble(plan, corpus, checkpoint)
     restored = _restore(state, folder, checkpoint) if checkpoint is not None else None
-    if state.device.type == "cuda":
-        with _explained_memory(state):
-            probe_worst_case(state)
+    probed = list(Recovery(state, Clock(state.progress.elapsed_s)).probe()) if state.device.type == "cuda" else []
     with ExitStack() as stack:
         # A run that died before its first checkpoint begins its record anew.
         was_begun = folder.has_record()
-        record = JsonlSink(folder.events, truncate_at=_recorded_bytes(restored) if restored else 0)
+        record = JsonlSink(folder.events, truncate_at=recorded_bytes(restored) if restored else 0)
         stack.callback(record.close)
         record_versions(folder.root, state.progress.step)
         sinks = _open_sinks(stack, folder, plan, state.progress.step if was_begun else None)
         control = Control()
         stack.enter_context(stopping_on_signals(control))
-        stream = stack.enter_context(_open_stream(plan, corpus, state.progress.position))
+        feed = stack.enter_context(Feed(state, corpus))
 
         clock = Clock(state.progress.elapsed_s)
         judge = Judge(state, corpus.tokenizer, folder, tasks, clock, control) if tasks is not None else None
@@ -78,8 +79,10 @@ def run_session(
         observer = Observer(plan, folder.recipe(), folder.events, control)
         steps: list[StepEvent] = []
         with _explained_memory(state):
-            before = milestones.catch_up(_saved_event(state, restored))
-            for event in observer.watch(chain(before, Loop(state, milestones, control, clock).run(stream))):
+            before = milestones.catch_up(saved_event(state, restored))
+            retreat = Retreat(state, folder, record, feed, milestones, clock)
+            updates = Loop(state, milestones, control, clock, retreat).run(feed)
+            for event in observer.watch(chain(before, probed, updates)):
                 if isinstance(event, StepEvent):
                     steps.append(event)
                 for hear in (record.receive, *(sink.receive for sink in sinks), on_event):
@@ -128,46 +131,6 @@ def _restore(state: TrainState, folder: RunFolder, path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _recorded_bytes(checkpoint: Checkpoint) -> int:
-    record = checkpoint.document("record")
-    if isinstance(record, dict) and isinstance(record.get("events_bytes"), int) and record["events_bytes"] >= 0:
-        return int(record["events_bytes"])
-    raise CheckpointError(
-        f"{checkpoint.folder}/record.json does not say how far the record went: delete this folder and resume from the "
-        "checkpoint before it"
-    )
-
-
-def _saved_event(state: TrainState, checkpoint: Checkpoint | None) -> SavedEvent | None:
-    """The event of the checkpoint itself, which the record was cut before; none where only an interruption wrote it."""
-    if checkpoint is None:
-        return None
-    reason = checkpoint.document("record")["reason"]
-    if reason == "interrupted":
-        return None
-    return SavedEvent(
-        step=state.progress.step,
-        elapsed_s=state.progress.elapsed_s,
-        checkpoint=checkpoint.folder.name,
-        reason=reason,
-        num_bytes=checkpoint.num_tensor_bytes,
-        seconds=0.0,
-    )
-
-
-def _open_stream(plan: Plan, corpus: TrainingData, position: int) -> BatchStream:
-    settings = StreamSettings(
-        samples_per_step=plan.total_batch_size,
-        micro_batch_size=plan.micro_batch_size,
-        num_workers=plan.dataloader_num_workers,
-        prefetch_factor=plan.dataloader_prefetch_factor,
-        pin_memory=plan.device.startswith("cuda"),
-        packing=plan.packing,
-        static_shapes=plan.has_static_shapes,
-    )
-    return corpus.open_stream(settings, plan.seed, plan.max_seq_length, position)
-
-
 def _check_corpus(plan: Plan, corpus: TrainingData) -> None:
     if corpus.fingerprint != plan.corpus.fingerprint:
         raise CheckpointError(
@@ -180,10 +143,12 @@ def _check_corpus(plan: Plan, corpus: TrainingData) -> None:
 def _explained_memory(state: TrainState) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         plan = state.plan
         raise DoesNotFitError(
-            f"the GPU ran out of memory after step {state.progress.step} with per_device_train_batch_size "
+            f"memory ran out after step {state.progress.step} with per_device_train_batch_size "
             f"{plan.micro_batch_size}: start again with half of it and twice the gradient_accumulation_steps, or with "
             "gradient_checkpointing true"
         ) from error

@@ -209,6 +209,8 @@ class Plan(_Frozen):
     peak_flops: float
     reasons: dict[str, str]
 
+    # What a run does after several updates in a row that had to be refused.
+    on_nonfinite: Literal["skip", "lower_rate", "stop"] = "skip"
     eval_tasks: EvalTasksPlan | None = None
     num_threads: int | None = None
     memory_limit_bytes: int | None = None

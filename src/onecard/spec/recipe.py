@@ -176,6 +176,11 @@ class Recipe(BaseModel):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
         1.0, description="gradient clipping; null switches it off"
     )
+    on_nonfinite: Literal["skip", "lower_rate", "stop"] = Field(
+        "skip",
+        description="after several losses or gradients in a row that are not finite: go back to the last good "
+        "checkpoint and skip these samples, or halve the rate; or stop",
+    )
     lr_scheduler_type: str = Field("wsd", description="cosine, wsd, linear, constant, or module:function of progress")
     min_lr_ratio: Fraction = Field(0.0, description="final learning rate as a share of the peak")
     warmup_steps: Interval | None = Field(None, description="steps of linear warmup")

@@ -1,5 +1,7 @@
 """A plan becomes a model in training."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -51,6 +53,27 @@ def assemble(plan: Plan, *, with_weights: bool = True) -> TrainState:
         loss_scale=LossScale.make(plan.precision, device),
         progress=Progress(),
     )
+
+
+def start_again(state: TrainState) -> None:
+    """Puts a state back to step 0 of its plan, in place: weights as they were drawn or loaded, no moments."""
+    # On the CPU, where initial weights are drawn anyway: the device has no room for a second model.
+    fresh = assemble(state.plan.model_copy(update={"device": "cpu", "torch_compile": False}))
+    with torch.no_grad():
+        state.optimizer.load_masters(fresh.optimizer.masters)
+        state.optimizer.load_state_tensors(fresh.optimizer.state_tensors())
+        state.loss_scale.value.copy_(fresh.loss_scale.value)
+        state.loss_scale.num_good_steps.copy_(fresh.loss_scale.num_good_steps)
+    state.progress = fresh.progress
+
+
+def adopt(state: TrainState, plan: Plan) -> None:
+    """Lets a state follow a plan that differs in how much of a step or an evaluation exists at once."""
+    if plan.gradient_checkpointing and plan.gradient_checkpointing != state.plan.gradient_checkpointing:
+        _checkpoint_activations(state.model, plan.gradient_checkpointing)
+    if plan.loss_chunk_size != state.plan.loss_chunk_size:
+        state.head = replace(state.head, chunk_size=plan.loss_chunk_size)
+    state.plan = plan
 
 
 def _build(plan: Plan, with_weights: bool) -> PreTrainedModel:

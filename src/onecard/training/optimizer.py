@@ -127,6 +127,12 @@ class Optimizer:
         for master in self.masters.values():
             master.grad = None
 
+    def forget_gradients(self) -> None:
+        """Drops all gradients, those too that a backward pass which broke off has left on the way to their masters."""
+        self.zero_grad()
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
     def state_tensors(self) -> dict[str, Tensor]:
         """All moments by name, sharing memory with the optimizer: loading copies into them."""
         return dict(self._named_state())

@@ -14,6 +14,9 @@ from onecard.errors import CheckpointError
 from onecard.model.folder import load_adapter, load_masters, save_adapter_folder, save_model_folder
 from onecard.training.state import Progress, TrainState
 
+# Fields that checkpoints of earlier versions lack; what they are by default is how things stood then.
+_ADDED = {"rate_factor", "num_retreats", "retreat_step", "failed_step"}
+
 
 def snapshot(state: TrainState, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]) -> Parts:
     """Names the parts of a checkpoint: a Hugging Face folder (of the adapter alone where there is one) and the rest.
@@ -39,7 +42,8 @@ def snapshot(state: TrainState, tokenizer: PreTrainedTokenizerBase, record: dict
 def _progress(checkpoint: Checkpoint) -> Progress:
     document = checkpoint.document("progress")
     try:
-        if not isinstance(document, dict) or document.keys() != asdict(Progress()).keys():
+        known = asdict(Progress()).keys()
+        if not isinstance(document, dict) or not known - _ADDED <= document.keys() <= known:
             raise ValueError("its keys are others")
         return TypeAdapter(Progress).validate_json(json.dumps(document), strict=True)
     except ValueError as error:

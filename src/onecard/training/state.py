@@ -23,6 +23,9 @@ class Progress:
 
     The random state needs no place here: dropout of step s is seeded by (seed, s), and the order of samples is a
     function of (seed, position).
+
+    `rate_factor` multiplies the learning rate. A run that had to go back `num_retreats` times in a row did so from
+    `failed_step` to `retreat_step` the last time.
     """
 
     step: int = 0
@@ -34,6 +37,10 @@ class Progress:
     best_step: int | None = None
     num_evaluations_without_gain: int = 0
     num_refused_in_a_row: int = 0
+    rate_factor: float = 1.0
+    num_retreats: int = 0
+    retreat_step: int = 0
+    failed_step: int = 0
 
 
 @dataclass
@@ -63,7 +70,10 @@ class LossScale:
 
 @dataclass
 class TrainState:
-    """A model in training: its weights, optimizer, scale, progress and the plan it follows."""
+    """A model in training: its weights, optimizer, scale, progress and the plan it follows.
+
+    `is_updating` is true while an update is applied: an error then leaves weights and moments torn.
+    """
 
     plan: Plan
     model: PreTrainedModel
@@ -72,6 +82,7 @@ class TrainState:
     optimizer: Optimizer
     loss_scale: LossScale
     progress: Progress
+    is_updating: bool = False
 
     @property
     def device(self) -> torch.device:

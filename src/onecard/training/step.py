@@ -57,6 +57,7 @@ def train_step(
 
     The result does not depend on how the samples are cut into micro-batches. A non-finite loss or gradient leaves
     weights and moments as they are, decided on the device: nothing here reads a tensor's value, writes or prints.
+    An error before the update is applied leaves them, too; `state.is_updating` says whether it came later.
     """
     num_targets = torch.stack([(batch.targets != IGNORE).sum() for batch in micro_batches]).sum()
     factor = state.loss_scale.value / num_targets.clamp(min=1)
@@ -74,7 +75,10 @@ def train_step(
     if max_grad_norm is not None or state.loss_scale.is_dynamic:
         limit = float("inf") if max_grad_norm is None else max_grad_norm
         state.optimizer.scale_gradients((limit / (gradient_norm + 1e-6)).clamp(max=1.0) / state.loss_scale.value)
+    stats = StepStats(loss_sum / num_targets.clamp(min=1), gradient_norm, num_targets, is_finite)
+    state.is_updating = True
     state.optimizer.step(learning_rate, is_finite)
-    state.optimizer.zero_grad()
     state.loss_scale.update(is_finite)
-    return StepStats(loss_sum / num_targets.clamp(min=1), gradient_norm, num_targets, is_finite)
+    state.is_updating = False
+    state.optimizer.zero_grad()
+    return stats

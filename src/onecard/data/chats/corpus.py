@@ -138,10 +138,14 @@ class ChatCorpus:
 
     def open_stream(self, settings: StreamSettings, seed: int, max_seq_length: int, position: int = 0) -> BatchStream:
         """Opens steps of conversations in rows of so many tokens, in the order of `seed`, from a position on."""
+        return BatchStream(self.steps(settings, seed, max_seq_length), settings, position)
+
+    def steps(self, settings: StreamSettings, seed: int, max_seq_length: int) -> ChatSteps:
+        """Gives what a stream of these settings draws from."""
         sampler = IndexSampler([part.num_rows for part in self.train], self.weights, seed)
         shape = BatchShape(max_seq_length, settings.micro_batch_size, settings.packing, settings.static_shapes)
         self._check_length(max_seq_length)
-        return BatchStream(ChatSteps(self.train, sampler, shape, self.separator_id), settings, position)
+        return ChatSteps(self.train, sampler, shape, self.separator_id)
 
     def heldout_batches(self, max_seq_length: int, batch_size: int, limit_rows: int | None = None) -> Iterator[Batch]:
         """Streams the held-out conversations, one per row, all of them or so many spread evenly."""

@@ -1,0 +1,79 @@
+"""Updates that were refused because loss or gradient was not finite: each row of them named, too many of them told."""
+
+from collections.abc import Iterator
+
+from onecard.observe.events import FindingEvent, StepEvent
+from onecard.run.clock import Clock
+from onecard.run.retreat import Trouble
+from onecard.training.state import TrainState
+
+# Of updates in a row. In fp16 the search for a loss scale that does not overflow takes up to 16 of them.
+_TOO_MANY, _TOO_MANY_IN_FP16 = 5, 25
+
+
+class Refusals:
+    """Counts refused updates in a row, in the state, and says what is to be known of them."""
+
+    def __init__(self, state: TrainState, clock: Clock) -> None:
+        self._state = state
+        self._elapsed = clock
+
+    @property
+    def limit(self) -> int:
+        """So many in a row are too many; of a short run, half of its steps."""
+        usual = _TOO_MANY_IN_FP16 if self._state.loss_scale.is_dynamic else _TOO_MANY
+        return min(usual, max(2, self._state.plan.schedule.num_steps // 2))
+
+    @property
+    def are_too_many(self) -> bool:
+        return self._state.progress.num_refused_in_a_row >= self.limit
+
+    def watch(self, event: StepEvent) -> Iterator[FindingEvent]:
+        """Counts an update; the first refused one of a row is named, so that its texts can be looked at."""
+        progress = self._state.progress
+        progress.num_refused_in_a_row = 0 if event.is_finite else progress.num_refused_in_a_row + 1
+        # A loss scale that was too high is no news of the batch.
+        is_usual = self._state.loss_scale.is_dynamic and event.loss == event.loss
+        if progress.num_refused_in_a_row == 1 and not is_usual:
+            yield self._finding(
+                event,
+                symptom=f"the update of step {event.step} was refused: loss or gradient is not finite",
+                evidence=_describe(event),
+                remedy=f"none is needed if it stays alone; onecard replay RUN --step {event.step} shows its texts",
+            )
+
+    def trouble(self, event: StepEvent) -> Trouble:
+        """Why a run goes back after too many."""
+        return Trouble("not finite", "steps", self._evidence(event), is_poisoned=True, step=event.step)
+
+    def last_finding(self, event: StepEvent) -> FindingEvent:
+        """Why a run ends after too many."""
+        num_retreats = self._state.progress.num_retreats
+        tried = f"; going back {num_retreats} times did not help" if num_retreats else ""
+        return self._finding(
+            event,
+            symptom="loss or gradient is not finite",
+            evidence=self._evidence(event) + tried,
+            remedy="start a new run with half the learning_rate, or with precision bf16 or fp32",
+            stops_run=True,
+        )
+
+    def _evidence(self, event: StepEvent) -> str:
+        return f"{self.limit} updates in a row were refused, the last at step {event.step}, {_describe(event)}"
+
+    def _finding(
+        self, event: StepEvent, *, symptom: str, evidence: str, remedy: str, stops_run: bool = False
+    ) -> FindingEvent:
+        return FindingEvent(
+            step=event.step,
+            elapsed_s=self._elapsed(),
+            symptom=symptom,
+            evidence=evidence,
+            likely_cause="the learning rate is too high, precision fp16 overflows, or the text is unlike all before it",
+            remedy=remedy,
+            stops_run=stops_run,
+        )
+
+
+def _describe(event: StepEvent) -> str:
+    return f"loss {event.loss:g}, gradient norm {event.grad_norm:g}"

@@ -1,0 +1,199 @@
+"""The way back: a run whose weights or whose update cannot be trusted stands again where a good checkpoint stood.
+
+    save 100 ── save 200 ── … 230, 231, 232: refused, one after the other
+                   ▲────────────────────────┘
+                   skip         goes on with the samples after those of step 232
+                   lower_rate   sees the same samples again at half the learning rate
+
+The same is done where memory runs out while an update is applied. All of it happens in place: the device has no room
+for a second model. If going back did not help, the next time leads to the checkpoint before that one.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onecard.checkpoint import Checkpoint, folder_of_step, list_checkpoints, read_checkpoint, step_of_folder
+from onecard.errors import CheckpointError
+from onecard.observe.events import Event, RecoveredEvent, RecoveredProblem, SavedEvent
+from onecard.observe.jsonl import JsonlSink
+from onecard.run.clock import Clock
+from onecard.run.feed import Feed
+from onecard.run.folder import RunFolder
+from onecard.run.milestones import Milestones
+from onecard.training.assemble import start_again
+from onecard.training.snapshot import restore
+from onecard.training.state import Progress, TrainState
+
+log = logging.getLogger("onecard.run")
+
+# Without an update in between that helped: an older checkpoint each time.
+MAX_RETREATS = 3
+_LOWER = 0.5
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a run goes back from a step; `is_poisoned` means that the weights before it are not to be trusted either."""
+
+    problem: RecoveredProblem
+    during: str
+    evidence: str
+    is_poisoned: bool
+    step: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    held_bytes: dict[str, int] = field(default_factory=dict)
+
+
+class Retreat:
+    """Puts a running state, its record and its batches back to where a checkpoint stood, or to the beginning."""
+
+    def __init__(
+        self, state: TrainState, folder: RunFolder, record: JsonlSink, feed: Feed, milestones: Milestones, clock: Clock
+    ) -> None:
+        self._state = state
+        self._folder = folder
+        self._record = record
+        self._feed = feed
+        self._milestones = milestones
+        self._elapsed = clock
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether going back has been tried often enough."""
+        progress = self._state.progress
+        return progress.num_retreats >= MAX_RETREATS and not self._has_helped(
+            list_checkpoints(self._folder.checkpoints)
+        )
+
+    def go_back(self, trouble: Trouble) -> Iterator[Event]:
+        """Goes back and says so; the record is cut where the checkpoint's was, as by a resume."""
+        failed = self._state.progress
+        checkpoint = self._restore(trouble)
+        progress = self._state.progress
+        progress.num_retreats = self._count(failed, checkpoint)
+        progress.failed_step, progress.retreat_step = trouble.step, progress.step
+        progress.num_refused_in_a_row = 0
+        remedy = f"back to step {progress.step}"
+        if trouble.problem == "not finite":
+            remedy += f", {self._change_course(failed, trouble)}"
+        self._state.is_updating = False
+        self._state.optimizer.forget_gradients()
+        # The beginning is a checkpoint that was never written.
+        beginning = folder_of_step(self._folder.checkpoints, 0)
+        self._folder.set_aside_after(checkpoint.folder if checkpoint is not None else beginning)
+        self._record.cut(recorded_bytes(checkpoint) if checkpoint is not None else 0)
+        self._feed.reopen()
+        self._milestones.go_back()
+        yield from self._milestones.catch_up(saved_event(self._state, checkpoint))
+        yield RecoveredEvent(
+            step=progress.step,
+            elapsed_s=self._elapsed(),
+            problem=trouble.problem,
+            during=trouble.during,
+            evidence=trouble.evidence,
+            remedy=remedy,
+            settings=trouble.settings,
+            held_bytes=trouble.held_bytes,
+            returned_from=trouble.step,
+            position=progress.position,
+        )
+
+    def _change_course(self, failed: Progress, trouble: Trouble) -> str:
+        progress = self._state.progress
+        if self._state.plan.on_nonfinite == "lower_rate":
+            progress.rate_factor = failed.rate_factor * _LOWER
+            return f"at {progress.rate_factor:g} of the learning rate"
+        # On a GPU another step has been launched before this one was read.
+        position = failed.position - (failed.step - trouble.step) * self._state.plan.total_batch_size
+        num_skipped = position - progress.position
+        progress.position, progress.rate_factor = position, failed.rate_factor
+        # As PaLM's makers did, whose spikes came from samples and weights together (arXiv 2204.02311, section 5.1).
+        return f"going on after the {num_skipped} samples that led here"
+
+    def _count(self, failed: Progress, checkpoint: Checkpoint | None) -> int:
+        has_helped = checkpoint is not None and step_of_folder(checkpoint.folder) > failed.failed_step
+        return 1 if has_helped else failed.num_retreats + 1
+
+    def _has_helped(self, found: list[Path]) -> bool:
+        """Whether a checkpoint lies behind the step from which the run went back the last time."""
+        failed_step = self._state.progress.failed_step
+        return any(step_of_folder(folder) > failed_step and _was_finite(folder) for folder in found)
+
+    def _restore(self, trouble: Trouble) -> Checkpoint | None:
+        """Restores the newest checkpoint that is whole and good; None where the run had to begin again."""
+        for folder in self._candidates(trouble):
+            try:
+                checkpoint = read_checkpoint(folder)
+                restore(self._state, checkpoint)
+                recorded_bytes(checkpoint)
+            except CheckpointError as error:
+                log.warning("%s. Going back further", error)
+                continue
+            if _all_finite(self._state):
+                return checkpoint
+        start_again(self._state)
+        return None
+
+    def _candidates(self, trouble: Trouble) -> list[Path]:
+        """Checkpoints to go back to, the best choice first."""
+        newest_first = list_checkpoints(self._folder.checkpoints)[::-1]
+        if not trouble.is_poisoned:
+            return newest_first
+        good, progress = [folder for folder in newest_first if _was_finite(folder)], self._state.progress
+        if progress.num_retreats == 0 or self._has_helped(good):
+            return good
+        older = [folder for folder in good if step_of_folder(folder) < progress.retreat_step]
+        # Where there is none further back: the same again rather than to lose all.
+        return older or good
+
+
+def _was_finite(folder: Path) -> bool:
+    """Whether the updates before a checkpoint were applied."""
+    try:
+        progress = Checkpoint(folder, 0).document("progress")
+        return isinstance(progress, dict) and progress.get("num_refused_in_a_row") == 0
+    except (OSError, ValueError):
+        return False
+
+
+@torch.no_grad()
+def _all_finite(state: TrainState) -> bool:
+    verdicts = [torch.isfinite(master).all() for master in state.optimizer.masters.values()]
+    return bool(torch.stack(verdicts).all())
+
+
+def recorded_bytes(checkpoint: Checkpoint) -> int:
+    """How long the record was when a checkpoint was written.
+
+    Raises:
+        CheckpointError: it does not say so.
+    """
+    record = checkpoint.document("record")
+    if isinstance(record, dict) and isinstance(record.get("events_bytes"), int) and record["events_bytes"] >= 0:
+        return int(record["events_bytes"])
+    raise CheckpointError(
+        f"{checkpoint.folder}/record.json does not say how far the record went: delete this folder and resume from the "
+        "checkpoint before it"
+    )
+
+
+def saved_event(state: TrainState, checkpoint: Checkpoint | None) -> SavedEvent | None:
+    """The event of the checkpoint itself, which the record was cut before; none where only an interruption wrote it."""
+    if checkpoint is None:
+        return None
+    reason = checkpoint.document("record")["reason"]
+    if reason == "interrupted":
+        return None
+    return SavedEvent(
+        step=state.progress.step,
+        elapsed_s=state.progress.elapsed_s,
+        checkpoint=checkpoint.folder.name,
+        reason=reason,
+        num_bytes=checkpoint.num_tensor_bytes,
+        seconds=0.0,
+    )
