@@ -275,20 +275,6 @@ def free_folder(root: Path) -> Path:
             candidate = root.with_name(f"{root.name}-{number}")
 
 
-def newest_run(root: Path) -> Path:
-    """The run folder under `root` that was written to last.
-
-    Raises:
-        InputError: there is none.
-    """
-    found = [path.parent for path in root.glob(f"*/{_PLAN}")]
-    if not found:
-        raise InputError(f"no run folder under {root}: start one with `onecard train RECIPE`")
-    return max(
-        found, key=lambda path: (path / "events.jsonl").stat().st_mtime if (path / "events.jsonl").exists() else 0
-    )
-
-
 def _unused_name(path: Path) -> Path:
     candidate, number = path, 1
     while candidate.exists():
