@@ -42,6 +42,7 @@ def train(
     from onecard.run.folder import RunFolder, free_folder
     from onecard.run.inputs import fetch_base, plan_inputs, prepare_inputs, settle_base, settle_length
     from onecard.run.outcome import compare
+    from onecard.run.reporting import reported
     from onecard.run.session import run_session
     from onecard.run.tasks import prepare_run_tasks, with_facts
 
@@ -63,8 +64,9 @@ def train(
     with folder.lock(), folder.discarded_unless_begun():
         if on_plan is not None:
             on_plan(decided, root)
-        steps = run_session(folder, corpus, None, on_event, tasks)
-        compare(folder, machine, steps)
+        with reported(folder, machine):
+            steps = run_session(folder, corpus, None, on_event, tasks)
+            compare(folder, machine, steps)
     return root
 
 
@@ -108,6 +110,7 @@ def _continue(
 ) -> Path:
     from onecard.planner import choose_device
     from onecard.run.inputs import fetch_base_again, prepare_inputs
+    from onecard.run.reporting import reported
     from onecard.run.session import run_session
     from onecard.run.tasks import open_run_tasks
 
@@ -116,12 +119,14 @@ def _continue(
         decided = folder.plan(checkpoint)
         if decided.deterministic:
             make_cublas_deterministic()
-        choose_device(decided.device, probe_here())  # refuses one that is not here
+        machine = probe_here()
+        choose_device(decided.device, machine)  # refuses one that is not here
         recipe = folder.recipe()
         tasks = open_run_tasks(recipe, decided.eval_tasks)
         base = fetch_base_again(recipe, decided, checkpoint, on_progress)
         corpus = prepare_inputs(recipe, base, on_progress)
         if on_plan is not None:
             on_plan(decided, folder.root)
-        run_session(folder, corpus, checkpoint, on_event, tasks)
+        with reported(folder, machine):
+            run_session(folder, corpus, checkpoint, on_event, tasks)
     return folder.root

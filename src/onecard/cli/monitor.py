@@ -9,6 +9,7 @@ from onecard.cli.monitor_text import frame_lines, plain_line
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from onecard.hardware.nvidia import Gauges
     from onecard.report.live import Follower, LiveView
@@ -63,7 +64,7 @@ def _log(follower: "Follower") -> None:
         time.sleep(_LINE_S)
 
 
-def _frame(view: "LiveView", console: "Console") -> "object":
+def _frame(view: "LiveView", console: "Console") -> "Text":
     from rich.text import Text
 
     return Text("\n").join(

@@ -34,7 +34,9 @@ def frame_lines(view: "LiveView", gauges: "Gauges | None", width: int, encoding:
     lines.append(("", sparkline(view.losses, room, levels), "cyan"))
     if view.last is not None and view.best is not None:
         best = "best" if view.best is view.last else f"best {view.best.loss:.4f} at {view.best.step:,}"
-        lines.append(("held-out", f"{view.last.loss:.4f} +/- {view.last.standard_error:.4f} at {view.last.step:,}, {best}", ""))
+        lines.append(
+            ("held-out", f"{view.last.loss:.4f} +/- {view.last.standard_error:.4f} at {view.last.step:,}, {best}", "")
+        )
     lines.append(("speed", _speed(view), ""))
     if view.step.memory_bytes is not None:
         lines.append(("memory", f"{format_bytes(view.step.memory_bytes)} reserved by the run", ""))

@@ -138,6 +138,8 @@ def _print_next_steps(view: RunView, run_folder: Path) -> None:
             print_rows(rows)
     onecard, folder = command("onecard"), quote(run_folder)
     rows = [("run folder", str(run_folder)), ("try it", f'{onecard} generate {folder} --prompt "..."')]
+    if (report := run_folder / "report.html").exists():
+        rows.append(("report", str(report)))
     if (run_folder / "tensorboard").exists():
         rows.append(("see curves", f"{command('tensorboard')} --logdir {folder}"))
     for label, text in rows:

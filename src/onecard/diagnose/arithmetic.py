@@ -19,7 +19,7 @@ _NF4_TOLERANCE = 0.2
 
 
 def check_product(device: str, machine: Machine) -> Check:
-    """Multiplies bf16 matrices (fp16 on older cards), compares the product, and on a card its speed with the catalogue."""
+    """Multiplies bf16 matrices (fp16 on older cards) and compares the product; on a card also its speed."""
     dtype = _dtype_on(device, machine)
     name = f"matrix product in {_word(dtype)} on {device}"
     left, right = (_random(256, 512, seed=seed) for seed in (0, 1))
@@ -28,9 +28,13 @@ def check_product(device: str, machine: Machine) -> Check:
     if not off < _TOLERANCE:
         return Check(name, "bad", f"the product is off by {off:.1%}", _BROKEN)
     if device == "cpu":
-        rates = {kind: time_matmul(torch.device("cpu"), kind, Effort(1024, 0, 0, 0.1)) for kind in (dtype, torch.float32)}
+        rates = {
+            kind: time_matmul(torch.device("cpu"), kind, Effort(1024, 0, 0, 0.1)) for kind in (dtype, torch.float32)
+        }
         faster = "fp32" if rates[torch.float32] > rates[dtype] else _word(dtype)
-        found = f"right; {rates[dtype] / 1e9:.0f} GFLOP/s, fp32 {rates[torch.float32] / 1e9:.0f}: {faster} is faster here"
+        found = (
+            f"right; {rates[dtype] / 1e9:.0f} GFLOP/s, fp32 {rates[torch.float32] / 1e9:.0f}: {faster} is faster here"
+        )
         return Check(name, "good", found)
     rate = time_matmul(torch.device(device), dtype, Effort(4096, 0, 0, 0.3))
     card = card_of(machine.gpus[0]) if machine.gpus else None
@@ -56,7 +60,9 @@ def check_attention(device: str, machine: Machine) -> Check:
     return Check(name, "good", f"forward and backward are right within {off:.1%}")
 
 
-_BROKEN = "install PyTorch anew from the index for this card (docs/installation.md); if it stays so, the device is faulty"
+_BROKEN = (
+    "install PyTorch anew from the index for this card (docs/installation.md); if it stays so, the device is faulty"
+)
 
 
 def check_compile(device: str, machine: Machine) -> Check:

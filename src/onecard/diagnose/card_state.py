@@ -87,7 +87,9 @@ def check_power(nvml: Any, handle: Any) -> Check:
     )
     found = f"{limit:.0f} W of {own:.0f} W"
     if limit < _LEAST_POWER_SHARE * own:
-        remedy = f"if that is not on purpose: nvidia-smi -pl {own:.0f} (as administrator), or the laptop's power profile"
+        remedy = (
+            f"if that is not on purpose: nvidia-smi -pl {own:.0f} (as administrator), or the laptop's power profile"
+        )
         return Check(name, "warning", found, remedy)
     return Check(name, "good", found)
 

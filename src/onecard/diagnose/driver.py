@@ -60,7 +60,9 @@ def check_build(machine: Machine, cuda: str | None, codes: list[str], *, is_usab
     gpu = machine.gpus[0]
     wheel = fitting_build(gpu.compute_capability, machine.driver)
     if wheel is None:
-        found = f"{build}; no usual build has code for {gpu.name} (compute capability {_dotted(gpu.compute_capability)})"
+        found = (
+            f"{build}; no usual build has code for {gpu.name} (compute capability {_dotted(gpu.compute_capability)})"
+        )
         return Check(name, "bad", found, "train with --device cpu, or build PyTorch for this card yourself")
     install = f"install the {wheel} build: pip install --force-reinstall torch --index-url {_INDEX}/{wheel}"
     if cuda is None:
@@ -86,14 +88,16 @@ def fitting_build(capability: tuple[int, int], driver: str | None) -> str | None
     inside = catalogue_defaults().builds
     having = [build for build in _BUILDS if runs_on(capability, inside[build])]
     running = [build for build in having if _major(driver) >= _LEAST_DRIVERS[int(build[2:4])]]
-    return (running or having or [None])[0]
+    return next(iter(running or having), None)
 
 
 def check_choice(machine: Machine, first: str | None) -> Check:
     """Says which of several cards is used: `first` is the uuid of PyTorch's cuda:0."""
     name = "choice of GPU"
     if len(machine.gpus) < 2:
-        return Check(name, "not applicable", "there is no choice: " + (machine.gpus[0].name if machine.gpus else "no GPU"))
+        return Check(
+            name, "not applicable", "there is no choice: " + (machine.gpus[0].name if machine.gpus else "no GPU")
+        )
     chosen = next((gpu for gpu in machine.gpus if first and gpu.uuid.lower().endswith(first.lower())), machine.gpus[0])
     known = [(gpu, card_of(gpu)) for gpu in machine.gpus]
     speeds = {gpu.uuid: (card.flops_16bit or card.fp32_flops) for gpu, card in known if card is not None}

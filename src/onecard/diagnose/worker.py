@@ -1,4 +1,4 @@
-"""Runs tests of the machine in a process of its own, which may hang or die: `python -m onecard.diagnose.worker NAME ...`.
+"""Runs tests of the machine in a process of its own, which may hang or die: `python -m onecard.diagnose.worker NAME`.
 
 Each outcome is one line of JSON on stdout, told as soon as it is there.
 """

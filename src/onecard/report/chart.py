@@ -102,12 +102,16 @@ def _axes(x: Scale, y: Scale, width: int) -> list[str]:
     for value in y.ticks(4):
         at = y.place(value)
         parts.append(f'<path class="grid" d="M{x.start} {at:.1f}H{x.end}"/>')
-        parts.append(f'<text class="tick" x="{x.start - 6}" y="{at + 3.5:.1f}" text-anchor="end">{format_tick(value)}</text>')
+        parts.append(
+            f'<text class="tick" x="{x.start - 6}" y="{at + 3.5:.1f}" text-anchor="end">{format_tick(value)}</text>'
+        )
     for value in x.ticks(width // 80):
         if value != int(value):  # there is no half step
             continue
         at = min(x.place(value), width - _EDGE)
-        parts.append(f'<text class="tick" x="{at:.1f}" y="{y.start + 17}" text-anchor="middle">{format_tick(value)}</text>')
+        parts.append(
+            f'<text class="tick" x="{at:.1f}" y="{y.start + 17}" text-anchor="middle">{format_tick(value)}</text>'
+        )
     parts.append(f'<path class="axis" d="M{x.start} {y.start}H{x.end}"/>')
     return parts
 

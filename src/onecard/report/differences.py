@@ -96,7 +96,7 @@ def _differs(row: Difference) -> bool:
 
 
 def settings_of(run: RunRecord, *, with_recipe: bool) -> dict[tuple[str, str], Any]:
-    """Gives the settings of a run by group and name: what its plan decided and, if asked for, what only its recipe says."""
+    """Gives settings by group and name: what a run's plan decided and, if asked for, what only its recipe says."""
     flat = _flatten(run.plan.model_dump(mode="json", exclude=_NO_SETTINGS))
     labels = {path: _LABELS.get(path, path.rpartition(".")[2]) for path, _ in flat if path not in _FOLLOWS}
     decided = {

@@ -24,7 +24,7 @@ _MAX_TASKS = 6
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its words: `svg` for all widths, or with `phone` for wide ones only; `legend` pairs mark and text."""
+    """A chart with its words; `phone` is another drawing for narrow pages, `legend` pairs marks and texts."""
 
     title: str
     svg: str

@@ -110,4 +110,3 @@ class Follower:
                 self._findings[event.symptom] = event
             case FinishedEvent():
                 self._finished = event
-

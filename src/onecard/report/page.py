@@ -251,7 +251,9 @@ def _text(value: Any) -> str:
 
 def _data(run: RunRecord, say: Say) -> list[tuple[str, str]]:
     facts, base = run.plan.corpus, run.plan.model.base
-    train = say("{tokens} tokens, {size}", tokens=format_count(facts.num_train_tokens), size=format_bytes(facts.train_bytes))
+    train = say(
+        "{tokens} tokens, {size}", tokens=format_count(facts.num_train_tokens), size=format_bytes(facts.train_bytes)
+    )
     rows = [(say("Training text"), train)]
     if facts.num_heldout_tokens:
         rows.append((say("Held-out text"), say("{tokens} tokens", tokens=format_count(facts.num_heldout_tokens))))
@@ -262,7 +264,9 @@ def _data(run: RunRecord, say: Say) -> list[tuple[str, str]]:
 
 
 def _commands(environment: dict[str, str]) -> list[str]:
-    pins = [f"{name}=={environment[name].partition('+')[0]}" for name in ("torch", "transformers") if name in environment]
+    pins = [
+        f"{name}=={environment[name].partition('+')[0]}" for name in ("torch", "transformers") if name in environment
+    ]
     install = f"pip install onecard {' '.join(pins)}".rstrip()
     return [install, "onecard train recipe.yaml"]
 

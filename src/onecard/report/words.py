@@ -98,7 +98,9 @@ _CHINESE = {
     "{base} ({parameters} parameters), trained further on {tokens} tokens of text.": (
         "{base}（{parameters} 参数），在 {tokens} token 的文本上继续训练。"
     ),
-    "{base} ({parameters} parameters), fine-tuned on {rows} chats.": "{base}（{parameters} 参数），在 {rows} 段对话上微调。",
+    "{base} ({parameters} parameters), fine-tuned on {rows} chats.": (
+        "{base}（{parameters} 参数），在 {rows} 段对话上微调。"
+    ),
     "{kind}, {parameters} parameters, trained from scratch on {rows} chats.": (
         "{kind}，{parameters} 参数，在 {rows} 段对话上从头训练。"
     ),
@@ -119,7 +121,7 @@ _CHINESE = {
     "median of steps": "各步中位数",
     "planned {time}": "计划 {time}",
     "{num} lines of the record could not be read and are left out.": "运行记录中有 {num} 行无法读取，已略去。",
-    "{num} updates were refused, because loss or gradient was not finite.": "有 {num} 步因损失或梯度非有限而被拒绝更新。",
+    "{num} updates were refused, because loss or gradient was not finite.": "{num} 步因损失或梯度非有限被拒绝更新。",
     # Sections
     "Findings": "诊断",
     "Nothing was found that is wrong.": "未发现问题。",
@@ -184,7 +186,8 @@ _CHINESE = {
     ),
     "The seed is {seed}. On a CPU, and with deterministic: true on a GPU, the same machine gives the same weights bit "
     "for bit; elsewhere losses agree within rounding.": (
-        "随机种子为 {seed}。在 CPU 上，或在 GPU 上设 deterministic: true 时，同一机器得到逐位相同的权重；其他情况下损失在舍入误差内一致。"
+        "随机种子为 {seed}。在 CPU 上，或在 GPU 上设 deterministic: true 时，同一机器得到逐位相同的权重；"
+        "其他情况下损失在舍入误差内一致。"
     ),
     "Written by onecard on {date}.": "由 onecard 生成于 {date}。",
 }

@@ -1,7 +1,8 @@
 """A run folder: what lies where, who may write, which checkpoints stay.
 
 runs/<name>/
-  recipe.yaml  plan.json  audit.json (of chats)  events.jsonl  checkpoints/step-000500/  tensorboard/
+  recipe.yaml  plan.json  audit.json (of chats)  environment.json  events.jsonl  checkpoints/step-000500/
+  tensorboard/  report.html
 """
 
 import json
