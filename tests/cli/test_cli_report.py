@@ -24,7 +24,9 @@ def test_a_report_is_written_into_the_run_and_named(run: Callable[..., Any], wri
     assert json.loads(run("report", str(root), "--json").stdout) == {"report": str(root / "report.html")}
 
 
-def test_latest_is_the_run_written_to_last(run: Callable[..., Any], write_run: Callable[..., Path], monkeypatch) -> None:
+def test_latest_is_the_run_written_to_last(
+    run: Callable[..., Any], write_run: Callable[..., Path], monkeypatch
+) -> None:
     root = write_run("a", [3.0])
     monkeypatch.chdir(root.parent.parent)
     assert run("report", "latest").code == 0

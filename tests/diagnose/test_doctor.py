@@ -13,7 +13,6 @@ import torch
 
 from onecard.diagnose import arithmetic, host
 from onecard.diagnose.card_state import check_memory, check_power, check_spill, check_temperature
-from onecard.diagnose.check import Check
 from onecard.diagnose.doctor import examine
 from onecard.diagnose.driver import check_build, check_choice, check_driver, fitting_build
 from onecard.diagnose.machine_tests import TESTS, Entry
@@ -39,7 +38,7 @@ def machine() -> Callable[..., Machine]:
 
     def make(*cards: tuple[str, tuple[int, int]], driver: str | None = "580.65", **changes: Any) -> Machine:
         gpus = tuple(
-            Gpu(index, name, 8 * GIB, 7 * GIB, capability, driver or "", f"GPU-{index}")
+            Gpu(index, name, (11 if "1080" in name else 8) * GIB, 7 * GIB, capability, driver or "", f"GPU-{index}")
             for index, (name, capability) in enumerate(cards)
         )
         values: dict[str, Any] = {
@@ -68,7 +67,7 @@ def test_a_test_that_hangs_or_dies_ends_no_other(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(_WORKER, encoding="utf-8")
     limits = {"first": 30.0, "hangs": 0.5, "second": 30.0, "dies": 30.0, "third": 30.0}
-    tests = {name: Entry(lambda _: Check(name, "good", ""), limit_s) for name, limit_s in limits.items()}
+    tests = {name: Entry(TESTS["cores"].run, limit_s) for name, limit_s in limits.items()}
     console, *found = examine("utf-8", tests, (sys.executable, str(script)))
     assert console.verdict == "good"
     assert [(check.name, check.verdict) for check in found] == [

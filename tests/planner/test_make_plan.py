@@ -13,7 +13,7 @@ from onecard.cli.plan_text import reason_rows
 from onecard.errors import DoesNotFitError, InputError, RecipeError
 from onecard.hardware import Machine, find_card
 from onecard.planner import Measurements, check_recipe, choose, choose_device, make_plan
-from onecard.planner.device import Target, target_of_card
+from onecard.planner.device import Target, keep_reserve, target_of_card
 from onecard.planner.pretrained import plan_base
 from onecard.planner.requirements import check_quantizing
 from onecard.planner.schedule import count_steps, resolve_batch
@@ -624,3 +624,13 @@ def test_without_a_model_config_the_model_is_a_small_one() -> None:
     assert (plan.model.settings["hidden_size"], plan.model.settings["num_hidden_layers"]) == (384, 6)
     assert 5e6 < plan.model.num_parameters < 2e7
     assert plan_of(**shape | {"hidden_size": 512}, model_config={}).model.settings["head_dim"] == 64
+
+
+def test_a_reserve_is_taken_from_the_card_and_a_cpu_has_none() -> None:
+    target = target_of_card(find_card("rtx-3060-12gb"), "linux")
+    kept = keep_reserve(target, 2.0)
+    assert (target.limit_bytes or 0) - (kept.limit_bytes or 0) == 2 * 2**30
+    assert keep_reserve(target, 100.0).limit_bytes == 0
+    assert keep_reserve(target, None) == target
+    recipe = load_recipe(SMALL | {"device": "cpu", "reserve_gb": 2})
+    assert choose._find_idle_limit(recipe, Target("cpu", "")) == "reserve_gb is for GPUs: on a CPU it changes nothing"

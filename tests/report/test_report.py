@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 import math
 import random
 import re
@@ -148,7 +149,9 @@ def test_a_run_that_has_hardly_begun_has_a_report(write_run: Callable[..., Path]
 
 def test_a_long_run_stays_a_small_file_and_keeps_its_extremes(write_run: Callable[..., Path]) -> None:
     run = read(write_run("a", [3.0]))
-    steps = [step_event(step, loss=2.0 + math.sin(step), grad_norm=50.0 if step == 7777 else 0.5) for step in range(1, 20001)]
+    steps = [
+        step_event(step, loss=2.0 + math.sin(step), grad_norm=50.0 if step == 7777 else 0.5) for step in range(1, 20001)
+    ]
     samples = tuple(Sample(prompt=f"{index}", completion="x" * 9000) for index in range(30))
     sampled = [SampledEvent(step=step, elapsed_s=1.0, samples=samples, seconds=0.1) for step in range(0, 20000, 400)]
     html = render_report(dataclasses.replace(run, events=(*steps, *sampled)), "en")
@@ -170,7 +173,7 @@ def test_bins_hold_every_value_between_their_edges() -> None:
             inside = [y for x, y in points if starts[index] < x <= end]
             assert (min(inside), max(inside)) == (low, high)
             assert low <= found.mean[index][1] <= high
-        weights = [len([1 for x, _ in points if a < x <= b]) for a, b in zip(starts, starts[1:], strict=False)]
+        weights = [len([1 for x, _ in points if a < x <= b]) for a, b in itertools.pairwise(starts)]
         total = sum(weight * mean for weight, (_, mean) in zip(weights, found.mean, strict=True))
         assert total == pytest.approx(sum(y for _, y in points))
 
@@ -240,9 +243,12 @@ def test_every_sentence_is_there_in_chinese_with_the_same_values() -> None:
     said |= set(re.findall(r'say\("([^"]+)"', template))
     assert len(said) > 80
     assert not said - set(_CHINESE)
-    names = string.Formatter().parse
     for english, chinese in _CHINESE.items():
-        assert {part[1] for part in names(english)} == {part[1] for part in names(chinese)}, english
+        assert _values_in(english) == _values_in(chinese), english
+
+
+def _values_in(text: str) -> set[str]:
+    return {part[1] for part in string.Formatter().parse(text) if part[1]}
 
 
 def _said_in(path: Path) -> list[str]:

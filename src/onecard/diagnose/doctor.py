@@ -26,7 +26,7 @@ def examine(
     yield check_console(encoding)
     left = list(tests)
     while left:
-        for check in _run(left, tests, worker):
+        for check in _run(tuple(left), tests, worker):
             left.pop(0)
             yield check
 

@@ -53,7 +53,7 @@ _SETTLED = {
     *("per_device_train_batch_size", "gradient_accumulation_steps", "total_batch_tokens"),
     *("per_device_eval_batch_size", "warmup_ratio", "decay_ratio", "max_steps", "num_train_epochs", "max_tokens"),
     *("model_config", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "tie_word_embeddings", "memory_limit_gb"),
+    *("num_key_value_heads", "tie_word_embeddings", "memory_limit_gb", "reserve_gb"),
 }
 _NOT_COMPUTED = {
     *("name", "description", "output_dir", "run_name", "resume_from_checkpoint", "report_to", "logging_steps"),
