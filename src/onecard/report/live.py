@@ -23,6 +23,7 @@ class LiveView:
     """A run at a moment. `age_s` is the time since its record grew; `finished` is None while it trains."""
 
     name: str
+    device: str
     num_steps: int
     step: StepEvent | None
     losses: tuple[float, ...]
@@ -65,6 +66,7 @@ class Follower:
             age_s = None
         return LiveView(
             name=self._name,
+            device=self._plan.device,
             num_steps=self._plan.schedule.num_steps,
             step=self._step,
             losses=tuple(self._losses),
