@@ -16,10 +16,10 @@ if TYPE_CHECKING:
         open_chat,
         plan,
         prepare,
-        report,
         resume,
         serve,
         train,
+        write_report,
     )
 
 try:
@@ -39,10 +39,10 @@ __all__ = [
     "open_chat",
     "plan",
     "prepare",
-    "report",
     "resume",
     "serve",
     "train",
+    "write_report",
 ]
 
 

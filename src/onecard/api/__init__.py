@@ -4,7 +4,7 @@ from onecard.api.comparing import compare
 from onecard.api.examining import examine
 from onecard.api.exporting import export
 from onecard.api.planning import alternatives, plan, prepare
-from onecard.api.reporting import monitor, report
+from onecard.api.reporting import monitor, write_report
 from onecard.api.running import resume, train
 from onecard.api.talking import open_chat, serve
 from onecard.api.using import evaluate, generate, is_chat_model
@@ -23,8 +23,8 @@ __all__ = [
     "open_chat",
     "plan",
     "prepare",
-    "report",
     "resume",
     "serve",
     "train",
+    "write_report",
 ]

@@ -9,22 +9,23 @@ if TYPE_CHECKING:
     from onecard.report.live import Follower
 
 
-def report(run: str | Path, *, lang: str = "auto") -> Path:
+def write_report(run: str | Path, *, lang: str = "auto") -> Path:
     """Writes report.html into the folder of a run, finished or in training, and returns it.
 
     `lang` is en, zh or auto, the language of the system. One file that needs no network. Takes no lock and no torch.
 
     Raises:
-        InputError: no such run, an unknown language, or a folder that cannot be written to.
+        InputError: no such run, or an unknown language.
+        OSError: its folder cannot be written to.
     """
+    from onecard.report import write
     from onecard.report.record import find_record
     from onecard.report.words import LANGUAGES, system_language
-    from onecard.report.write import write_report
 
     if lang not in (*LANGUAGES, "auto"):
         raise InputError(f"lang {lang!r} is unknown: use {', '.join(LANGUAGES)} or auto")
     language = next((known for known in LANGUAGES if known == lang), system_language())
-    return write_report(find_record(run), language)
+    return write.write_report(find_record(run), language)
 
 
 def monitor(run: str | Path) -> "Follower":

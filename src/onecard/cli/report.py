@@ -1,7 +1,6 @@
 """`onecard report`."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,5 +16,5 @@ def report(
     """Writes what became of a run into one HTML file, report.html in its folder; also while it trains."""
     from onecard import api
 
-    path: Path = api.report(run, lang=lang)
+    path = api.write_report(run, lang=lang)
     print(json.dumps({"report": str(path)}, ensure_ascii=False) if as_json else path)
