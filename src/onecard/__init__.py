@@ -8,9 +8,11 @@ if TYPE_CHECKING:
         alternatives,
         compare,
         evaluate,
+        examine,
         export,
         generate,
         load_recipe,
+        monitor,
         open_chat,
         plan,
         prepare,
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
         resume,
         serve,
         train,
+        write_report,
     )
 
 try:
@@ -29,9 +32,11 @@ __all__ = [
     "alternatives",
     "compare",
     "evaluate",
+    "examine",
     "export",
     "generate",
     "load_recipe",
+    "monitor",
     "open_chat",
     "plan",
     "prepare",
@@ -39,6 +44,7 @@ __all__ = [
     "resume",
     "serve",
     "train",
+    "write_report",
 ]
 
 

@@ -13,7 +13,7 @@ from onecard.cli.plan_text import reason_rows
 from onecard.errors import DoesNotFitError, InputError, RecipeError
 from onecard.hardware import Machine, find_card
 from onecard.planner import Measurements, check_recipe, choose, choose_device, make_plan
-from onecard.planner.device import Target, target_of_card
+from onecard.planner.device import Target, keep_reserve, target_of_card
 from onecard.planner.pretrained import plan_base
 from onecard.planner.requirements import check_quantizing
 from onecard.planner.schedule import count_steps, resolve_batch
@@ -665,3 +665,13 @@ def test_an_epoch_is_the_steps_that_take_every_chat_once(rows: int, total: int, 
     corpus = CorpusFacts(**facts, separator_id=0, fingerprint="", num_train_rows=rows)
     steps = corpus.steps_per_epoch(total, 1024)
     assert (steps, resolve_interval("epoch", 3 * steps, steps)) == (interval, interval)
+
+
+def test_a_reserve_is_taken_from_the_card_and_a_cpu_has_none() -> None:
+    target = target_of_card(find_card("rtx-3060-12gb"), "linux")
+    kept = keep_reserve(target, 2.0)
+    assert (target.limit_bytes or 0) - (kept.limit_bytes or 0) == 2 * 2**30
+    assert keep_reserve(target, 100.0).limit_bytes == 0
+    assert keep_reserve(target, None) == target
+    recipe = load_recipe(SMALL | {"device": "cpu", "reserve_gb": 2})
+    assert choose._find_idle_limit(recipe, Target("cpu", "")) == "reserve_gb is for GPUs: on a CPU it changes nothing"

@@ -68,7 +68,7 @@ def test_every_key_of_a_recipe_has_its_place(write_run) -> None:
     from onecard.spec import recipe_keys
 
     (run,) = read_runs([write_run("a", [3.0])])
-    shown = {name for group, name in module._settings(run, with_recipe=True) if group == "data"}
+    shown = {name for group, name in module.settings_of(run, with_recipe=True) if group == "data"}
     keys = {key.name for key in recipe_keys()}
     assert shown & keys == {
         *("dataset", "eval_dataset", "eval_fraction", "eval_split", "tokenizer", "vocab_size"),

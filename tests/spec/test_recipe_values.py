@@ -80,6 +80,7 @@ def test_counts_load_from_any_spelling_of_a_whole_number(number: int, form: str)
         ("memory_limit_gb", "3.2GB", 3.2e9 / 2**30),
         ("memory_limit_gb", " 512 mib ", 0.5),
         ("memory_limit_gb", "none", None),
+        ("reserve_gb", "1.5GiB", 1.5),
         ("resume_from_checkpoint", "True", True),
         ("resume_from_checkpoint", "latest", "latest"),
     ],

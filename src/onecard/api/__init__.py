@@ -1,9 +1,11 @@
 """What the commands call, and other people's code too."""
 
 from onecard.api.comparing import compare
+from onecard.api.examining import examine
 from onecard.api.exporting import export
 from onecard.api.planning import alternatives, plan, prepare
 from onecard.api.replaying import replay
+from onecard.api.reporting import monitor, write_report
 from onecard.api.running import resume, train
 from onecard.api.talking import open_chat, serve
 from onecard.api.using import evaluate, generate, is_chat_model
@@ -13,10 +15,12 @@ __all__ = [
     "alternatives",
     "compare",
     "evaluate",
+    "examine",
     "export",
     "generate",
     "is_chat_model",
     "load_recipe",
+    "monitor",
     "open_chat",
     "plan",
     "prepare",
@@ -24,4 +28,5 @@ __all__ = [
     "resume",
     "serve",
     "train",
+    "write_report",
 ]

@@ -48,6 +48,7 @@ def train(
     from onecard.run.folder import RunFolder, free_folder
     from onecard.run.inputs import fetch_base, plan_inputs, prepare_inputs, settle_base, settle_length
     from onecard.run.outcome import compare
+    from onecard.run.reporting import reported
     from onecard.run.session import run_session
     from onecard.run.tasks import prepare_run_tasks, with_facts
 
@@ -69,8 +70,9 @@ def train(
     with folder.lock(), folder.discarded_unless_begun():
         if on_plan is not None:
             on_plan(decided, root)
-        steps = run_session(folder, corpus, None, on_event, tasks)
-        compare(folder, machine, steps)
+        with reported(folder):
+            steps = run_session(folder, corpus, None, on_event, tasks)
+            compare(folder, machine, steps)
     return root
 
 
@@ -114,6 +116,7 @@ def _continue(
 ) -> Path:
     from onecard.planner import choose_device
     from onecard.run.inputs import fetch_base_again, prepare_inputs
+    from onecard.run.reporting import reported
     from onecard.run.session import run_session
     from onecard.run.tasks import open_run_tasks
 
@@ -131,5 +134,6 @@ def _continue(
         corpus = prepare_inputs(recipe, base, on_progress)
         if on_plan is not None:
             on_plan(decided, folder.root)
-        run_session(folder, corpus, checkpoint, on_event, tasks)
+        with reported(folder):
+            run_session(folder, corpus, checkpoint, on_event, tasks)
     return folder.root

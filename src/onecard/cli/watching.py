@@ -142,6 +142,8 @@ def _print_next_steps(view: RunView, run_folder: Path) -> None:
     is_chat = RunFolder(run_folder).audit() is not None
     trial = f"{onecard} chat {folder}" if is_chat else f'{onecard} generate {folder} --prompt "..."'
     rows = [("run folder", str(run_folder)), ("try it", trial)]
+    if (report := run_folder / "report.html").exists():
+        rows.append(("report", str(report)))
     if (run_folder / "tensorboard").exists():
         rows.append(("see curves", f"{command('tensorboard')} --logdir {folder}"))
     for label, text in rows:

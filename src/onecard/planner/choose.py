@@ -9,7 +9,7 @@ import torch
 from onecard.errors import InputError
 from onecard.hardware import Machine
 from onecard.planner.decisions import Grounds, decide, draft_steps
-from onecard.planner.device import Target, find_compiler_problem, find_target, offered_bytes
+from onecard.planner.device import Target, find_compiler_problem, find_target, keep_reserve, offered_bytes
 from onecard.planner.eval_tasks import plan_tasks, with_cache
 from onecard.planner.fit import FirstAnswer, fit_plan
 from onecard.planner.measure import measure_micro_batches, measure_peak, measure_step
@@ -62,7 +62,8 @@ def make_plan(
         InputError: something asked for cannot be honoured on this machine or with this corpus.
     """
     measurements = measurements or Measurements()
-    grounds = Grounds(recipe, machine, target or find_target(recipe.device, machine), corpus)
+    target = keep_reserve(target or find_target(recipe.device, machine), recipe.reserve_gb)
+    grounds = Grounds(recipe, machine, target, corpus)
     draft, num_steps = _draft(grounds, measurements)
     if grounds.target.kind == "cuda":
         draft = fit_plan(draft, recipe, grounds.target, first)
@@ -203,7 +204,9 @@ def _memory_limit(recipe: Recipe, target: Target) -> int | None:
 
 
 def _find_idle_limit(recipe: Recipe, target: Target) -> str | None:
-    """Says why memory_limit_gb changes nothing, where it does not."""
+    """Says why memory_limit_gb or reserve_gb changes nothing, where it does not."""
+    if recipe.reserve_gb is not None and target.kind == "cpu":
+        return "reserve_gb is for GPUs: on a CPU it changes nothing"
     if recipe.memory_limit_gb is None:
         return None
     offered = _memory_limit(recipe.model_copy(update={"memory_limit_gb": None}), target)

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,6 +13,7 @@ from onecard.model.build import make_config
 from onecard.model.families import explain_backend, find_backend
 from onecard.planner.allocator_settings import AllocatorSettings
 from onecard.spec import ModelPlan, Recipe
+from onecard.units import GIB
 
 _HOSTS: dict[str, CardHost] = {
     "linux": "linux-desktop",
@@ -147,6 +148,13 @@ def offered_bytes(target: Target) -> int | None:
     # The run sets a share of its own, which overrides that of the environment.
     share = AllocatorSettings.from_environment(os.environ, target.allocator_platform).per_process_memory_fraction
     return min(target.limit_bytes, int(share * target.total_bytes))
+
+
+def keep_reserve(target: Target, reserve_gb: float | None) -> Target:
+    """Takes so many GiB from what the allocator may reserve, for the desktop and others; a CPU stays as it is."""
+    if reserve_gb is None or target.limit_bytes is None:
+        return target
+    return replace(target, limit_bytes=max(0, target.limit_bytes - int(reserve_gb * GIB)))
 
 
 def _host_of(machine: Machine) -> CardHost:

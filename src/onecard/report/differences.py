@@ -53,7 +53,7 @@ _SETTLED = {
     *("per_device_train_batch_size", "gradient_accumulation_steps", "total_batch_tokens"),
     *("per_device_eval_batch_size", "warmup_ratio", "decay_ratio", "max_steps", "num_train_epochs", "max_tokens"),
     *("model_config", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "tie_word_embeddings", "memory_limit_gb"),
+    *("num_key_value_heads", "tie_word_embeddings", "memory_limit_gb", "reserve_gb"),
 }
 _NOT_COMPUTED = {
     *("name", "description", "output_dir", "run_name", "resume_from_checkpoint", "report_to", "logging_steps"),
@@ -82,7 +82,7 @@ class Difference:
 def find_differences(runs: Sequence[RunRecord]) -> tuple[Difference, ...]:
     """Finds the settings in which runs differ, by group and in the order of plan and recipe; defaults are filled in."""
     has_recipes = all(run.recipe is not None for run in runs)
-    settings = [_settings(run, with_recipe=has_recipes) for run in runs]
+    settings = [settings_of(run, with_recipe=has_recipes) for run in runs]
     names = dict.fromkeys(key for values in settings for key in values)
     found = [Difference(*key, tuple(values.get(key) for values in settings)) for key in names]
     differing = [row for row in found if _differs(row)]
@@ -95,7 +95,8 @@ def _differs(row: Difference) -> bool:
     return any(value != values[0] for value in values)
 
 
-def _settings(run: RunRecord, *, with_recipe: bool) -> dict[tuple[str, str], Any]:
+def settings_of(run: RunRecord, *, with_recipe: bool) -> dict[tuple[str, str], Any]:
+    """Gives settings by group and name: what a run's plan decided and, if asked for, what only its recipe says."""
     flat = _flatten(run.plan.model_dump(mode="json", exclude=_NO_SETTINGS))
     labels = {path: _LABELS.get(path, path.rpartition(".")[2]) for path, _ in flat if path not in _FOLLOWS}
     decided = {

@@ -108,6 +108,28 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunRecord]:
     return found
 
 
+def newest_run(root: Path) -> Path:
+    """The run folder under `root` that was written to last.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = [path.parent for path in root.glob(f"*/{_PLAN}")]
+    if not found:
+        raise InputError(f"no run folder under {root}: start one with `onecard train RECIPE`")
+    return max(found, key=lambda path: (path / _EVENTS).stat().st_mtime if (path / _EVENTS).exists() else 0)
+
+
+def find_record(run: str | Path) -> RunRecord:
+    """Reads the run that a user names: its folder, one of its checkpoints, or latest.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    path = newest_run(Path("runs")) if str(run) == "latest" else expand(run)
+    return read_runs([path.parent.parent if path.parent.name == "checkpoints" else path])[0]
+
+
 def _expanded(text: str | Path) -> list[Path]:
     path = expand(text)
     if "*" in str(text) and locate(path) is None:

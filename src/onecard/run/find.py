@@ -5,7 +5,8 @@ from pathlib import Path
 
 from onecard.checkpoint import is_checkpoint, read_checkpoint
 from onecard.errors import InputError
-from onecard.run.folder import RunFolder, newest_run
+from onecard.report.record import newest_run
+from onecard.run.folder import RunFolder
 from onecard.spec import Recipe
 from onecard.spec.paths import expand, locate, make_absolute
 

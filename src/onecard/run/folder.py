@@ -2,6 +2,7 @@
 
 runs/<name>/
   recipe.yaml  plan.json  audit.json (of chats)  versions.jsonl  events.jsonl  checkpoints/step-000500/  tensorboard/
+  report.html
 """
 
 import json
@@ -273,20 +274,6 @@ def free_folder(root: Path) -> Path:
         except FileExistsError:
             number += 1
             candidate = root.with_name(f"{root.name}-{number}")
-
-
-def newest_run(root: Path) -> Path:
-    """The run folder under `root` that was written to last.
-
-    Raises:
-        InputError: there is none.
-    """
-    found = [path.parent for path in root.glob(f"*/{_PLAN}")]
-    if not found:
-        raise InputError(f"no run folder under {root}: start one with `onecard train RECIPE`")
-    return max(
-        found, key=lambda path: (path / "events.jsonl").stat().st_mtime if (path / "events.jsonl").exists() else 0
-    )
 
 
 def _unused_name(path: Path) -> Path:

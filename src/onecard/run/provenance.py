@@ -15,7 +15,7 @@ from onecard.run.folder import RunFolder
 from onecard.run.versions import onecard_version, package_version
 from onecard.spec import CheckpointScores, DatasetSource, Score, recipe_to_yaml
 from onecard.spec.handover import UNKNOWN, DataRecord, Export, Provenance
-from onecard.spec.paths import locate
+from onecard.spec.paths import locate, shorten_path, shorten_paths
 
 _EXPORTS, _SCORES = "exports.jsonl", "scores.jsonl"
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "gguf")
@@ -32,7 +32,7 @@ def trace_run(run: RunFolder, checkpoint: Path) -> Provenance:
         checkpoint=checkpoint.name,
         step=step_of_folder(checkpoint),
         method="pretrain" if plan.task == "pretrain" and base is None else recipe.method,
-        base=_public(base.name) if base else None,
+        base=shorten_path(base.name) if base else None,
         base_fingerprint=base.fingerprint if base else None,
         base_license=_license_of(find_cached(base.name)) if base else UNKNOWN,
         data=tuple(_data_record(source) for source in recipe.dataset),
@@ -41,7 +41,7 @@ def trace_run(run: RunFolder, checkpoint: Path) -> Provenance:
         heldout_loss=evaluated.get("loss"),
         bits_per_byte=evaluated.get("bits_per_byte"),
         best_step=run.best_step(),
-        recipe=_without_places(recipe_to_yaml(recipe)),
+        recipe=shorten_paths(recipe_to_yaml(recipe)),
         scores=_scores(run, checkpoint.name),
         versions=_versions(),
     )
@@ -56,18 +56,6 @@ def record_export(run: RunFolder, export: Export) -> None:
     """Appends what was written, with its difference from what was trained, to the run's exports.jsonl."""
     with (run.root / _EXPORTS).open("a", encoding="utf-8", newline="\n") as file:
         file.write(export.model_dump_json() + "\n")
-
-
-def _public(path: str) -> str:
-    """A name as it is; of a folder on this machine its last part, for where it lies is nobody's business."""
-    return Path(path).name if Path(path).is_absolute() else path
-
-
-def _without_places(text: str) -> str:
-    """A recipe whose absolute paths are down to their last part."""
-    lines = (re.fullmatch(r"(.*?[-:] )(.*)", line) for line in text.splitlines())
-    pairs = zip(text.splitlines(), lines, strict=True)
-    return "\n".join(line if found is None else found[1] + _public(found[2]) for line, found in pairs)
 
 
 def _evaluated(run: RunFolder, step: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What software a run was made with: at its start, and again where it went on with another."""
+"""With what a run was made: at its start, and again where it went on with something else."""
 
 import json
 import platform
@@ -7,15 +7,22 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from onecard.hardware import probe_machine
 from onecard.report.record import VERSIONS, read_versions
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes")
 
 
 def find_versions() -> dict[str, str]:
-    """Gives the versions of Python, of onecard and of what it computes with, and the platform."""
+    """Gives the versions of Python, of onecard and of what it computes with, the platform and what computes."""
+    machine = probe_machine()
     found = {"python": platform.python_version(), "platform": platform.platform(), "onecard": onecard_version()}
-    return found | {name: package_version(name) for name in _PACKAGES}
+    found |= {name: package_version(name) for name in _PACKAGES}
+    found["processor"] = f"{platform.processor() or platform.machine()}, {machine.num_cores} cores"
+    if machine.gpus:
+        found["GPU"] = ", ".join(gpu.name for gpu in machine.gpus)
+        found["driver"] = machine.driver or "unknown"
+    return found
 
 
 def record_versions(root: Path, step: int) -> None:
@@ -53,17 +60,8 @@ def onecard_version() -> str:
     if not (root / ".git").exists():
         return number
     # Of a clone the version alone says little: it stays the same over hundreds of commits.
-    command = [
-        "git",
-        "--no-optional-locks",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--exclude=*",
-        "--abbrev=9",
-        "--dirty",
-    ]
+    describe = ["describe", "--always", "--exclude=*", "--abbrev=9", "--dirty"]
+    command = ["git", "--no-optional-locks", "-C", str(root), *describe]
     try:
         found = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):  # no git

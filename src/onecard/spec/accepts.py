@@ -233,6 +233,7 @@ _PHRASE_OF_KEY = {
     "eval_tasks": "ifeval, none or a list",
     "device": "auto, cpu, cuda or cuda:N",
     "memory_limit_gb": "a number of GiB above 0, a number with its unit such as 3.2GB or 3GiB, or null",
+    "reserve_gb": "a number of GiB of 0 or more, a number with its unit such as 1.5GB or 2GiB, or null",
 }
 
 

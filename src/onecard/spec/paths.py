@@ -39,6 +39,18 @@ def expand(path: str | Path) -> Path:
         return Path(path)
 
 
+def shorten_path(path: str) -> str:
+    """A name as it is; of a folder on this machine its last part, for where it lies is nobody's business."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
+def shorten_paths(recipe: str) -> str:
+    """Shortens the absolute paths in a recipe's YAML to their last part."""
+    lines = (re.fullmatch(r"(.*?[-:] )(.*)", line) for line in recipe.splitlines())
+    pairs = zip(recipe.splitlines(), lines, strict=True)
+    return "\n".join(line if found is None else found[1] + shorten_path(found[2]) for line, found in pairs)
+
+
 def is_hub_name(text: str) -> bool:
     """Says whether a text can name a data set or a model on the Hugging Face Hub: `name` or `owner/name`."""
     return _HUB_NAME.fullmatch(text) is not None

@@ -215,6 +215,9 @@ class Recipe(BaseModel):
     memory_limit_gb: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
         None, description="GiB (or, with its unit, 3.2GB) that training may reserve on the GPU; enforced in the run"
     )
+    reserve_gb: Annotated[float, Field(ge=0, le=10_000)] | None = Field(
+        None, description="GiB of what the GPU has free that training leaves to the desktop and other programs"
+    )
     fit: Literal["given", "auto"] = Field(
         "given", description="given: settings given by hand are binding; auto: they may change so that the run fits"
     )

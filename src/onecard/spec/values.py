@@ -156,6 +156,7 @@ VALUES: dict[str, Callable[[Any], Any]] = {
     "max_steps": _no_limit,
     "device": _device_name,
     "memory_limit_gb": _gibibytes,
+    "reserve_gb": _gibibytes,
     "report_to": _report_targets,
     "resume_from_checkpoint": _resume,
 }

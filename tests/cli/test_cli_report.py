@@ -1,0 +1,92 @@
+"""`onecard report`, `monitor` and `doctor`, as people call them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import onecard.api
+from onecard.cli.monitor_text import card_text, frame_lines, sparkline
+from onecard.diagnose.check import Check
+from onecard.hardware.nvidia import Gauges
+from onecard.report.live import Follower
+from onecard.report.record import read_runs
+from onecard.units import GIB
+
+
+def test_a_report_is_written_into_the_run_and_named(run: Callable[..., Any], write_run: Callable[..., Path]) -> None:
+    root = write_run("a", [3.0, 2.0])
+    done = run("report", str(root), "--lang", "zh")
+    assert (done.code, done.stdout.strip()) == (0, str(root / "report.html"))
+    assert 'lang="zh-CN"' in (root / "report.html").read_text(encoding="utf-8")
+    assert json.loads(run("report", str(root), "--json").stdout) == {"report": str(root / "report.html")}
+
+
+def test_latest_is_the_run_written_to_last(
+    run: Callable[..., Any], write_run: Callable[..., Path], monkeypatch
+) -> None:
+    root = write_run("a", [3.0])
+    monkeypatch.chdir(root.parent.parent)
+    assert run("report", "latest").code == 0
+    assert (root / "report.html").exists()
+
+
+@pytest.mark.parametrize("words", [["report", "gone"], ["report", "a", "--lang", "fr"], ["monitor", "gone"]])
+def test_mistakes_are_told_without_a_traceback(
+    run: Callable[..., Any], write_run: Callable[..., Path], monkeypatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(write_run("a", [3.0]).parent)
+    done = run(*words)
+    assert done.code == 2
+    assert "fr" in done.stderr or "gone" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_one_frame_says_how_a_run_stands(run: Callable[..., Any], write_run: Callable[..., Path]) -> None:
+    shown = run("monitor", str(write_run("a", [3.0])), "--once").stdout
+    assert "10 of 20" in shown
+    assert "3.0000 +/- 0.0100 at 10, best" in shown
+    assert "left" in shown
+
+
+def test_without_a_terminal_lines_follow_until_the_run_ends(
+    run: Callable[..., Any], write_run: Callable[..., Path]
+) -> None:
+    lines = run("monitor", str(write_run("a", [3.0, 2.0]))).stdout.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("step 20/20  loss 3.8450  held-out 2.0000")
+    assert lines[0].endswith("completed")
+
+
+def test_a_frame_fits_its_terminal_and_its_encoding(write_run: Callable[..., Path]) -> None:
+    view = Follower(read_runs([write_run("a", [3.0])])[0]).look()
+    gauges = Gauges(used_bytes=3 * GIB, total_bytes=8 * GIB, utilisation=0.97, temperature_c=71, power_w=95.0)
+    for encoding in ("utf-8", "cp1252", "ascii"):
+        lines = frame_lines(view, gauges, 60, encoding)
+        assert all(len(text) <= 50 for _, text, _ in lines)
+        "".join(text for _, text, _ in lines).encode(encoding)
+    assert card_text(gauges) == "3.0 GiB of 8.0 GiB, 97% busy, 71 C, 95 W"
+
+
+def test_a_sparkline_falls_with_the_loss_and_marks_what_is_not_finite() -> None:
+    levels = "01234567"
+    drawn = sparkline([10.0, *(4 - step / 50 for step in range(100)), float("nan")], 34, levels)
+    assert drawn[0] == "7"
+    assert drawn[-1] == "!"
+    assert list(drawn[:-1]) == sorted(drawn[:-1], reverse=True)
+
+
+def test_the_doctor_ends_with_one_where_something_is_bad(run: Callable[..., Any], monkeypatch) -> None:
+    checks = [Check("first", "good", "fine"), Check("second", "warning", "slow", "do [this]")]
+    monkeypatch.setattr(onecard.api, "examine", lambda _: iter(checks))
+    done = run("doctor")
+    assert done.code == 0
+    assert "second: slow" in done.stdout
+    assert "-> do [this]" in done.stdout
+    assert "1 good, 1 to look at, 0 bad" in done.stdout
+    checks.append(Check("third", "bad", "lost", "buy another"))
+    done = run("doctor", "--json")
+    assert done.code == 1
+    assert json.loads(done.stdout)["checks"][2]["remedy"] == "buy another"
