@@ -11,13 +11,20 @@ from onecard.checkpoint.folder import (
     step_of_folder,
     write_checkpoint,
 )
+from onecard.checkpoint.manifest import FORMAT_VERSION
+from onecard.checkpoint.moving import discard, move
+from onecard.checkpoint.reading import is_being_read, reading
 
 __all__ = [
+    "FORMAT_VERSION",
     "Checkpoint",
     "Parts",
+    "discard",
     "folder_of_step",
+    "is_being_read",
     "is_checkpoint",
     "list_checkpoints",
+    "move",
     "read_checkpoint",
     "remove_leftovers",
     "step_of_folder",

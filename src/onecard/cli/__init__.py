@@ -11,15 +11,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from onecard.cli.app import app
 from onecard.errors import InputError, OnecardError
+from onecard.run.supervisor import is_supervised, supervise
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs one command and exits: 0 done, 2 bad input, 3 does not fit, 4 diverged, 130 interrupted."""
+    """Runs one command and exits: 0 done, 2 bad input, 3 does not fit, 4 diverged, 5 GPU lost, 130 interrupted.
+
+    A command line that trains is run in a process of its own, which is started again where it dies.
+    """
+    if argv is None and is_supervised(sys.argv[1:]):
+        sys.exit(supervise(sys.argv[1:]))
     sys.stdout, sys.stderr = _prepared(sys.stdout), _prepared(sys.stderr)
     try:
         try:
+            from onecard.cli.app import app  # here, for a supervisor needs none of it
+
             app(args=None if argv is None else list(argv), prog_name="onecard")
         finally:
             sys.stdout.flush()  # here, where an error can still be told

@@ -16,6 +16,7 @@ from onecard.cli.plan_text import summary_rows
 from onecard.cli.preparation import PreparationProgress
 from onecard.cli.rows import print_rows, width_of
 from onecard.errors import DivergedError
+from onecard.run.lifeline import Lifeline
 
 if TYPE_CHECKING:
     from onecard.observe import ConsoleSink, Event, FinishedEvent
@@ -41,8 +42,10 @@ class Trains(Protocol):
 class RunView:
     """Hears what a run does and shows it on `stream`: preparation, the plan, progress."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, lifeline: Lifeline | None = None) -> None:
         self._stream = stream
+        self._lifeline = lifeline or Lifeline(None)
+        self._max_restarts = 0
         self._preparation = PreparationProgress(stream)
         self._sink: ConsoleSink | None = None
         self.run_folder: Path | None = None
@@ -60,6 +63,9 @@ class RunView:
         self._preparation.close()
         self.plan, self.run_folder = plan, run_folder
         folder = RunFolder(run_folder)
+        recipe = folder.recipe()
+        self._max_restarts = recipe.max_restarts
+        self._lifeline.tell(run_folder, self._max_restarts, has_begun=not folder.has_record())
         # A run that goes on has told what counts.
         audit = None if folder.has_record() else folder.audit()
         *rows, place = summary_rows(plan, run_folder)
@@ -75,12 +81,13 @@ class RunView:
             print("\n".join(["", *bars]), file=self._stream)
         if bars or audit is not None:
             print(file=self._stream)
-        logging_steps = folder.recipe().logging_steps
-        self._sink = ConsoleSink(plan, logging_steps=logging_steps, stream=self._stream)
+        self._sink = ConsoleSink(plan, logging_steps=recipe.logging_steps, stream=self._stream)
 
     def on_event(self, event: "Event") -> None:
         from onecard.observe import EvaluatedEvent, FinishedEvent
 
+        if self.run_folder is not None:
+            self._lifeline.tell(self.run_folder, self._max_restarts, has_begun=True)
         if isinstance(event, FinishedEvent):
             self.finished = event
         elif isinstance(event, EvaluatedEvent):
@@ -103,7 +110,7 @@ def watch(train: Trains, *, as_json: bool) -> None:
 
     # With --json stdout belongs to the document alone.
     stream = sys.stderr if as_json else sys.stdout
-    view = RunView(stream)
+    view = RunView(stream, Lifeline.take_up())
     try:
         run_folder = train(on_event=view.on_event, on_plan=view.on_plan, on_progress=view.on_progress)
     except KeyboardInterrupt:

@@ -11,10 +11,11 @@ from typing import Any, ClassVar, Literal, get_args
 
 from onecard.errors import CheckpointError
 
-SaveReason = Literal["interval", "best", "final", "interrupted"]
+SaveReason = Literal["interval", "best", "final", "interrupted", "clock"]
 FinishReason = Literal["completed", "early stopping", "interrupted", "diverged", "time limit"]
 
-# Two runs of one plan write equal records in all other fields.
+# Two runs of one plan write equal records in all other fields, but for checkpoints of these reasons.
+CLOCK_REASONS = frozenset({"interrupted", "clock"})
 CLOCK_FIELDS = frozenset({"elapsed_s", "step_s", "tokens_per_s", "wait_s", "share_of_peak", "memory_bytes", "seconds"})
 
 
@@ -118,7 +119,10 @@ class SampledEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedEvent:
-    """A checkpoint, by the name of its folder."""
+    """A checkpoint, by the name of its folder.
+
+    `seconds` is how long writing it took, `wait_s` how long training stood still for it, None before that was counted.
+    """
 
     event: ClassVar[str] = "saved"
     step: int
@@ -127,6 +131,7 @@ class SavedEvent:
     reason: SaveReason
     num_bytes: int
     seconds: float
+    wait_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,18 +5,25 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
-from onecard.checkpoint import folder_of_step, write_checkpoint
+from onecard.checkpoint import folder_of_step
 from onecard.data import TrainingData
 from onecard.evaluation.heldout import measure_heldout_loss
 from onecard.model.generate import Sampling, complete
-from onecard.observe.events import EvaluatedEvent, Event, FinishReason, Sample, SampledEvent, SavedEvent, SaveReason
-from onecard.observe.jsonl import JsonlSink
+from onecard.observe.events import (
+    CLOCK_REASONS,
+    EvaluatedEvent,
+    Event,
+    FinishReason,
+    Sample,
+    SampledEvent,
+    SavedEvent,
+    SaveReason,
+)
 from onecard.run.answers import answer
+from onecard.run.checkpoints import Checkpoints
 from onecard.run.clock import Clock
-from onecard.run.folder import RunFolder
 from onecard.run.judge import Judge
 from onecard.spec import Plan
-from onecard.training.snapshot import snapshot
 from onecard.training.state import TrainState
 
 _SAMPLE_TEMPERATURE = 0.7
@@ -30,29 +37,28 @@ class Due:
     samples: bool
     saves: bool
     is_last: bool
+    saves_by_clock: bool = False
 
     def __bool__(self) -> bool:
-        return self.evaluates or self.samples or self.saves
+        return self.evaluates or self.samples or self.saves or self.saves_by_clock
 
 
 class Milestones:
-    """Evaluates, samples, saves and judges a state. `record` is written so far; checkpoints say how far that is."""
+    """Evaluates, samples, saves and judges a state."""
 
     def __init__(
         self,
         state: TrainState,
         corpus: TrainingData,
-        folder: RunFolder,
         clock: Clock,
-        record: JsonlSink,
+        checkpoints: Checkpoints,
         judge: Judge | None,
     ) -> None:
         self._state = state
         self._corpus = corpus
         self._judge = judge
-        self._folder = folder
+        self._checkpoints = checkpoints
         self._elapsed = clock
-        self._record = record
 
     @property
     def _plan(self) -> Plan:
@@ -65,10 +71,17 @@ class Milestones:
             samples=bool(self._plan.sample_prompts) and (is_last or step % self._plan.sample_steps == 0),
             saves=is_last or step % self._plan.save_steps == 0,
             is_last=is_last,
+            saves_by_clock=self._checkpoints.is_overdue(),
         )
+
+    def look(self) -> Iterator[Event]:
+        """Tells of a checkpoint that has been written meanwhile."""
+        yield from self._checkpoints.settle(waits=False)
 
     def reach(self, due: Due) -> Iterator[Event]:
         """Does what is due; a new best is saved even between two intervals, so that it can be kept."""
+        # First: an evaluation may find another best, and until it is saved the one before must stay.
+        yield from self._checkpoints.settle()
         is_best = False
         if due.evaluates:
             evaluated = self._evaluate()
@@ -76,28 +89,32 @@ class Milestones:
             yield evaluated
         if due.samples:
             yield self._sample()
-        if due.saves or is_best:
-            yield self._save("final" if due.is_last else "interval" if due.saves else "best")
+        if due.saves or is_best or due.saves_by_clock:
+            reason: SaveReason = "best" if is_best else "clock"
+            yield from self._checkpoints.save("final" if due.is_last else "interval" if due.saves else reason)
         if due.saves and self._judge is not None:
+            yield from self._checkpoints.settle()
             yield from self._judge.score()
 
     def catch_up(self, saved: SavedEvent | None) -> Iterator[Event]:
         """Tells again of the checkpoint that a run goes on from, and scores it if that was due."""
         if saved is None:
             return
-        yield saved
-        if saved.reason != "best" and self._judge is not None:
+        if saved.reason not in CLOCK_REASONS:
+            yield saved
+        if saved.reason in ("interval", "final") and self._judge is not None:
             yield from self._judge.score()
 
     def finish(self, reason: FinishReason) -> Iterator[Event]:
         """Does what is left to do for a run that ends between two intervals."""
+        yield from self._checkpoints.settle()
         step = self._state.progress.step
-        if reason == "completed" or folder_of_step(self._folder.checkpoints, step).exists():
+        if reason == "completed" or folder_of_step(self._checkpoints.root, step).exists():
             return
         if reason == "time limit":
             yield from self.reach(self.due(step, is_last=True))
         else:
-            yield self._save("interrupted" if reason == "interrupted" else "final")
+            yield from self._checkpoints.save("interrupted" if reason == "interrupted" else "final")
             if reason != "interrupted" and self._judge is not None:
                 yield from self._judge.score()
 
@@ -144,22 +161,5 @@ class Milestones:
             step=self._state.progress.step,
             elapsed_s=self._elapsed(),
             samples=tuple(Sample(prompt=p, completion=c) for p, c in zip(prompts, completions, strict=True)),
-            seconds=time.perf_counter() - started,
-        )
-
-    def _save(self, reason: SaveReason) -> SavedEvent:
-        started, progress = time.perf_counter(), self._state.progress
-        progress.elapsed_s = self._elapsed()
-        target = folder_of_step(self._folder.checkpoints, progress.step)
-        record = {"events_bytes": self._record.num_bytes, "reason": reason}
-        num_bytes = write_checkpoint(target, snapshot(self._state, self._corpus.tokenizer, record))
-        leading = self._judge.kept_steps() if self._judge is not None else set()
-        self._folder.remove_surplus(self._plan.save_total_limit, {progress.best_step, *leading})
-        return SavedEvent(
-            step=progress.step,
-            elapsed_s=self._elapsed(),
-            checkpoint=target.name,
-            reason=reason,
-            num_bytes=num_bytes,
             seconds=time.perf_counter() - started,
         )
