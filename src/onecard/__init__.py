@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         resume,
         serve,
         train,
+        verify,
     )
 
 try:
@@ -37,6 +38,7 @@ __all__ = [
     "resume",
     "serve",
     "train",
+    "verify",
 ]
 
 

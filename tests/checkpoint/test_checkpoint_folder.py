@@ -4,9 +4,12 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,14 +18,19 @@ from safetensors import SafetensorError
 from onecard.checkpoint import (
     Parts,
     folder_of_step,
+    is_being_read,
     list_checkpoints,
+    move,
     read_checkpoint,
+    reading,
     remove_leftovers,
     step_of_folder,
     write_checkpoint,
 )
 from onecard.checkpoint import folder as folder_module
+from onecard.checkpoint import moving
 from onecard.errors import CheckpointError
+from onecard.units import MIB
 
 
 class Killed(BaseException):
@@ -82,7 +90,7 @@ def test_checkpoints_are_listed_by_step(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "none") == []
 
 
-@pytest.mark.parametrize("moment", ["_force_to_disk", "_replace_folder", "_write_json", "save_file"])
+@pytest.mark.parametrize("moment", ["force_to_disk", "_replace_folder", "_write_json", "save_file"])
 def test_a_process_killed_while_writing_leaves_nothing_that_counts(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,9 +229,71 @@ def test_another_format_version_is_refused(tmp_path: Path) -> None:
     folder = folder_of_step(tmp_path, 2)
     write_checkpoint(folder, parts())
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2, "files": []}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="has checkpoint format 2, this onecard reads 1"):
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 3, "files": []}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="has checkpoint format 3, this onecard reads 1 to 2"):
         read_checkpoint(folder)
+
+
+def test_a_disk_without_room_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(folder_of_step(tmp_path, 1), parts())
+    before = contents(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=20 * MIB))
+    with pytest.raises(CheckpointError, match=r"no space left .*20\.0 MiB free"):
+        write_checkpoint(folder_of_step(tmp_path, 2), parts(write_files=lambda _: pytest.fail("begun in vain")))
+    assert contents(tmp_path) == before
+
+
+def test_a_process_killed_between_two_renames_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, moves = folder_of_step(tmp_path, 2), iter(range(10))
+    write_checkpoint(folder, parts(1.0))
+
+    def die(source: Path, target: Path) -> None:
+        if next(moves) == 1:
+            raise Killed
+        source.replace(target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder_module, "move", die)
+        with pytest.raises(Killed):
+            write_checkpoint(folder, parts(2.0))
+    assert not folder.exists()
+    remove_leftovers(tmp_path)
+    assert read_checkpoint(folder).tensors("optimizer")["a.b"].tolist() == [1.0] * 3
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]
+
+
+def test_a_rename_that_a_scanner_blocks_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals, replace = iter(range(10)), Path.replace
+
+    def blocked(self: Path, target: Path) -> Path:
+        if next(refusals) < 3:
+            raise PermissionError(13, "in use by another process")
+        return replace(self, target)
+
+    monkeypatch.setattr(moving, "_PAUSES_S", (0.0,) * 6)
+    monkeypatch.setattr(Path, "replace", blocked)
+    monkeypatch.setattr(moving.sys, "platform", "win32")
+    (tmp_path / "a").write_text("x", encoding="utf-8")
+    move(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text(encoding="utf-8") == "x"
+
+
+def test_what_is_read_is_known_until_its_reader_ends(tmp_path: Path) -> None:
+    folder = folder_of_step(tmp_path / "checkpoints", 2)
+    write_checkpoint(folder, parts())
+    assert not is_being_read(folder)
+    with reading(folder):
+        assert is_being_read(folder)
+        assert not is_being_read(folder_of_step(tmp_path / "checkpoints", 3))
+    assert not is_being_read(folder)
+    program = (
+        "import os, sys; from pathlib import Path; from onecard.checkpoint.reading import reading\n"
+        "with reading(Path(sys.argv[1])): os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(folder)], check=False, timeout=60)
+    assert list(folder.parent.glob(".reading-*"))
+    assert not is_being_read(folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["step-000002"]
 
 
 def test_a_folder_that_moved_is_still_whole(tmp_path: Path) -> None:

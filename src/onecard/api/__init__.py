@@ -3,7 +3,7 @@
 from onecard.api.comparing import compare
 from onecard.api.exporting import export
 from onecard.api.planning import alternatives, plan, prepare
-from onecard.api.running import resume, train
+from onecard.api.running import resume, train, verify
 from onecard.api.talking import open_chat, serve
 from onecard.api.using import evaluate, generate, is_chat_model
 from onecard.spec.load import load_recipe
@@ -22,4 +22,5 @@ __all__ = [
     "resume",
     "serve",
     "train",
+    "verify",
 ]

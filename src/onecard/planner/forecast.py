@@ -249,9 +249,14 @@ def _host_bytes(plan: Plan) -> int:
     return _PROCESS_BYTES + max(weights + trained, weights + _moment_bytes(plan))
 
 
+def checkpoint_bytes(plan: Plan) -> int:
+    """Weights that are trained, in fp32, and their moments: what a checkpoint takes, and a copy of it on the host."""
+    return _trained(plan)[0] * _SINGLE_PRECISION_BYTES + _moment_bytes(plan)
+
+
 def disk_bytes(plan: Plan) -> int:
     """Token files, a model that has yet to come, and checkpoints: the newest, the best, and one being written."""
-    checkpoint = _trained(plan)[0] * _SINGLE_PRECISION_BYTES + _moment_bytes(plan)
+    checkpoint = checkpoint_bytes(plan)
     num_saves = -(-plan.schedule.num_steps // plan.save_steps)
     kept = num_saves if plan.save_total_limit is None else min(num_saves, plan.save_total_limit)
     token_bytes = 2 if plan.corpus.vocab_size <= 1 << 16 else 4

@@ -24,7 +24,7 @@ _GROUP_OF = {
     **dict.fromkeys(("optimizer", "schedule", "seed"), "optimizer"),
     **dict.fromkeys(("max_hours", "early_stopping_patience"), "duration"),
     **dict.fromkeys(("eval_steps", "eval_batches", "eval_batch_size", "eval_tasks"), "watching"),
-    **dict.fromkeys(("save_steps", "save_total_limit"), "watching"),
+    **dict.fromkeys(("save_steps", "save_minutes", "save_total_limit"), "watching"),
     **dict.fromkeys(("sample_steps", "sample_prompts", "sample_max_new_tokens"), "watching"),
 }
 _LABELS = {

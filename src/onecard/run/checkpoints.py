@@ -1,16 +1,17 @@
 """The checkpoints of a run in training: when the clock asks for one, how it is written, what is told of it."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from onecard.checkpoint import folder_of_step
 from onecard.observe.events import Event, FindingEvent, SavedEvent, SaveReason
 from onecard.observe.jsonl import JsonlSink
-from onecard.run.clock import Clock
 from onecard.run.circumstances import circumstances_of
+from onecard.run.clock import Clock
+from onecard.run.folder import RunFolder
 from onecard.run.retention import remove_surplus
 from onecard.run.saver import LEAST_BYTES_IN_BACKGROUND, SaveOrder, Saver, SaveResult
 from onecard.run.wear import find_wear
@@ -27,13 +28,18 @@ class Checkpoints:
     """Saves a state. `record` is written so far; checkpoints say how far that is. `leading` are steps to be kept."""
 
     def __init__(
-        self, state: TrainState, tokenizer: PreTrainedTokenizerBase, root: Path, clock: Clock, record: JsonlSink
+        self,
+        state: TrainState,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: RunFolder,
+        clock: Clock,
+        record: JsonlSink,
     ) -> None:
-        self.root = root
+        self.root = folder.checkpoints
         self.leading: Callable[[], set[int]] = set
         self._state = state
         self._tokenizer = TokenizerFiles(tokenizer)
-        self._circumstances = circumstances_of(state.plan)
+        self._circumstances = circumstances_of(state.plan, folder.recipe())
         self._elapsed = clock
         self._record = record
         self._saver = Saver()
@@ -63,10 +69,8 @@ class Checkpoints:
         target = folder_of_step(self.root, progress.step)
         masters_bytes = sum(tensor.nbytes for tensor in self._state.optimizer.masters.values())
         order = SaveOrder(progress.step, progress.elapsed_s, target, reason, started, masters_bytes)
-        try:
+        with contextlib.suppress(OSError):  # the same disk refuses the checkpoint below, or has room again for both
             self._record.write_all()
-        except OSError:
-            pass  # the same disk refuses the checkpoint below, or has room again for both
         record = {"events_bytes": self._record.num_bytes, "reason": reason}
         documents = {"record": record, "circumstances": self._circumstances}
         if self._copy is not None and reason not in _LAST:

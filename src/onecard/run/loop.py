@@ -166,6 +166,7 @@ class Loop:
         raise DivergedError(f"{finding.symptom}: {finding.evidence}. {finding.remedy}")
 
     def _at_intervals(self, *, is_last: bool) -> Iterator[Event]:
+        yield from self._milestones.look()
         due = self._milestones.due(self._state.progress.step, is_last=is_last)
         if due:
             yield from self._drain()

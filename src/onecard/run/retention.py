@@ -28,12 +28,14 @@ def remove_surplus(root: Path, limit: int | None, kept_steps: Collection[int | N
     found = list_checkpoints(root)
     if not found:
         return
-    removable = [folder for folder in found[:-1] if step_of_folder(folder) not in kept_steps]
-    clocked = [folder for folder in removable if read_object(folder / "record.json").get("reason") == "clock"]
-    others = [folder for folder in removable if folder not in clocked]
-    surplus = others[: max(0, len(found) - len(clocked) - limit)] if limit is not None else []
-    for folder in [*clocked, *surplus]:
-        if not is_being_read(folder):
+    clocked = [folder for folder in found if read_object(folder / "record.json").get("reason") == "clock"]
+    asked = [folder for folder in found if folder not in clocked]
+    surplus = list(clocked)
+    if limit is not None:
+        free = [folder for folder in asked if folder != found[-1] and step_of_folder(folder) not in kept_steps]
+        surplus += free[: max(0, len(asked) - limit)]
+    for folder in surplus:
+        if folder != found[-1] and step_of_folder(folder) not in kept_steps and not is_being_read(folder):
             discard(folder)
     if limit is not None:
         for folder in _overtaken(root, step_of_folder(found[-1])):

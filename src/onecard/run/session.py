@@ -15,14 +15,19 @@ from onecard.model.hub import find_cached
 from onecard.model.weight_files import fingerprint
 from onecard.observe.events import Event, SavedEvent, StepEvent
 from onecard.observe.jsonl import JsonlSink
-from onecard.observe.sinks import Sink, make_sinks
+from onecard.observe.sinks import SinkThatMayFail, make_sinks
+from onecard.run.checkpoints import Checkpoints
 from onecard.run.clock import Clock
 from onecard.run.control import Control, stopping_on_signals
+from onecard.run.device_loss import explained_device_loss
 from onecard.run.folder import RunFolder
 from onecard.run.judge import Judge
 from onecard.run.loop import Loop
 from onecard.run.milestones import Milestones
 from onecard.run.probe import probe_worst_case
+from onecard.run.retention import set_aside_after
+from onecard.run.space import check_space
+from onecard.run.stay_awake import kept_awake
 from onecard.run.tasks import RunTasks
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
@@ -40,24 +45,26 @@ def run_session(
     checkpoint: Path | None,
     on_event: OnEvent | None,
     tasks: RunTasks | None = None,
+    plan: Plan | None = None,
 ) -> list[StepEvent]:
     """Trains in a locked run folder, from its plan's first step or from a checkpoint, until the plan is done.
 
-    `tasks` score its checkpoints. Every event reaches the record `events.jsonl`, the sinks of the recipe and
+    `tasks` score its checkpoints; `plan` is that of the checkpoint with what has changed since. Every event reaches the record `events.jsonl`, the sinks of the recipe and
     `on_event`, in this order. Returns the steps that were made.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or the text has changed since.
         DivergedError: training cannot go on.
     """
-    plan = folder.plan(checkpoint)
+    plan = plan or folder.plan(checkpoint)
     _check_corpus(plan, corpus)
     remove_leftovers(folder.checkpoints)
-    _set_up_device(plan)
-    state = _assemble(plan, corpus, checkpoint)
-    restored = _restore(state, folder, checkpoint) if checkpoint is not None else None
+    check_space(folder.checkpoints, plan)
+    set_up_device(plan)
+    state = assemble_run(plan, corpus, checkpoint)
+    restored = _restore(state, checkpoint) if checkpoint is not None else None
     if state.device.type == "cuda":
-        with _explained_memory(state):
+        with _explained_memory(state), explained_device_loss(state):
             probe_worst_case(state)
     with ExitStack() as stack:
         # A run that died before its first checkpoint begins its record anew.
@@ -67,24 +74,38 @@ def run_session(
         sinks = _open_sinks(stack, folder, plan, state.progress.step if was_begun else None)
         control = Control()
         stack.enter_context(stopping_on_signals(control))
-        stream = stack.enter_context(_open_stream(plan, corpus, state.progress.position))
+        stack.enter_context(kept_awake())
+        stream = stack.enter_context(open_stream(plan, corpus, state.progress.position))
 
         clock = Clock(state.progress.elapsed_s)
+        checkpoints = Checkpoints(state, corpus.tokenizer, folder, clock, record)
         judge = Judge(state, corpus.tokenizer, folder, tasks, clock, control) if tasks is not None else None
-        milestones = Milestones(state, corpus, folder, clock, record, judge)
+        if judge is not None:
+            checkpoints.leading = judge.kept_steps
+        milestones = Milestones(state, corpus, clock, checkpoints, judge)
         steps: list[StepEvent] = []
-        with _explained_memory(state):
+        hearers = [record.receive, *(sink.receive for sink in sinks), *([on_event] if on_event else [])]
+        with _explained_memory(state), explained_device_loss(state):
             before = milestones.catch_up(_saved_event(state, restored))
-            for event in chain(before, Loop(state, milestones, control, clock).run(stream)):
+            events = chain(before, Loop(state, milestones, control, clock).run(stream))
+            for event in _with_last_save(events, checkpoints):
                 if isinstance(event, StepEvent):
                     steps.append(event)
-                for hear in (record.receive, *(sink.receive for sink in sinks), on_event):
-                    if hear is not None:
-                        hear(event)
+                for hear in hearers:
+                    hear(event)
         return steps
 
 
-def _assemble(plan: Plan, corpus: TrainingData, checkpoint: Path | None) -> TrainState:
+def _with_last_save(events: Iterator[Event], checkpoints: Checkpoints) -> Iterator[Event]:
+    """Lets a checkpoint that is being written come to its end where the run ends by an error."""
+    try:
+        yield from events
+    except Exception:
+        yield from checkpoints.settle()
+        raise
+
+
+def assemble_run(plan: Plan, corpus: TrainingData, checkpoint: Path | None) -> TrainState:
     base = plan.model.base
     is_gone = base is not None and base.folder is not None and find_cached(base.folder) is None
     if base is not None and is_gone and checkpoint is not None and plan.adapt is None:
@@ -103,7 +124,7 @@ def _assemble(plan: Plan, corpus: TrainingData, checkpoint: Path | None) -> Trai
     return state
 
 
-def _open_sinks(stack: ExitStack, folder: RunFolder, plan: Plan, resumed_at: int | None) -> list[Sink]:
+def _open_sinks(stack: ExitStack, folder: RunFolder, plan: Plan, resumed_at: int | None) -> list[SinkThatMayFail]:
     recipe = folder.recipe()
     sinks = make_sinks(
         recipe.report_to,
@@ -112,15 +133,16 @@ def _open_sinks(stack: ExitStack, folder: RunFolder, plan: Plan, resumed_at: int
         config=plan.model_dump(mode="json"),
         resumed_at=resumed_at,
     )
-    for sink in sinks:
+    bearing = [SinkThatMayFail(sink) for sink in sinks]
+    for sink in bearing:
         stack.callback(sink.close)
-    return sinks
+    return bearing
 
 
-def _restore(state: TrainState, folder: RunFolder, path: Path) -> Checkpoint:
+def _restore(state: TrainState, path: Path) -> Checkpoint:
     checkpoint = read_checkpoint(path)
     restore(state, checkpoint)
-    folder.set_aside_after(path)
+    set_aside_after(path)
     return checkpoint
 
 
@@ -135,12 +157,10 @@ def _recorded_bytes(checkpoint: Checkpoint) -> int:
 
 
 def _saved_event(state: TrainState, checkpoint: Checkpoint | None) -> SavedEvent | None:
-    """The event of the checkpoint itself, which the record was cut before; none where only an interruption wrote it."""
+    """The event of the checkpoint itself, which the record was cut before."""
     if checkpoint is None:
         return None
     reason = checkpoint.document("record")["reason"]
-    if reason == "interrupted":
-        return None
     return SavedEvent(
         step=state.progress.step,
         elapsed_s=state.progress.elapsed_s,
@@ -151,7 +171,7 @@ def _saved_event(state: TrainState, checkpoint: Checkpoint | None) -> SavedEvent
     )
 
 
-def _open_stream(plan: Plan, corpus: TrainingData, position: int) -> BatchStream:
+def open_stream(plan: Plan, corpus: TrainingData, position: int) -> BatchStream:
     settings = StreamSettings(
         samples_per_step=plan.total_batch_size,
         micro_batch_size=plan.micro_batch_size,
@@ -185,7 +205,7 @@ def _explained_memory(state: TrainState) -> Iterator[None]:
         ) from error
 
 
-def _set_up_device(plan: Plan) -> None:
+def set_up_device(plan: Plan) -> None:
     if plan.device.startswith("cuda"):
         # Events and streams belong to the current device.
         torch.cuda.set_device(plan.device)

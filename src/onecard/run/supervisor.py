@@ -72,8 +72,9 @@ def supervise(words: Sequence[str]) -> int:
 class Supervisor:
     """Starts workers one after the other."""
 
-    def __init__(self, note_path: Path, pause_s: float = _PAUSE_S) -> None:
+    def __init__(self, note_path: Path, command: Sequence[str] = (), pause_s: float = _PAUSE_S) -> None:
         self._note_path = note_path
+        self._command = command or (sys.executable, *_interpreter_flags(), "-m", "onecard")
         self._pause_s = pause_s
         self._worker: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
@@ -104,11 +105,10 @@ class Supervisor:
 
     def _run_worker(self, words: Sequence[str]) -> int:
         self._note_path.unlink(missing_ok=True)
-        command = [sys.executable, *_interpreter_flags(), "-m", "onecard", *words]
         environment = os.environ | {NOTE_VARIABLE: str(self._note_path)}
         # A group of its own: the terminal's Ctrl+C comes here and is passed on once.
         group = {} if sys.platform == "win32" else {"process_group": 0}
-        self._worker = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, **group)
+        self._worker = subprocess.Popen([*self._command, *words], stdin=subprocess.PIPE, env=environment, **group)
         try:
             return self._worker.wait()
         finally:

@@ -203,6 +203,8 @@ class Plan(_Frozen):
     peak_flops: float
     reasons: dict[str, str]
 
+    # None, also in plans from before it was a choice: no clock asks for a checkpoint.
+    save_minutes: float | None = None
     eval_tasks: EvalTasksPlan | None = None
     num_threads: int | None = None
     memory_limit_bytes: int | None = None
