@@ -119,24 +119,6 @@ def test_a_compiler_that_fails_is_given_up(fails_in: str, runner: "Runner", monk
     assert compiled.last_bytes("model.safetensors") == plain.last_bytes("model.safetensors")
 
 
-def test_a_full_disk_leaves_a_run_that_can_be_resumed(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
-    from onecard.run import milestones
-
-    whole = runner.start("whole")
-    write, saves = milestones.write_checkpoint, iter(range(100))
-
-    def fail(folder: Path, parts: Any) -> int:
-        if next(saves) == 2:
-            raise CheckpointError("no space left") from OSError(errno.ENOSPC, "full")
-        return write(folder, parts)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(milestones, "write_checkpoint", fail)
-        with pytest.raises(CheckpointError, match="no space left"):
-            runner.start("full")
-    runner.resume("full").assert_equals(whole)
-
-
 def test_a_second_interrupt_does_not_wait(runner: "Runner") -> None:
     import signal
 

@@ -1,6 +1,7 @@
 """Named parts (tensors, JSON) to a folder and back: atomic, hashed, versioned."""
 
 from onecard.checkpoint.folder import (
+    SMALL_FILES_BYTES,
     Checkpoint,
     Parts,
     folder_of_step,
@@ -17,6 +18,7 @@ from onecard.checkpoint.reading import is_being_read, reading
 
 __all__ = [
     "FORMAT_VERSION",
+    "SMALL_FILES_BYTES",
     "Checkpoint",
     "Parts",
     "discard",

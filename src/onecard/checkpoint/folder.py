@@ -39,7 +39,7 @@ _STEP = "step-"
 # No space, a quota, a limit on the size of files.
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 # Settings, tokenizer and manifest of a checkpoint: up to 20 MB where the vocabulary is large.
-_SMALL_FILES_BYTES = 32 * MIB
+SMALL_FILES_BYTES = 32 * MIB
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def write_checkpoint(folder: Path, parts: Parts, num_own_bytes: int = 0) -> int:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _check_space(partial, parts.num_bytes + num_own_bytes + _SMALL_FILES_BYTES)
+        _check_space(partial, parts.num_bytes + num_own_bytes + SMALL_FILES_BYTES)
         parts.write_files(partial)
         for name, tensors in parts.tensors.items():
             save_file(

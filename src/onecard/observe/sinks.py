@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol
 from onecard.errors import InputError
 from onecard.observe.events import Event
 
-
 log = logging.getLogger("onecard.observe")
 
 

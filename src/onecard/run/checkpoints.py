@@ -13,9 +13,9 @@ from onecard.run.circumstances import circumstances_of
 from onecard.run.clock import Clock
 from onecard.run.folder import RunFolder
 from onecard.run.retention import remove_surplus
-from onecard.run.saver import LEAST_BYTES_IN_BACKGROUND, SaveOrder, Saver, SaveResult
+from onecard.run.saver import SaveOrder, Saver, SaveResult
 from onecard.run.wear import find_wear
-from onecard.training.host_copy import HostCopy
+from onecard.training.host_copy import LEAST_BYTES_IN_BACKGROUND, HostCopy
 from onecard.training.snapshot import TokenizerFiles, snapshot, state_bytes
 from onecard.training.state import TrainState
 

@@ -58,6 +58,8 @@ class Milestones:
         self._corpus = corpus
         self._judge = judge
         self._checkpoints = checkpoints
+        if judge is not None:
+            checkpoints.leading = judge.kept_steps
         self._elapsed = clock
 
     @property

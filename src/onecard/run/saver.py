@@ -8,10 +8,6 @@ from pathlib import Path
 from onecard.checkpoint import Parts, write_checkpoint
 from onecard.errors import CheckpointError
 from onecard.observe.events import SaveReason
-from onecard.units import MIB
-
-# What is smaller is on the disk sooner than a thread is started and waited for.
-LEAST_BYTES_IN_BACKGROUND = 64 * MIB
 
 
 @dataclass(frozen=True)

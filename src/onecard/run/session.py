@@ -63,9 +63,7 @@ def run_session(
     set_up_device(plan)
     state = assemble_run(plan, corpus, checkpoint)
     restored = _restore(state, checkpoint) if checkpoint is not None else None
-    if state.device.type == "cuda":
-        with _explained_memory(state), explained_device_loss(state):
-            probe_worst_case(state)
+    _probe(state)
     with ExitStack() as stack:
         # A run that died before its first checkpoint begins its record anew.
         was_begun = folder.has_record()
@@ -80,11 +78,10 @@ def run_session(
         clock = Clock(state.progress.elapsed_s)
         checkpoints = Checkpoints(state, corpus.tokenizer, folder, clock, record)
         judge = Judge(state, corpus.tokenizer, folder, tasks, clock, control) if tasks is not None else None
-        if judge is not None:
-            checkpoints.leading = judge.kept_steps
         milestones = Milestones(state, corpus, clock, checkpoints, judge)
         steps: list[StepEvent] = []
-        hearers = [record.receive, *(sink.receive for sink in sinks), *([on_event] if on_event else [])]
+        hearers: list[OnEvent] = [record.receive, *(sink.receive for sink in sinks)]
+        hearers += [on_event] if on_event is not None else []
         with _explained_memory(state), explained_device_loss(state):
             before = milestones.catch_up(_saved_event(state, restored))
             events = chain(before, Loop(state, milestones, control, clock).run(stream))
@@ -94,6 +91,12 @@ def run_session(
                 for hear in hearers:
                     hear(event)
         return steps
+
+
+def _probe(state: TrainState) -> None:
+    if state.device.type == "cuda":
+        with _explained_memory(state), explained_device_loss(state):
+            probe_worst_case(state)
 
 
 def _with_last_save(events: Iterator[Event], checkpoints: Checkpoints) -> Iterator[Event]:

@@ -4,7 +4,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from onecard.checkpoint import list_checkpoints
+from onecard.checkpoint import SMALL_FILES_BYTES, list_checkpoints
 from onecard.errors import InputError
 from onecard.planner.forecast import checkpoint_bytes
 from onecard.spec import Plan
@@ -23,10 +23,10 @@ def check_space(root: Path, plan: Plan) -> None:
     num_saves = -(-plan.schedule.num_steps // plan.save_steps)
     # The best one is kept beside the newest, and one is written beside them.
     num_kept = min(num_saves, plan.save_total_limit or num_saves) + 2
-    needed = max(1, num_kept - len(list_checkpoints(root))) * one
-    if free < one:
+    needed = max(1, num_kept - len(list_checkpoints(root))) * one + SMALL_FILES_BYTES
+    if free < one + SMALL_FILES_BYTES:
         raise InputError(
-            f"{root} has {format_bytes(free)} free, and a checkpoint of this run takes {format_bytes(one)}: free some "
+            f"{root} has {format_bytes(free)} free, and a checkpoint of this run takes {format_bytes(one + SMALL_FILES_BYTES)}: free some "
             "space, or give an --output_dir on another disk"
         )
     if free < needed:

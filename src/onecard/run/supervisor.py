@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -56,7 +57,7 @@ def is_supervised(words: Sequence[str]) -> bool:
     own = {word.partition("=")[0].replace("_", "-") for word in words}
     # The one flag that is read here, so that a run can do without a second process.
     flat = [part.replace("_", "-") for word in words for part in word.split("=", 1)]
-    is_off = any(pair == ("--max-restarts", "0") for pair in zip(flat, flat[1:], strict=False))
+    is_off = any(pair == ("--max-restarts", "0") for pair in pairwise(flat))
     return not is_off and not own & {"--help", "--verify"}
 
 
@@ -167,8 +168,7 @@ def _words_to_resume(words: Sequence[str], note: Note) -> list[str]:
 
 def _kept_flags(words: Sequence[str]) -> list[str]:
     kept = [word for word in words if word == "--json" or word.startswith("--accept=")]
-    pairs = zip(words, words[1:], strict=False)
-    return kept + [f"--accept={value}" for flag, value in pairs if flag == "--accept"]
+    return kept + [f"--accept={value}" for flag, value in pairwise(words) if flag == "--accept"]
 
 
 def _interpreter_flags() -> list[str]:

@@ -5,6 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from onecard.units import MIB
+
+# A smaller state is on the disk sooner than a thread is started and waited for.
+LEAST_BYTES_IN_BACKGROUND = 64 * MIB
+
 
 class HostCopy:
     """Buffers that are filled again at every checkpoint. On a CPU a copy costs the memory of weights and moments.
