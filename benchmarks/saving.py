@@ -44,10 +44,9 @@ def measure(minutes: float, every: float, hidden_size: int) -> dict[str, Any]:
     saves = [event for event in events if event["event"] == "saved" and event["reason"] == "clock"]
     steps = [event for event in events if event["event"] == "step"][5:]
     spans = [(save["elapsed_s"], save["elapsed_s"] + save["seconds"]) for save in saves]
-    during = [step["step_s"] for step in steps if any(a < step["elapsed_s"] <= b + step["step_s"] for a, b in spans)]
-    others = [
-        step["step_s"] for step in steps if not any(a < step["elapsed_s"] <= b + step["step_s"] for a, b in spans)
-    ]
+    beside = [any(a < step["elapsed_s"] <= b + step["step_s"] for a, b in spans) for step in steps]
+    during = [step["step_s"] for step, is_beside in zip(steps, beside, strict=True) if is_beside]
+    others = [step["step_s"] for step, is_beside in zip(steps, beside, strict=True) if not is_beside]
     total_s, median_s = steps[-1]["elapsed_s"] - steps[0]["elapsed_s"], statistics.median(others)
     waits_s = sum(save["wait_s"] for save in saves)
     slower_s = sum(during) - len(during) * median_s

@@ -237,7 +237,7 @@ def test_names_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     forced, fsync = set[str](), os.fsync
 
     def note(descriptor: int) -> None:
-        forced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        forced.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         fsync(descriptor)
 
     if not Path("/proc/self/fd").exists():

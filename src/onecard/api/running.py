@@ -89,8 +89,9 @@ def resume(
 ) -> Path:
     """Continues a run from its newest whole checkpoint, or from the checkpoint folder given, and returns its folder.
 
-    `accept` names what may have changed since: data, tokenizer, recipe, card. The record is cut back to the checkpoint. On a CPU, and with `deterministic: true` on a GPU, the result equals that
-    of an uninterrupted run bit for bit, on a machine of the same kind: the run keeps its number of threads.
+    `accept` names what may have changed since: data, tokenizer, recipe, card. The record is cut back to the checkpoint.
+    On a CPU, and with `deterministic: true` on a GPU, the result equals that of an uninterrupted run bit for bit, on a
+    machine of the same kind: the run keeps its number of threads.
 
     Raises:
         InputError: no such run, damaged checkpoints, changes that are not accepted, or a folder in use.

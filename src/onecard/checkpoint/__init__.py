@@ -28,6 +28,7 @@ __all__ = [
     "list_checkpoints",
     "move",
     "read_checkpoint",
+    "reading",
     "remove_leftovers",
     "step_of_folder",
     "write_checkpoint",

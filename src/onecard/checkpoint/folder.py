@@ -103,7 +103,7 @@ def _is_number(text: str) -> bool:
 
 
 def remove_leftovers(root: Path) -> None:
-    """Removes what a process that died while writing has left; one that died between two renames gets its old one back."""
+    """Removes what a process that died while writing has left; what it had moved out of the way is moved back."""
     for path in root.glob(f".{_STEP}*{_OLD}"):
         place = root / path.name.removeprefix(".").removesuffix(_OLD)
         if not place.exists() and (path / MANIFEST).is_file():

@@ -242,7 +242,7 @@ def _moment_bytes(plan: Plan) -> int:
 
 
 def _host_bytes(plan: Plan) -> int:
-    """Memory of the process: the model is built on the host in fp32, and a checkpoint passes through, or its copy stays.
+    """Memory of the process: the model is built on the host in fp32; checkpoints pass through it, or their copy stays.
 
     An existing model is read tensor by tensor, but its pages may stay in memory.
     """

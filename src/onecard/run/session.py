@@ -49,8 +49,8 @@ def run_session(
 ) -> list[StepEvent]:
     """Trains in a locked run folder, from its plan's first step or from a checkpoint, until the plan is done.
 
-    `tasks` score its checkpoints; `plan` is that of the checkpoint with what has changed since. Every event reaches the record `events.jsonl`, the sinks of the recipe and
-    `on_event`, in this order. Returns the steps that were made.
+    `tasks` score its checkpoints; `plan` is that of the checkpoint with what has changed since. Every event reaches the
+    record `events.jsonl`, the sinks of the recipe and `on_event`, in this order. Returns the steps that were made.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or the text has changed since.

@@ -26,8 +26,8 @@ def check_space(root: Path, plan: Plan) -> None:
     needed = max(1, num_kept - len(list_checkpoints(root))) * one + SMALL_FILES_BYTES
     if free < one + SMALL_FILES_BYTES:
         raise InputError(
-            f"{root} has {format_bytes(free)} free, and a checkpoint of this run takes {format_bytes(one + SMALL_FILES_BYTES)}: free some "
-            "space, or give an --output_dir on another disk"
+            f"{root} has {format_bytes(free)} free, and a checkpoint of this run takes "
+            f"{format_bytes(one + SMALL_FILES_BYTES)}: free some space, or give an --output_dir on another disk"
         )
     if free < needed:
         log.warning(

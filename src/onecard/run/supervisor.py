@@ -107,9 +107,10 @@ class Supervisor:
     def _run_worker(self, words: Sequence[str]) -> int:
         self._note_path.unlink(missing_ok=True)
         environment = os.environ | {NOTE_VARIABLE: str(self._note_path)}
-        # A group of its own: the terminal's Ctrl+C comes here and is passed on once.
-        group = {} if sys.platform == "win32" else {"process_group": 0}
-        self._worker = subprocess.Popen([*self._command, *words], stdin=subprocess.PIPE, env=environment, **group)
+        # A group of its own (Windows knows none): the terminal's Ctrl+C comes here and is passed on once.
+        self._worker = subprocess.Popen(
+            [*self._command, *words], stdin=subprocess.PIPE, env=environment, process_group=0
+        )
         try:
             return self._worker.wait()
         finally:

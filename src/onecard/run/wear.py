@@ -22,5 +22,5 @@ def find_wear(num_bytes: int, seconds: float) -> Finding | None:
         symptom="checkpoints are written so often that they wear the drive",
         evidence=f"{format_bytes(per_hour)} an hour",
         likely_cause="save_steps or save_minutes is small for a state of this size",
-        remedy=f"a larger save_steps; a drive rated for {_RATED_BYTES / 1e12:.0f} TB is worn after {days:.0f} days of it",
+        remedy=f"a larger interval; a drive rated for {_RATED_BYTES / 1e12:.0f} TB is worn after {days:.0f} days of it",
     )

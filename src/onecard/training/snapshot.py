@@ -51,7 +51,7 @@ def snapshot(
 
 
 class TokenizerFiles:
-    """The files of a tokenizer, made once: it does not change in a run, and may be in use while a checkpoint is written."""
+    """The files of a tokenizer, made once: it does not change, and may be in use while a checkpoint is written."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         with tempfile.TemporaryDirectory(prefix="onecard-") as folder:
