@@ -1,6 +1,5 @@
 """Plan, train, fine-tune, evaluate and hand over small language models on the one GPU you have."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,11 +18,6 @@ if TYPE_CHECKING:
         train,
         verify,
     )
-
-try:
-    __version__ = version("onecard")
-except PackageNotFoundError:  # run from the source tree
-    __version__ = "0+source"
 
 __all__ = [
     "alternatives",
@@ -48,6 +42,13 @@ def __getattr__(name: str) -> Any:
         from onecard import api
 
         return getattr(api, name)
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("onecard")
+        except PackageNotFoundError:  # run from the source tree
+            return "0+source"
     raise AttributeError(f"module 'onecard' has no attribute {name!r}")
 
 

@@ -246,3 +246,11 @@ def test_names_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     write_checkpoint(folder_of_step(tmp_path, 1), Parts({}, {"progress": 1}, lambda folder: None))
     names = {Path(name).name for name in forced}
     assert names == {"progress.json", "manifest.json", ".step-000001.partial", tmp_path.name}
+
+
+def test_a_disk_of_windows_is_known_under_wsl() -> None:
+    kernel = "5.15.153.1-microsoft-standard-WSL2"
+    assert space.is_windows_disk_of_wsl(Path("/mnt/c/runs"), kernel)
+    assert not space.is_windows_disk_of_wsl(Path("/mnt/c/runs"), "6.8.0-generic")
+    assert not space.is_windows_disk_of_wsl(Path("/mnt/data/runs"), kernel)
+    assert not space.is_windows_disk_of_wsl(Path("/home/me/mnt/c/runs"), kernel)

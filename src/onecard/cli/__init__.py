@@ -79,6 +79,12 @@ def _nowhere() -> TextIO:
 
 def _describe_os_error(error: OSError) -> str:
     what = error.strerror or str(error)
+    if getattr(error, "winerror", None) == _PAGE_FILE_TOO_SMALL:
+        return (
+            f"{what} (Windows error {_PAGE_FILE_TOO_SMALL}): memory and page file together are used up. Close other "
+            "programs, or let Windows manage the page file, or give it 16 GB: System, Advanced system settings, "
+            "Performance, Advanced, Virtual memory. Then run the command again"
+        )
     if not error.filename and _stdout_fails():
         return f"stdout cannot be written to: {what}. Send the output somewhere else"
     place = f"{error.filename}: " if error.filename else ""
@@ -86,6 +92,8 @@ def _describe_os_error(error: OSError) -> str:
     return f"{place}{what}. Nothing that was complete is lost; {remedy} and run the command again"
 
 
+# ERROR_COMMITMENT_LIMIT: mostly met while PyTorch's CUDA libraries are loaded.
+_PAGE_FILE_TOO_SMALL = 1455
 _REMEDIES = {errno.ENOSPC: "free some space on the disk", errno.ENAMETOOLONG: "give a shorter name"}
 
 

@@ -1,5 +1,6 @@
 """Shows a run while it trains and says at its end what to do next: shared by `train` and `resume`."""
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from onecard.spec import Plan
 
 EXIT_INTERRUPTED = 130
+_DISK_REFUSES = {errno.ENOSPC, errno.EIO, errno.EROFS, errno.EFBIG}
 # What a finished event's reason means for the process; all other reasons are success.
 _EXIT_CODES = {"interrupted": EXIT_INTERRUPTED, "diverged": DivergedError.exit_code}
 
@@ -93,7 +95,11 @@ class RunView:
         elif isinstance(event, EvaluatedEvent):
             self.evaluations_s.append(event.seconds)
         if self._sink is not None:
-            self._sink.receive(event)
+            try:
+                self._sink.receive(event)
+            except OSError as error:  # output sent to a file on a full disk: the run goes on, and events.jsonl tells
+                if error.errno not in _DISK_REFUSES:
+                    raise
 
     def close(self) -> None:
         self._preparation.close()

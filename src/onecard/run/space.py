@@ -1,6 +1,8 @@
 """Whether the disk has room for what a run will write, looked at before it begins."""
 
 import logging
+import platform
+import re
 import shutil
 from pathlib import Path
 
@@ -19,6 +21,8 @@ def check_space(root: Path, plan: Plan) -> None:
     Raises:
         InputError: as that; nothing has been written.
     """
+    if is_windows_disk_of_wsl(root.absolute(), platform.release()):
+        log.warning("%s is a disk of Windows, which is many times slower from WSL: better a folder under ~/", root)
     free, one = shutil.disk_usage(root).free, checkpoint_bytes(plan)
     num_saves = -(-plan.schedule.num_steps // plan.save_steps)
     # The best one is kept beside the newest, and one is written beside them.
@@ -35,3 +39,8 @@ def check_space(root: Path, plan: Plan) -> None:
             "save_total_limit",
             *(root, format_bytes(free), format_bytes(needed)),
         )
+
+
+def is_windows_disk_of_wsl(path: Path, kernel: str) -> bool:
+    """Whether a path under WSL, which its kernel tells, lies on a disk of Windows."""
+    return "microsoft" in kernel.lower() and re.match(r"/mnt/[a-z]/", f"{path.as_posix()}/") is not None
