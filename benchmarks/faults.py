@@ -208,7 +208,7 @@ def kill_supervised(shop: Workshop, number: int, draw: random.Random) -> dict[st
     command = [sys.executable, "-m", "onecard", *shop.words(run), "--max_steps", "400"]
     whole = shop.folder / "whole-supervised"
     if not whole.exists():
-        words = [*command[:-4], str(whole), *command[-2:]]
+        words = [*command[:-3], str(whole), *command[-2:]]
         subprocess.run(words, check=True, capture_output=True)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as supervisor:
         for _ in range(2):

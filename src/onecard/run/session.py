@@ -60,7 +60,6 @@ def run_session(
     _check_corpus(plan, corpus)
     remove_leftovers(folder.checkpoints)
     check_space(folder.checkpoints, plan)
-    set_up_device(plan)
     state = assemble_run(plan, corpus, checkpoint)
     restored = _restore(state, checkpoint) if checkpoint is not None else None
     _probe(state)
@@ -74,14 +73,12 @@ def run_session(
         stack.enter_context(stopping_on_signals(control))
         stack.enter_context(kept_awake())
         stream = stack.enter_context(open_stream(plan, corpus, state.progress.position))
-
         clock = Clock(state.progress.elapsed_s)
         checkpoints = Checkpoints(state, corpus.tokenizer, folder, clock, record)
         judge = Judge(state, corpus.tokenizer, folder, tasks, clock, control) if tasks is not None else None
         milestones = Milestones(state, corpus, clock, checkpoints, judge)
         steps: list[StepEvent] = []
-        hearers: list[OnEvent] = [record.receive, *(sink.receive for sink in sinks)]
-        hearers += [on_event] if on_event is not None else []
+        hearers = [record.receive, *(sink.receive for sink in sinks), *([on_event] if on_event else [])]
         with _explained_memory(state), explained_device_loss(state):
             before = milestones.catch_up(_saved_event(state, restored))
             events = chain(before, Loop(state, milestones, control, clock).run(stream))
@@ -109,6 +106,8 @@ def _with_last_save(events: Iterator[Event], checkpoints: Checkpoints) -> Iterat
 
 
 def assemble_run(plan: Plan, corpus: TrainingData, checkpoint: Path | None) -> TrainState:
+    """Builds the state of a run, its device set up for it; a base that is gone comes from the checkpoint."""
+    _set_up_device(plan)
     base = plan.model.base
     is_gone = base is not None and base.folder is not None and find_cached(base.folder) is None
     if base is not None and is_gone and checkpoint is not None and plan.adapt is None:
@@ -208,7 +207,7 @@ def _explained_memory(state: TrainState) -> Iterator[None]:
         ) from error
 
 
-def set_up_device(plan: Plan) -> None:
+def _set_up_device(plan: Plan) -> None:
     if plan.device.startswith("cuda"):
         # Events and streams belong to the current device.
         torch.cuda.set_device(plan.device)

@@ -17,7 +17,7 @@ from onecard.run.changes import settle_corpus
 from onecard.run.folder import RunFolder
 from onecard.run.inputs import fetch_base_again, prepare_inputs
 from onecard.run.loop import seed_step
-from onecard.run.session import assemble_run, open_stream, set_up_device
+from onecard.run.session import assemble_run, open_stream
 from onecard.spec import Plan
 from onecard.training.schedule import rate_at
 from onecard.training.snapshot import restore
@@ -103,7 +103,6 @@ def verify_run(
     plan, recipe = run.plan(checkpoint), run.recipe()
     corpus = prepare_inputs(recipe, fetch_base_again(recipe, plan, checkpoint, progress), progress)
     corpus, plan = settle_corpus(recipe, plan, corpus, checkpoint, ())
-    set_up_device(plan)
     state = assemble_run(plan, corpus, checkpoint)
     restore(state, read_checkpoint(checkpoint))
     pairs, same_weights = [], {}
