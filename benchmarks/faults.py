@@ -205,14 +205,14 @@ def is_gone(child: int) -> bool:
 def kill_supervised(shop: Workshop, number: int, draw: random.Random) -> dict[str, Any]:
     """Kills the worker of a real command twice; its supervisor has to bring the run to its end by itself."""
     run = shop.folder / f"supervised-{number}"
-    command = [sys.executable, "-m", "onecard", *shop.words(run), "--max_steps", "400"]
+    command = [sys.executable, "-m", "onecard", *shop.words(run), "--max_steps", "100"]
     whole = shop.folder / "whole-supervised"
     if not whole.exists():
         words = [*command[:-3], str(whole), *command[-2:]]
         subprocess.run(words, check=True, capture_output=True)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as supervisor:
         for _ in range(2):
-            step = draw.randrange(5, 200)
+            step = draw.randrange(5, 40)
             wait_for(run / "checkpoints" / f"step-{3 * (step // 3 + 1):06d}", or_gone=supervisor.pid)
             for worker in psutil.Process(supervisor.pid).children():
                 worker.kill()
@@ -331,7 +331,7 @@ def damage_file(shop: Workshop, number: int, draw: random.Random) -> dict[str, A
     shutil.copytree(half, run)
     newest = sorted((run / "checkpoints").glob("step-*/manifest.json"))[-1].parent
     files = sorted(path for path in newest.rglob("*") if path.is_file())
-    path, how = files[number // len(DAMAGES) % len(files)], DAMAGES[number % len(DAMAGES)]
+    path, how = files[number % len(files)], DAMAGES[(number + number // len(files)) % len(DAMAGES)]
     content = bytearray(path.read_bytes())
     if how == "flip":
         content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)

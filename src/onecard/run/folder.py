@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from onecard.checkpoint import list_checkpoints, move, read_checkpoint, step_of_folder
-from onecard.errors import CheckpointError, InputError, RunBusyError
+from onecard.errors import CheckpointError, DeviceLostError, InputError, RunBusyError
 from onecard.planner.outcomes import Outcome
 from onecard.run.marks import read_marked_step
 from onecard.run.retention import unused_name
@@ -155,6 +155,8 @@ class RunFolder:
         """
         try:
             yield
+        except DeviceLostError:  # another process goes on with it
+            raise
         except Exception:
             if not (self.has_record() or list_checkpoints(self.checkpoints)):
                 self._remove()
