@@ -92,6 +92,14 @@ def test_a_worker_that_died_before_its_run_began_is_not_started_again(
     assert "before the run began" in told
 
 
+def test_a_second_worker_that_died_while_it_loaded_is_started_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = [[-9, 3], [-9, 0, {"run": None}], [0, 0]]
+    code, calls, _ = run(tmp_path, script, ["train", "demo"], capsys)
+    assert (code, calls[1:]) == (0, [["resume", str(tmp_path)]] * 2)
+
+
 def test_a_named_checkpoint_is_named_again_until_the_run_has_begun(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,7 +83,7 @@ class Supervisor:
     def run(self, words: list[str]) -> int:
         """Gives the exit code of the last worker; 1 where workers die without getting anywhere."""
         self._take_signals()
-        num_deaths, furthest = 0, -1
+        num_deaths, furthest, known = 0, -1, Note()
         next_words = words
         while True:
             code = self._run_worker(next_words)
@@ -92,6 +92,8 @@ class Supervisor:
                 return code
             if self._is_stopping:
                 return INTERRUPTED
+            # One that died while it was loading has told nothing; its run is the one of the worker before.
+            note = known = note if note.run is not None else known
             reached = newest_step(note.run)
             num_deaths = 1 if reached > furthest else num_deaths + 1
             furthest = max(furthest, reached)
