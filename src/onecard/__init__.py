@@ -1,6 +1,5 @@
 """Plan, train, fine-tune, evaluate and hand over small language models on the one GPU you have."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,13 +19,9 @@ if TYPE_CHECKING:
         resume,
         serve,
         train,
+        verify,
         write_report,
     )
-
-try:
-    __version__ = version("onecard")
-except PackageNotFoundError:  # run from the source tree
-    __version__ = "0+source"
 
 __all__ = [
     "alternatives",
@@ -44,6 +39,7 @@ __all__ = [
     "resume",
     "serve",
     "train",
+    "verify",
     "write_report",
 ]
 
@@ -54,6 +50,13 @@ def __getattr__(name: str) -> Any:
         from onecard import api
 
         return getattr(api, name)
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("onecard")
+        except PackageNotFoundError:  # run from the source tree
+            return "0+source"
     raise AttributeError(f"module 'onecard' has no attribute {name!r}")
 
 

@@ -7,7 +7,8 @@
     │   ├── CheckpointError   damaged, missing or of another format
     │   └── RunBusyError      another process holds the run folder
     ├── DoesNotFitError       no setting fits the card           exit 3
-    └── DivergedError         training cannot go on              exit 4
+    ├── DivergedError         training cannot go on              exit 4
+    └── DeviceLostError       the GPU is gone for this process   exit 5
 
 A message says what was given, why it cannot work and what to change. Exit 130 (interrupted, resumable) is no error.
 """
@@ -70,3 +71,9 @@ class DivergedError(OnecardError):
     """The loss or the gradients stay non-finite, so that further steps would change nothing."""
 
     exit_code = 4
+
+
+class DeviceLostError(OnecardError):
+    """This process can use its GPU no more; a new one can go on from the last checkpoint."""
+
+    exit_code = 5

@@ -185,8 +185,8 @@ class FakeApi:
         self.calls.append(("train", {"recipe": recipe, "output_dir": output_dir, "resume": resume}))
         return self._tell(**callbacks)
 
-    def resume(self, run: Any, **callbacks: Any) -> Path:
-        self.calls.append(("resume", {"run": run}))
+    def resume(self, run: Any, *, accept: Any = (), **callbacks: Any) -> Path:
+        self.calls.append(("resume", {"run": run} | ({"accept": accept} if accept else {})))
         return self._tell(**callbacks)
 
     def generate(self, model: Any, prompts: list[str], **settings: Any) -> list[str]:

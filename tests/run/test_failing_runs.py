@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 import onecard
-from onecard.errors import CheckpointError, DivergedError, InputError
+from onecard.errors import CheckpointError, DeviceLostError, DivergedError, InputError
 from onecard.observe.events import Event
 from onecard.run.folder import RunFolder, free_folder
 
@@ -120,24 +120,6 @@ def test_a_compiler_that_fails_is_given_up(fails_in: str, runner: "Runner", monk
     assert finding["evidence"] == "no Triton"
     assert rest == plain.record
     assert compiled.last_bytes("model.safetensors") == plain.last_bytes("model.safetensors")
-
-
-def test_a_full_disk_leaves_a_run_that_can_be_resumed(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
-    from onecard.run import milestones
-
-    whole = runner.start("whole")
-    write, saves = milestones.write_checkpoint, iter(range(100))
-
-    def fail(folder: Path, parts: Any) -> int:
-        if next(saves) == 2:
-            raise CheckpointError("no space left") from OSError(errno.ENOSPC, "full")
-        return write(folder, parts)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(milestones, "write_checkpoint", fail)
-        with pytest.raises(CheckpointError, match="no space left"):
-            runner.start("full")
-    runner.resume("full").assert_equals(whole)
 
 
 def test_a_second_interrupt_does_not_wait(runner: "Runner") -> None:
@@ -284,3 +266,26 @@ def test_a_taken_folder_is_refused_before_the_text_is_read(runner: "Runner", mon
 def test_a_family_that_is_no_decoder_is_refused(runner: "Runner") -> None:
     with pytest.raises(InputError, match="electra"):
         runner.start("run", model_config={"model_type": "electra"}, num_key_value_heads=None, max_steps=2)
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_a_lost_device_is_explained_and_the_run_goes_on(
+    step: int, runner: "Runner", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onecard.run import loop
+
+    whole, train_step = runner.start("whole"), loop.train_step
+
+    def lose(state: Any, *args: Any, **keywords: Any) -> Any:
+        if state.progress.step == step:
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+        return train_step(state, *args, **keywords)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "train_step", lose)
+        with pytest.raises(
+            DeviceLostError, match=rf"after step {step} \(CUDA error: unspecified launch failure\)"
+        ) as lost:
+            runner.start("run")
+    assert lost.value.exit_code == 5
+    runner.resume("run").assert_equals(whole)

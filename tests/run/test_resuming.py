@@ -105,7 +105,7 @@ def test_killed_while_saving_and_resumed(
     save: int, uninterrupted: "Outcome", runner: "Runner", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saves = iter(range(1, 100))
-    force = checkpoint_module._force_to_disk
+    force = checkpoint_module.force_to_disk
 
     def die(folder: Path) -> None:
         if next(saves) == save:
@@ -114,7 +114,7 @@ def test_killed_while_saving_and_resumed(
         force(folder)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint_module, "_force_to_disk", die)
+        patched.setattr(checkpoint_module, "force_to_disk", die)
         with pytest.raises(SystemExit):
             runner.start("killed")
     assert list((runner.folder / "killed" / "checkpoints").glob(".*.partial"))
@@ -131,12 +131,12 @@ import os, onecard
 from onecard.checkpoint import folder
 from onecard.planner import measure
 measure._PEAK_SIZE = {{"cpu": 64}}
-force, saves = folder._force_to_disk, iter(range(100))
+force, saves = folder.force_to_disk, iter(range(100))
 def die(path):
     if next(saves) == 2:
         os._exit(9)
     force(path)
-folder._force_to_disk = die
+folder.force_to_disk = die
 onecard.train(onecard.load_recipe({str(recipe)!r}), output_dir={str(runner.folder / "killed")!r})
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120, check=False)

@@ -6,7 +6,7 @@ from onecard.api.exporting import export
 from onecard.api.planning import alternatives, plan, prepare
 from onecard.api.replaying import replay
 from onecard.api.reporting import monitor, write_report
-from onecard.api.running import resume, train
+from onecard.api.running import resume, train, verify
 from onecard.api.talking import open_chat, serve
 from onecard.api.using import evaluate, generate, is_chat_model
 from onecard.spec.load import load_recipe
@@ -28,5 +28,6 @@ __all__ = [
     "resume",
     "serve",
     "train",
+    "verify",
     "write_report",
 ]

@@ -31,6 +31,7 @@ def export(
     """
     _refuse_unknown(to, dtype)
     format = cast(ExportFormat, to)
+    from onecard.checkpoint import reading
     from onecard.handover.export import DEFAULT_DTYPE, ExportRequest
     from onecard.handover.export import export as write
     from onecard.run.find import find_model_folder
@@ -42,7 +43,8 @@ def export(
     provenance = trace_run(run, folder) if run else trace_model(folder)
     chosen = cast(ExportDtype, dtype) if dtype else DEFAULT_DTYPE[format]
     target = expand(output) if output is not None else _place(run, provenance.name, folder, f"{format}-{chosen}")
-    result = write(ExportRequest(source=folder, output=target, format=format, dtype=chosen), provenance)
+    with reading(folder):
+        result = write(ExportRequest(source=folder, output=target, format=format, dtype=chosen), provenance)
     if run:
         record_export(run, result)
     return result

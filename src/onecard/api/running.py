@@ -1,7 +1,7 @@
 """Training, from its beginning or from where it stood."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from onecard.spec.paths import expand
 if TYPE_CHECKING:
     from onecard.observe.events import Event
     from onecard.run.folder import RunFolder
+    from onecard.run.verify import Verification
 
 OnEvent = Callable[["Event"], None]
 OnPlan = Callable[[Plan, Path], None]
@@ -89,22 +90,41 @@ def _find_same_run(recipe: Recipe, run: str | Path, output_dir: str | Path | Non
 def resume(
     run: str | Path,
     *,
+    accept: Sequence[str] = (),
     on_event: OnEvent | None = None,
     on_plan: OnPlan | None = None,
     on_progress: OnProgress | None = None,
 ) -> Path:
     """Continues a run from its newest whole checkpoint, or from the checkpoint folder given, and returns its folder.
 
-    The record is cut back to the checkpoint. On a CPU, and with `deterministic: true` on a GPU, the result equals that
-    of an uninterrupted run bit for bit, on a machine of the same kind: the run keeps its number of threads.
+    `accept` names what may have changed since: data, tokenizer, recipe, card. The record is cut back to the checkpoint.
+    On a CPU, and with `deterministic: true` on a GPU, the result equals that of an uninterrupted run bit for bit, on a
+    machine of the same kind: the run keeps its number of threads.
 
     Raises:
-        InputError: no such run, damaged checkpoints, changed text, or a folder in use.
+        InputError: no such run, damaged checkpoints, changes that are not accepted, or a folder in use.
     """
+    from onecard.run.changes import check_names
     from onecard.run.find import find_run
 
+    accepted = check_names(accept)
     folder, checkpoint = find_run(run)
-    return _continue(folder, checkpoint, on_event, on_plan, on_progress)
+    return _continue(folder, checkpoint, on_event, on_plan, on_progress, accepted)
+
+
+def verify(run: str | Path, num_steps: int = 10, *, on_progress: OnProgress | None = None) -> "Verification":
+    """Repeats steps of a run from one of its checkpoints and compares them with its record; writes nothing into it.
+
+    `run` names a run or one of its checkpoints; without one, the newest that so many recorded steps follow.
+
+    Raises:
+        InputError: no such run, no recorded steps after its checkpoints, or changed text.
+    """
+    from onecard.run.find import find_run
+    from onecard.run.verify import verify_run
+
+    folder, checkpoint = find_run(run)
+    return verify_run(folder, checkpoint, num_steps, on_progress)
 
 
 def _continue(
@@ -113,8 +133,10 @@ def _continue(
     on_event: OnEvent | None,
     on_plan: OnPlan | None,
     on_progress: OnProgress | None,
+    accepted: frozenset[str] = frozenset(),
 ) -> Path:
     from onecard.planner import choose_device
+    from onecard.run.changes import check_circumstances, settle_corpus
     from onecard.run.inputs import fetch_base_again, prepare_inputs
     from onecard.run.reporting import reported
     from onecard.run.session import run_session
@@ -128,12 +150,14 @@ def _continue(
         choose_device(decided.device, probe_here())  # refuses one that is not here
         if decided.device == "cpu":
             keep_memory_for_steps()
+        check_circumstances(folder, checkpoint, decided, accepted)
         recipe = folder.recipe()
         tasks = open_run_tasks(recipe, decided.eval_tasks)
         base = fetch_base_again(recipe, decided, checkpoint, on_progress)
         corpus = prepare_inputs(recipe, base, on_progress)
+        corpus, decided = settle_corpus(recipe, decided, corpus, checkpoint, accepted)
         if on_plan is not None:
             on_plan(decided, folder.root)
         with reported(folder):
-            run_session(folder, corpus, checkpoint, on_event, tasks)
+            run_session(folder, corpus, checkpoint, on_event, tasks, decided)
     return folder.root

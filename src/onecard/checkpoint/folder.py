@@ -10,9 +10,7 @@ checkpoints/
 """
 
 import errno
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,13 +21,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from onecard.checkpoint.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    describe_files,
+    find_damage,
+    read_manifest,
+    write_manifest,
+)
+from onecard.checkpoint.moving import discard, force_names_to_disk, force_to_disk, move
 from onecard.errors import CheckpointError
-from onecard.units import format_bytes
+from onecard.units import MIB, format_bytes
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
+_OLD = f".old{_PARTIAL}"
 _STEP = "step-"
+# No space, a quota, a limit on the size of files.
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
+# Settings, tokenizer and manifest of a checkpoint: up to 20 MB where the vocabulary is large.
+SMALL_FILES_BYTES = 32 * MIB
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,11 @@ class Parts:
     documents: Mapping[str, Any]
     write_files: Callable[[Path], None]
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensors; what `write_files` puts there comes on top."""
+        return sum(tensor.nbytes for tensors in self.tensors.values() for tensor in tensors.values())
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -47,6 +62,7 @@ class Checkpoint:
 
     folder: Path
     num_tensor_bytes: int
+    format_version: int = FORMAT_VERSION
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Tensors of a part, on the CPU."""
@@ -87,15 +103,20 @@ def _is_number(text: str) -> bool:
 
 
 def remove_leftovers(root: Path) -> None:
-    """Removes what a process that died while writing has left."""
+    """Removes what a process that died while writing has left; what it had moved out of the way is moved back."""
+    for path in root.glob(f".{_STEP}*{_OLD}"):
+        place = root / path.name.removeprefix(".").removesuffix(_OLD)
+        if not place.exists() and (path / MANIFEST).is_file():
+            move(path, place)
     for path in root.glob(f".*{_PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def write_checkpoint(folder: Path, parts: Parts) -> int:
+def write_checkpoint(folder: Path, parts: Parts, num_own_bytes: int = 0) -> int:
     """Writes a checkpoint beside its place, forces it to the disk and renames it; returns the bytes of its tensors.
 
-    An existing folder of that name is replaced.
+    An existing folder of that name is replaced. `num_own_bytes` is what `write_files` will need, for a look at the disk
+    before anything is written.
 
     Raises:
         CheckpointError: the disk is full or refuses; nothing but the existing checkpoints is left.
@@ -104,6 +125,7 @@ def write_checkpoint(folder: Path, parts: Parts) -> int:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
+        _check_space(partial, parts.num_bytes + num_own_bytes + SMALL_FILES_BYTES)
         parts.write_files(partial)
         for name, tensors in parts.tensors.items():
             save_file(
@@ -111,102 +133,57 @@ def write_checkpoint(folder: Path, parts: Parts) -> int:
             )
         for name, document in parts.documents.items():
             _write_json(partial / f"{name}.json", document)
-        files = {
-            path.relative_to(partial).as_posix(): _describe(path)
-            for path in sorted(partial.rglob("*"))
-            if path.is_file()
-        }
-        _write_json(partial / MANIFEST, {"format_version": FORMAT_VERSION, "files": files})
-        _force_to_disk(partial)
+        manifest = describe_files(partial)
+        write_manifest(partial, manifest)
+        force_to_disk(partial)
         _replace_folder(partial, folder)
+        force_names_to_disk(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise _write_failure(folder, error) from error
-    return _tensor_bytes(files)
+    return manifest.num_tensor_bytes
+
+
+def _check_space(folder: Path, num_bytes: int) -> None:
+    # So that a disk is not filled to the brim, at which other programs fail, too.
+    if shutil.disk_usage(folder).free < num_bytes:
+        raise OSError(errno.ENOSPC, f"{format_bytes(num_bytes)} are needed")
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Opens a checkpoint after checking every file of it against the manifest.
+    """Opens a checkpoint, of this or an earlier format, after checking every file of it against the manifest.
 
     Raises:
-        CheckpointError: no checkpoint, another format version, or damaged files (each is named).
+        CheckpointError: no checkpoint, a later format version, or damaged files (each is named).
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version = manifest["format_version"]
-        files = _entries(manifest) if version == FORMAT_VERSION else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder} is no complete checkpoint: its {MANIFEST} cannot be read ({error}). Use another one of the run"
-        ) from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder} has checkpoint format {version}, this onecard reads {FORMAT_VERSION}: install the version that "
-            "wrote it"
-        )
-    if not files:
-        raise CheckpointError(f"{folder} is damaged: its {MANIFEST} lists no files. Use another one of the run")
-    if problems := [problem for name, entry in files.items() if (problem := _damage(folder / name, entry))]:
+    manifest = read_manifest(folder)
+    if problems := find_damage(folder, manifest):
         raise CheckpointError(
             f"{folder} is damaged: {'; '.join(problems)}. Delete this folder and resume from the checkpoint before it"
         )
-    return Checkpoint(folder, _tensor_bytes(files))
-
-
-def _entries(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"num_bytes": int(entry["num_bytes"]), "sha256": str(entry["sha256"])}
-        for name, entry in manifest["files"].items()
-    }
-
-
-def _tensor_bytes(files: Mapping[str, Any]) -> int:
-    return sum(entry["num_bytes"] for name, entry in files.items() if name.endswith(".safetensors"))
-
-
-def _damage(path: Path, entry: Mapping[str, Any]) -> str | None:
-    if not path.is_file():
-        return f"{path.name} is missing"
-    if path.stat().st_size != entry["num_bytes"]:
-        return f"{path.name} has {path.stat().st_size} bytes instead of {entry['num_bytes']}"
-    if _sha256(path) != entry["sha256"]:
-        return f"{path.name} has other content than was written"
-    return None
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    return {"num_bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Checkpoint(folder, manifest.num_tensor_bytes, manifest.format_version)
 
 
 def _write_json(path: Path, document: Any) -> None:
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _force_to_disk(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-
-
 def _replace_folder(partial: Path, folder: Path) -> None:
     # A folder cannot be replaced in one motion; the old one waits under a name that the next start removes.
-    old = folder.parent / f".{folder.name}.old{_PARTIAL}"
+    old = folder.parent / f".{folder.name}{_OLD}"
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        folder.replace(old)
-    partial.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
+        move(folder, old)
+    move(partial, folder)
+    discard(old)
 
 
 def _write_failure(folder: Path, error: Exception) -> CheckpointError:
-    free = shutil.disk_usage(folder.parent).free if folder.parent.exists() else 0
-    is_full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error)
+    try:
+        free = shutil.disk_usage(folder.parent).free
+    except OSError:  # a share that is gone
+        free = 0
+    is_full = (isinstance(error, OSError) and error.errno in _FULL) or "No space left" in str(error)
     if is_full:
         return CheckpointError(
             f"no space left for checkpoint {folder} ({format_bytes(free)} free): free some space, lower "

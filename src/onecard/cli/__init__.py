@@ -11,15 +11,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from onecard.cli.app import app
 from onecard.errors import InputError, OnecardError
+from onecard.run.supervisor import is_supervised, supervise
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs one command and exits: 0 done, 2 bad input, 3 does not fit, 4 diverged, 130 interrupted."""
+    """Runs one command and exits: 0 done, 2 bad input, 3 does not fit, 4 diverged, 5 GPU lost, 130 interrupted.
+
+    A command line that trains is run in a process of its own, which is started again where it dies.
+    """
+    if argv is None and is_supervised(sys.argv[1:]):
+        sys.exit(supervise(sys.argv[1:]))
     sys.stdout, sys.stderr = _prepared(sys.stdout), _prepared(sys.stderr)
     try:
         try:
+            from onecard.cli.app import app  # here, for a supervisor needs none of it
+
             app(args=None if argv is None else list(argv), prog_name="onecard")
         finally:
             sys.stdout.flush()  # here, where an error can still be told
@@ -72,6 +79,12 @@ def _nowhere() -> TextIO:
 
 def _describe_os_error(error: OSError) -> str:
     what = error.strerror or str(error)
+    if getattr(error, "winerror", None) == _PAGE_FILE_TOO_SMALL:
+        return (
+            f"{what} (Windows error {_PAGE_FILE_TOO_SMALL}): memory and page file together are used up. Close other "
+            "programs, or let Windows manage the page file, or give it 16 GB: System, Advanced system settings, "
+            "Performance, Advanced, Virtual memory. Then run the command again"
+        )
     if not error.filename and _stdout_fails():
         return f"stdout cannot be written to: {what}. Send the output somewhere else"
     place = f"{error.filename}: " if error.filename else ""
@@ -79,6 +92,8 @@ def _describe_os_error(error: OSError) -> str:
     return f"{place}{what}. Nothing that was complete is lost; {remedy} and run the command again"
 
 
+# ERROR_COMMITMENT_LIMIT: mostly met while PyTorch's CUDA libraries are loaded.
+_PAGE_FILE_TOO_SMALL = 1455
 _REMEDIES = {errno.ENOSPC: "free some space on the disk", errno.ENAMETOOLONG: "give a shorter name"}
 
 

@@ -1,5 +1,6 @@
 """Shows a run while it trains and says at its end what to do next: shared by `train` and `resume`."""
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -16,12 +17,14 @@ from onecard.cli.plan_text import summary_rows
 from onecard.cli.preparation import PreparationProgress
 from onecard.cli.rows import print_rows, width_of
 from onecard.errors import DivergedError
+from onecard.run.lifeline import Lifeline
 
 if TYPE_CHECKING:
     from onecard.observe import ConsoleSink, Event, FinishedEvent
     from onecard.spec import Plan
 
 EXIT_INTERRUPTED = 130
+_DISK_REFUSES = {errno.ENOSPC, errno.EIO, errno.EROFS, errno.EFBIG}
 # What a finished event's reason means for the process; all other reasons are success.
 _EXIT_CODES = {"interrupted": EXIT_INTERRUPTED, "diverged": DivergedError.exit_code}
 
@@ -41,8 +44,10 @@ class Trains(Protocol):
 class RunView:
     """Hears what a run does and shows it on `stream`: preparation, the plan, progress."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, lifeline: Lifeline | None = None) -> None:
         self._stream = stream
+        self._lifeline = lifeline or Lifeline(None)
+        self._max_restarts = 0
         self._preparation = PreparationProgress(stream)
         self._sink: ConsoleSink | None = None
         self.run_folder: Path | None = None
@@ -60,6 +65,9 @@ class RunView:
         self._preparation.close()
         self.plan, self.run_folder = plan, run_folder
         folder = RunFolder(run_folder)
+        recipe = folder.recipe()
+        self._max_restarts = recipe.max_restarts
+        self._lifeline.tell(run_folder, self._max_restarts, has_begun=not folder.has_record())
         # A run that goes on has told what counts.
         audit = None if folder.has_record() else folder.audit()
         *rows, place = summary_rows(plan, run_folder)
@@ -75,19 +83,25 @@ class RunView:
             print("\n".join(["", *bars]), file=self._stream)
         if bars or audit is not None:
             print(file=self._stream)
-        given = folder.recipe().logging_steps
+        given = recipe.logging_steps
         logging_steps = plan.steps_per_epoch if given == "epoch" else given
         self._sink = ConsoleSink(plan, logging_steps=logging_steps, stream=self._stream)
 
     def on_event(self, event: "Event") -> None:
         from onecard.observe import EvaluatedEvent, FinishedEvent
 
+        if self.run_folder is not None:
+            self._lifeline.tell(self.run_folder, self._max_restarts, has_begun=True)
         if isinstance(event, FinishedEvent):
             self.finished = event
         elif isinstance(event, EvaluatedEvent):
             self.evaluations_s.append(event.seconds)
         if self._sink is not None:
-            self._sink.receive(event)
+            try:
+                self._sink.receive(event)
+            except OSError as error:  # output sent to a file on a full disk: the run goes on, and events.jsonl tells
+                if error.errno not in _DISK_REFUSES:
+                    raise
 
     def close(self) -> None:
         self._preparation.close()
@@ -104,7 +118,7 @@ def watch(train: Trains, *, as_json: bool) -> None:
 
     # With --json stdout belongs to the document alone.
     stream = sys.stderr if as_json else sys.stdout
-    view = RunView(stream)
+    view = RunView(stream, Lifeline.take_up())
     try:
         run_folder = train(on_event=view.on_event, on_plan=view.on_plan, on_progress=view.on_progress)
     except KeyboardInterrupt:

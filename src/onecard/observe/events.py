@@ -11,11 +11,13 @@ from typing import Any, ClassVar, Literal, get_args
 
 from onecard.errors import CheckpointError
 
-SaveReason = Literal["interval", "best", "final", "interrupted"]
+SaveReason = Literal["interval", "best", "final", "interrupted", "clock"]
 RecoveredProblem = Literal["out of memory", "not finite"]
 FinishReason = Literal["completed", "early stopping", "interrupted", "diverged", "time limit"]
 
-# Two runs of one plan write equal records but for these fields and what `depends_on_clock` names.
+# Two runs of one plan write equal records but for checkpoints of these reasons, these fields, and what
+# `depends_on_clock` names.
+CLOCK_REASONS = frozenset({"interrupted", "clock"})
 CLOCK_FIELDS = frozenset(
     {"elapsed_s", "step_s", "tokens_per_s", "wait_s", "share_of_peak", "memory_bytes", "held_bytes", "seconds"}
 )
@@ -121,7 +123,10 @@ class SampledEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedEvent:
-    """A checkpoint, by the name of its folder."""
+    """A checkpoint, by the name of its folder.
+
+    `seconds` is how long writing it took, `wait_s` how long training stood still for it, None before that was counted.
+    """
 
     event: ClassVar[str] = "saved"
     step: int
@@ -130,6 +135,7 @@ class SavedEvent:
     reason: SaveReason
     num_bytes: int
     seconds: float
+    wait_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

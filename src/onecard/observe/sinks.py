@@ -1,12 +1,16 @@
 """Who hears about events."""
 
+import contextlib
 import importlib.util
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from onecard.errors import InputError
 from onecard.observe.events import Event
+
+log = logging.getLogger("onecard.observe")
 
 
 class Sink(Protocol):
@@ -15,6 +19,32 @@ class Sink(Protocol):
     def receive(self, event: Event) -> None: ...
 
     def close(self) -> None: ...
+
+
+class SinkThatMayFail:
+    """A sink whose disk may be full: from the first failure on it hears nothing more, and the run goes on."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink: Sink | None = sink
+
+    def receive(self, event: Event) -> None:
+        if self._sink is None:
+            return
+        try:
+            self._sink.receive(event)
+        except OSError as error:
+            log.warning("%s is not written to any more: %s. Everything is in events.jsonl", _name_of(self._sink), error)
+            self.close()
+
+    def close(self) -> None:
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            with contextlib.suppress(OSError):
+                sink.close()
+
+
+def _name_of(sink: Sink) -> str:
+    return type(sink).__name__.removesuffix("Sink")
 
 
 def check_targets(report_to: Sequence[Literal["tensorboard", "wandb"]]) -> None:

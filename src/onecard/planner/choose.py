@@ -30,7 +30,8 @@ _EAGER_SHARE_OF_PEAK = 0.25
 # What a plan takes over from the recipe as it is.
 _KEPT = (
     *("max_seq_length", "max_hours", "seed", "deterministic", "dataloader_prefetch_factor", "on_nonfinite"),
-    *("eval_batches", "save_total_limit", "early_stopping_patience", "sample_prompts", "sample_max_new_tokens"),
+    *("eval_batches", "save_minutes", "save_total_limit", "early_stopping_patience"),
+    *("sample_prompts", "sample_max_new_tokens"),
 )
 
 _INTERVALS = ("eval_steps", "save_steps", "sample_steps")

@@ -16,6 +16,7 @@ from onecard.planner.shape import count_adapters
 from onecard.planner.state_size import least_state
 from onecard.planner.trace import Trace
 from onecard.spec import Forecast, MemoryForecast, Plan, TimeForecast
+from onecard.training.host_copy import LEAST_BYTES_IN_BACKGROUND
 from onecard.units import GIB
 
 # How far the reserved peak of a card may lie from the replayed one, down and up. Eager rows published for an A100 came
@@ -241,17 +242,28 @@ def _moment_bytes(plan: Plan) -> int:
 
 
 def _host_bytes(plan: Plan) -> int:
-    """Memory of the process: the model is built on the host in fp32, and a checkpoint's largest file passes through.
+    """Memory of the process: the model is built on the host in fp32; checkpoints pass through it, or their copy stays.
 
     An existing model is read tensor by tensor, but its pages may stay in memory.
     """
     trained, weights = _trained(plan)[0] * _SINGLE_PRECISION_BYTES, plan.model.num_parameters * _SINGLE_PRECISION_BYTES
-    return _PROCESS_BYTES + max(weights + trained, weights + _moment_bytes(plan))
+    return _PROCESS_BYTES + max(weights + trained, weights + max(_moment_bytes(plan), copy_bytes(plan)))
+
+
+def copy_bytes(plan: Plan) -> int:
+    """Memory of the host for the copy of a state that is written while training goes on; none for a small one."""
+    num_bytes = checkpoint_bytes(plan)
+    return num_bytes if num_bytes >= LEAST_BYTES_IN_BACKGROUND else 0
+
+
+def checkpoint_bytes(plan: Plan) -> int:
+    """Weights that are trained, in fp32, and their moments: what a checkpoint takes, and a copy of it on the host."""
+    return _trained(plan)[0] * _SINGLE_PRECISION_BYTES + _moment_bytes(plan)
 
 
 def disk_bytes(plan: Plan) -> int:
     """Token files, a model that has yet to come, and checkpoints: the newest, the best, and one being written."""
-    checkpoint = _trained(plan)[0] * _SINGLE_PRECISION_BYTES + _moment_bytes(plan)
+    checkpoint = checkpoint_bytes(plan)
     num_saves = -(-plan.schedule.num_steps // plan.save_steps)
     kept = num_saves if plan.save_total_limit is None else min(num_saves, plan.save_total_limit)
     token_bytes = 2 if plan.corpus.vocab_size <= 1 << 16 else 4

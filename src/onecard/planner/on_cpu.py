@@ -6,7 +6,7 @@ import psutil
 
 from onecard.errors import DoesNotFitError
 from onecard.hardware import Machine
-from onecard.planner.forecast import disk_bytes
+from onecard.planner.forecast import copy_bytes, disk_bytes
 from onecard.planner.measure import measure_step
 from onecard.planner.replay import replay
 from onecard.planner.roofline import SAVE_BYTES_PER_S, count_milestones, num_eval_batches, resident_bytes
@@ -84,6 +84,8 @@ def _memory(plan: Plan, trace: Trace, process_bytes: int, limit_bytes: int) -> M
     parts = {part: size for part, size in found.parts.items() if part != "workspaces"}
     breakdown = {"process": process_bytes} | dict(sorted(parts.items(), key=lambda part: -part[1]))
     tensor_bytes = sum(parts.values())
+    if copy := copy_bytes(plan):
+        breakdown["checkpoint being written"] = copy
     breakdown["malloc"] = int(_BESIDE_TENSORS * tensor_bytes)
     peak = sum(breakdown.values())
     below, above = _MEMORY_BAND

@@ -24,7 +24,7 @@ _GROUP_OF = {
     **dict.fromkeys(("optimizer", "schedule", "seed", "on_nonfinite"), "optimizer"),
     **dict.fromkeys(("max_hours", "early_stopping_patience"), "duration"),
     **dict.fromkeys(("eval_steps", "eval_batches", "eval_batch_size", "eval_tasks"), "watching"),
-    **dict.fromkeys(("save_steps", "save_total_limit"), "watching"),
+    **dict.fromkeys(("save_steps", "save_minutes", "save_total_limit"), "watching"),
     **dict.fromkeys(("sample_steps", "sample_prompts", "sample_max_new_tokens"), "watching"),
 }
 _LABELS = {
@@ -57,7 +57,7 @@ _SETTLED = {
 }
 _NOT_COMPUTED = {
     *("name", "description", "output_dir", "run_name", "resume_from_checkpoint", "report_to", "logging_steps"),
-    *("size", "sizes", "on_device"),
+    *("size", "sizes", "on_device", "max_restarts"),
 }
 _GROUP_OF_KEY = {
     **dict.fromkeys(("method", "model_name_or_path", "init", "dropout"), "model"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from onecard.checkpoint import reading
 from onecard.data import ChatTemplate, Turn
 from onecard.errors import CheckpointError
 from onecard.model.folder import load_model_folder
@@ -28,11 +29,16 @@ def load_for_use(path: Path, checkpoint: str, device: str) -> tuple[PreTrainedMo
         InputError: neither a model nor a run, no such checkpoint, or a damaged one.
     """
     try:
-        model, tokenizer = load_model_folder(find_model_folder(path, checkpoint), dtype_of(device))
+        model, tokenizer = _load(find_model_folder(path, checkpoint), device)
     except CheckpointError:
-        # A run in training may have removed the checkpoint while it was read.
-        model, tokenizer = load_model_folder(find_model_folder(path, checkpoint), dtype_of(device))
+        # A run in training may have removed the checkpoint before it was marked as being read.
+        model, tokenizer = _load(find_model_folder(path, checkpoint), device)
     return model.to(device), tokenizer
+
+
+def _load(folder: Path, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    with reading(folder):
+        return load_model_folder(folder, dtype_of(device))
 
 
 def answer(

@@ -1,6 +1,8 @@
 """What the outside may ask of a running loop."""
 
+import ctypes
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +10,10 @@ from dataclasses import dataclass
 from types import FrameType
 
 from onecard.observe.events import FinishReason
+
+# CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT (Win32 API).
+_WINDOWS_ENDS = (2, 5, 6)
+_LONGEST_WAIT_S = 60.0
 
 
 @dataclass
@@ -38,7 +44,35 @@ def stopping_on_signals(control: Control) -> Iterator[None]:
     wanted += [getattr(signal, name) for name in ("SIGBREAK", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.signal(number, handle) for number in wanted}
     try:
-        yield
+        with _waiting_at_close(control):
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _waiting_at_close(control: Control) -> Iterator[None]:
+    """On Windows holds up the end of the process, when its console is closed or the user logs off, until it has saved.
+
+    The system ends a process as soon as its handler returns, and some seconds later anyway.
+    """
+    if sys.platform != "win32":
+        yield
+        return
+    ended = threading.Event()
+
+    def handle(kind: int) -> bool:
+        if kind not in _WINDOWS_ENDS:
+            return False
+        control.stop = True
+        ended.wait(_LONGEST_WAIT_S)
+        return True
+
+    handler = ctypes.WINFUNCTYPE(ctypes.c_int, ctypes.c_uint)(handle)
+    ctypes.windll.kernel32.SetConsoleCtrlHandler(handler, True)
+    try:
+        yield
+    finally:
+        ctypes.windll.kernel32.SetConsoleCtrlHandler(handler, False)
+        ended.set()

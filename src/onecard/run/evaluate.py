@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from onecard.checkpoint import list_checkpoints, read_checkpoint, step_of_folder
+from onecard.checkpoint import list_checkpoints, read_checkpoint, reading, step_of_folder
 from onecard.errors import CheckpointError, InputError
 from onecard.evaluation.ifeval import STANDARD_TOKENS, Checker, match_responses, read_prompts, score_verdicts
 from onecard.evaluation.ifeval_task import ifeval_protocol
@@ -107,21 +108,25 @@ def evaluate(
     measured: dict[str, list[Result]] = {task.name: [] for task in tasks}
     rows: list[CheckpointScores] = []
     loader = _Loader(request.device, _dtype_of(run, request.device))
-    for number, place in enumerate(places):
-        tell(place.name, number, len(places))
-        subject = loader.load(place.folder)
-        results = [task.measure(subject) for task in tasks]
-        for task, result in zip(tasks, results, strict=True):
-            measured[task.name].append(result)
+    with ExitStack() as kept:
+        # All of them: a run in training removes old ones, and the last is reached long after the first.
+        for place in places:
+            kept.enter_context(reading(place.folder))
+        for number, place in enumerate(places):
+            tell(place.name, number, len(places))
+            subject = loader.load(place.folder)
+            results = [task.measure(subject) for task in tasks]
+            for task, result in zip(tasks, results, strict=True):
+                measured[task.name].append(result)
+                if run is not None:
+                    keep_responses(run.root, f"{task.name}-{place.name}", result)
+                    keep_items(run.root, task.name, place.name, result)
+            row = CheckpointScores(
+                name=place.name, step=place.step, scores=tuple(score for result in results for score in result.scores)
+            )
             if run is not None:
-                keep_responses(run.root, f"{task.name}-{place.name}", result)
-                keep_items(run.root, task.name, place.name, result)
-        row = CheckpointScores(
-            name=place.name, step=place.step, scores=tuple(score for result in results for score in result.scores)
-        )
-        if run is not None:
-            record_scores(run.root, row)
-        rows.append(row)
+                record_scores(run.root, row)
+            rows.append(row)
     return _summarize(run, rows, tasks, measured)
 
 

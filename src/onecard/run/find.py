@@ -21,7 +21,25 @@ def find_run(run: str | Path) -> tuple[RunFolder, Path | None]:
 
 
 # Settings that say where a run is and who watches it, not what it computes.
-_MAY_DIFFER = {"name", "description", "output_dir", "run_name", "resume_from_checkpoint", "report_to", "logging_steps"}
+_MAY_DIFFER = {
+    "name",
+    "description",
+    "output_dir",
+    "run_name",
+    "resume_from_checkpoint",
+    "report_to",
+    "logging_steps",
+} | {"max_restarts"}
+
+
+def differences_of(own: Recipe, recipe: Recipe) -> list[str]:
+    """Says in which settings that count a recipe is not the one of a run."""
+    own, recipe = make_absolute(own), make_absolute(recipe)
+    return [
+        f"{Recipe.model_fields[key].alias or key}: {getattr(own, key)} in the run, {getattr(recipe, key)} now"
+        for key in Recipe.model_fields
+        if key not in _MAY_DIFFER and getattr(own, key) != getattr(recipe, key)
+    ]
 
 
 def refuse_other_settings(recipe: Recipe, folder: RunFolder) -> None:
@@ -30,12 +48,7 @@ def refuse_other_settings(recipe: Recipe, folder: RunFolder) -> None:
     Raises:
         InputError: with every difference.
     """
-    own, recipe = make_absolute(folder.recipe()), make_absolute(recipe)
-    differences = [
-        f"  {Recipe.model_fields[key].alias or key}: {getattr(own, key)} in the run, {getattr(recipe, key)} now"
-        for key in Recipe.model_fields
-        if key not in _MAY_DIFFER and getattr(own, key) != getattr(recipe, key)
-    ]
+    differences = [f"  {line}" for line in differences_of(folder.recipe(), recipe)]
     if differences:
         raise InputError(
             "\n".join([f"{folder.root} was started with other settings:", *differences])

@@ -7,19 +7,19 @@ runs/<name>/
 
 import json
 import logging
-import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from onecard.checkpoint import list_checkpoints, read_checkpoint, remove_leftovers, step_of_folder
-from onecard.errors import CheckpointError, InputError, RunBusyError
+from onecard.checkpoint import list_checkpoints, move, read_checkpoint, step_of_folder
+from onecard.errors import CheckpointError, DeviceLostError, InputError, RunBusyError
 from onecard.planner.outcomes import Outcome
 from onecard.run.marks import read_marked_step
+from onecard.run.retention import unused_name
 from onecard.spec import MaskAudit, Plan, Recipe
 from onecard.spec.dump import recipe_to_yaml
 from onecard.spec.load import load_recipe
@@ -31,7 +31,6 @@ _RECIPE = "recipe.yaml"
 _PLAN = "plan.json"
 _OUTCOME = "outcome.json"
 _AUDIT = "audit.json"
-_SUPERSEDED = "superseded-"
 _DAMAGED = "damaged-"
 
 
@@ -134,13 +133,18 @@ class RunFolder:
         Raises:
             RunBusyError: another process works in it.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.root / ".lock", timeout=0)
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
             raise RunBusyError(
                 f"{self.root} is in use by another onecard process: wait for it, or stop it first"
+            ) from error
+        except (NotImplementedError, OSError) as error:
+            raise InputError(
+                f"{self.root} cannot be locked ({error}), so two runs could write into it: some network shares know no "
+                "locks, and a disk may be read-only. Give an --output_dir on a local disk"
             ) from error
         return lock
 
@@ -152,6 +156,8 @@ class RunFolder:
         """
         try:
             yield
+        except DeviceLostError:  # another process goes on with it
+            raise
         except Exception:
             if not (self.has_record() or list_checkpoints(self.checkpoints)):
                 self._remove()
@@ -218,8 +224,8 @@ class RunFolder:
                 continue
             # Not before a whole one is found: a run without any must not look like one that has yet to begin.
             for other, reason in damaged.items():
-                aside = _unused_name(other.with_name(_DAMAGED + other.name))
-                other.rename(aside)
+                aside = unused_name(other.with_name(_DAMAGED + other.name))
+                move(other, aside)
                 log.warning("%s. It is now %s; going on from %s", reason, aside.name, folder.name)
             return folder
         if damaged:
@@ -242,27 +248,6 @@ class RunFolder:
                 "start a new run"
             )
 
-    def set_aside_after(self, checkpoint: Path) -> None:
-        """Renames checkpoints newer than the one a run continues from: they belong to a record that is cut off."""
-        remove_leftovers(self.checkpoints)
-        for folder in list_checkpoints(self.checkpoints):
-            if step_of_folder(folder) > step_of_folder(checkpoint):
-                folder.rename(_unused_name(folder.with_name(_SUPERSEDED + folder.name)))
-
-    def remove_surplus(self, limit: int | None, kept_steps: Collection[int | None]) -> None:
-        """Removes the oldest beyond `limit`, and what has been overtaken; never those of `kept_steps` or the newest."""
-        if limit is None:
-            return
-        found = list_checkpoints(self.checkpoints)
-        removable = [folder for folder in found[:-1] if step_of_folder(folder) not in kept_steps]
-        for folder in [*removable[: max(0, len(found) - limit)], *self._overtaken(step_of_folder(found[-1]))]:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _overtaken(self, step: int) -> list[Path]:
-        """Folders once set aside whose step the run has reached again."""
-        aside = self.checkpoints.glob(f"{_SUPERSEDED}*")
-        return [path for path in aside if (match := re.search(r"step-(\d+)", path.name)) and int(match[1]) <= step]
-
 
 def free_folder(root: Path) -> Path:
     """Makes and returns a folder of this name, or with -2, -3 ... behind it where that is taken."""
@@ -274,11 +259,3 @@ def free_folder(root: Path) -> Path:
         except FileExistsError:
             number += 1
             candidate = root.with_name(f"{root.name}-{number}")
-
-
-def _unused_name(path: Path) -> Path:
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate

@@ -27,6 +27,7 @@ from onecard.run.clock import Clock
 from onecard.run.control import Control
 from onecard.run.folder import RunFolder
 from onecard.run.marks import StoredResults, write_mark
+from onecard.run.retention import remove_surplus
 from onecard.run.scores import keep_responses, protocol_of, record_scores
 from onecard.run.tasks import RunTask, RunTasks
 from onecard.spec import CheckpointScores, Comparison
@@ -93,7 +94,7 @@ class Judge:
                 return "interrupted"
         progress, plan = self._state.progress, self._state.plan
         self._mark()
-        self._folder.remove_surplus(plan.save_total_limit, {progress.best_step, self._marked_step()})
+        remove_surplus(self._folder.checkpoints, plan.save_total_limit, {progress.best_step, self._marked_step()})
         return None
 
     def _choose(self, task: RunTask) -> Iterator[Event]:

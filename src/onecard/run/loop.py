@@ -216,6 +216,7 @@ class Loop:
         return False
 
     def _at_intervals(self, *, is_last: bool) -> Iterator[Event]:
+        yield from self._milestones.look()
         due = self._milestones.due(self._state.progress.step, is_last=is_last)
         if due:
             if not (yield from self._drain()):

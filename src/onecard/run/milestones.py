@@ -4,22 +4,27 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from functools import partial
 
-from onecard.checkpoint import folder_of_step, write_checkpoint
+from onecard.checkpoint import folder_of_step
 from onecard.data import TrainingData
-from onecard.errors import DoesNotFitError
 from onecard.evaluation.heldout import measure_heldout_loss
 from onecard.model.generate import Sampling, complete
-from onecard.observe.events import EvaluatedEvent, Event, FinishReason, Sample, SampledEvent, SavedEvent, SaveReason
-from onecard.observe.jsonl import JsonlSink
+from onecard.observe.events import (
+    CLOCK_REASONS,
+    EvaluatedEvent,
+    Event,
+    FinishReason,
+    Sample,
+    SampledEvent,
+    SavedEvent,
+    SaveReason,
+)
 from onecard.run.answers import answer
+from onecard.run.checkpoints import Checkpoints
 from onecard.run.clock import Clock
-from onecard.run.folder import RunFolder
 from onecard.run.judge import Judge
 from onecard.run.recovery import Instead, Recovery
 from onecard.spec import Plan
-from onecard.training.snapshot import snapshot
 from onecard.training.state import TrainState
 
 _SAMPLE_TEMPERATURE = 0.7
@@ -33,32 +38,32 @@ class Due:
     samples: bool
     saves: bool
     is_last: bool
+    saves_by_clock: bool = False
 
     def __bool__(self) -> bool:
-        return self.evaluates or self.samples or self.saves
+        return self.evaluates or self.samples or self.saves or self.saves_by_clock
 
 
 class Milestones:
-    """Evaluates, samples, saves and judges a state. `record` is written so far; checkpoints say how far that is."""
+    """Evaluates, samples, saves and judges a state."""
 
     def __init__(
         self,
         state: TrainState,
         corpus: TrainingData,
-        folder: RunFolder,
         clock: Clock,
-        record: JsonlSink,
+        checkpoints: Checkpoints,
         judge: Judge | None,
     ) -> None:
         self._state = state
         self._corpus = corpus
         self._judge = judge
-        self._folder = folder
+        self._checkpoints = checkpoints
+        if judge is not None:
+            checkpoints.leading = judge.kept_steps
         self._elapsed = clock
-        self._record = record
         self._recovery = Recovery(state, clock)
         self._prompts_at_once = max(1, len(state.plan.sample_prompts))
-        self._has_saved_again = False
 
     @property
     def _plan(self) -> Plan:
@@ -71,10 +76,17 @@ class Milestones:
             samples=bool(self._plan.sample_prompts) and (is_last or step % self._plan.sample_steps == 0),
             saves=is_last or step % self._plan.save_steps == 0,
             is_last=is_last,
+            saves_by_clock=self._checkpoints.is_overdue(),
         )
+
+    def look(self, *, waits: bool = False) -> Iterator[Event]:
+        """Tells of a checkpoint that has been written meanwhile, or waits for it."""
+        yield from self._checkpoints.settle(waits=waits)
 
     def reach(self, due: Due) -> Iterator[Event]:
         """Does what is due; a new best is saved even between two intervals, so that it can be kept."""
+        # First: an evaluation may find another best, and until it is saved the one before must stay.
+        yield from self._checkpoints.settle()
         is_best = False
         if due.evaluates:
             evaluated = yield from self._recovery.insist("evaluation", self._evaluate, self._recovery.shrink_evaluation)
@@ -85,29 +97,33 @@ class Milestones:
             sampled = yield from self._recovery.insist("samples", self._sample, self._fewer_prompts)
             if sampled is not None:
                 yield sampled
-        if due.saves or is_best:
-            is_saved = yield from self._saved("final" if due.is_last else "interval" if due.saves else "best")
-            if is_saved and due.saves and self._judge is not None:
+        if due.saves or is_best or due.saves_by_clock:
+            reason: SaveReason = "best" if is_best else "clock"
+            yield from self._checkpoints.save("final" if due.is_last else "interval" if due.saves else reason)
+        if due.saves and self._judge is not None:
+            yield from self._checkpoints.settle()
+            if self._is_saved():
                 yield from self._judge.score()
 
     def catch_up(self, saved: SavedEvent | None) -> Iterator[Event]:
         """Tells again of the checkpoint that a run goes on from, and scores it if that was due."""
         if saved is None:
             return
-        yield saved
-        if saved.reason != "best" and self._judge is not None:
+        if saved.reason not in CLOCK_REASONS:
+            yield saved
+        if saved.reason in ("interval", "final") and self._judge is not None:
             yield from self._judge.score()
 
     def finish(self, reason: FinishReason) -> Iterator[Event]:
         """Does what is left to do for a run that ends between two intervals."""
-        step = self._state.progress.step
-        if reason == "completed" or folder_of_step(self._folder.checkpoints, step).exists():
+        yield from self._checkpoints.settle()
+        if reason == "completed" or self._is_saved():
             return
         if reason == "time limit":
-            yield from self.reach(self.due(step, is_last=True))
+            yield from self.reach(self.due(self._state.progress.step, is_last=True))
         else:
-            is_saved = yield from self._saved("interrupted" if reason == "interrupted" else "final")
-            if is_saved and reason != "interrupted" and self._judge is not None:
+            yield from self._checkpoints.save("interrupted" if reason == "interrupted" else "final")
+            if reason != "interrupted" and self._judge is not None:
                 yield from self._judge.score()
 
     def choose(self, reason: FinishReason) -> Generator[Event, None, FinishReason]:
@@ -121,28 +137,8 @@ class Milestones:
         if self._judge is not None:
             self._judge.go_back()
 
-    def _saved(self, reason: SaveReason) -> Generator[Event, None, bool]:
-        """Saves, once more where memory ran out; one that is left out is made up for at the next interval.
-
-        Raises:
-            DoesNotFitError: the last state of a run could not be saved.
-        """
-        self._has_saved_again = False
-        saved = yield from self._recovery.insist("checkpoint", partial(self._save, reason), self._save_again)
-        if saved is not None:
-            yield saved
-        elif reason not in ("interval", "best"):
-            raise DoesNotFitError(
-                f"there is no memory to save step {self._state.progress.step}: close what else uses it, and resume "
-                "from the last checkpoint"
-            )
-        return saved is not None
-
-    def _save_again(self) -> Instead | None:
-        if self._has_saved_again:
-            return None
-        self._has_saved_again = True
-        return Instead("saved again, with all unused memory given back")
+    def _is_saved(self) -> bool:
+        return folder_of_step(self._checkpoints.root, self._state.progress.step).exists()
 
     def _fewer_prompts(self) -> Instead | None:
         if self._prompts_at_once == 1:
@@ -189,22 +185,5 @@ class Milestones:
             step=self._state.progress.step,
             elapsed_s=self._elapsed(),
             samples=tuple(Sample(prompt=p, completion=c) for p, c in zip(prompts, completions, strict=True)),
-            seconds=time.perf_counter() - started,
-        )
-
-    def _save(self, reason: SaveReason) -> SavedEvent:
-        started, progress = time.perf_counter(), self._state.progress
-        progress.elapsed_s = self._elapsed()
-        target = folder_of_step(self._folder.checkpoints, progress.step)
-        record = {"events_bytes": self._record.num_bytes, "reason": reason}
-        num_bytes = write_checkpoint(target, snapshot(self._state, self._corpus.tokenizer, record))
-        leading = self._judge.kept_steps() if self._judge is not None else set()
-        self._folder.remove_surplus(self._plan.save_total_limit, {progress.best_step, *leading})
-        return SavedEvent(
-            step=progress.step,
-            elapsed_s=self._elapsed(),
-            checkpoint=target.name,
-            reason=reason,
-            num_bytes=num_bytes,
             seconds=time.perf_counter() - started,
         )

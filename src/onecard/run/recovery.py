@@ -93,7 +93,7 @@ class Recovery:
         while isinstance(result := attempt(do, self._state.device), Shortage):
             held_bytes = self.held(result)
             if (instead := reduce()) is None:
-                yield self._left_out(during, result)
+                yield self.left_out(during, result)
                 return None
             yield self._tell(during, result, instead, held_bytes)
         return result
@@ -114,7 +114,8 @@ class Recovery:
             held_bytes=held_bytes,
         )
 
-    def _left_out(self, during: str, shortage: Shortage) -> FindingEvent:
+    def left_out(self, during: str, shortage: Shortage) -> FindingEvent:
+        """Tells that something was not done at this step."""
         return FindingEvent(
             step=self._state.progress.step,
             elapsed_s=self._elapsed(),

@@ -25,6 +25,7 @@ from onecard.run.clock import Clock
 from onecard.run.feed import Feed
 from onecard.run.folder import RunFolder
 from onecard.run.milestones import Milestones
+from onecard.run.retention import set_aside_after
 from onecard.training.assemble import start_again
 from onecard.training.snapshot import restore
 from onecard.training.state import Progress, TrainState
@@ -72,6 +73,7 @@ class Retreat:
 
     def go_back(self, trouble: Trouble) -> Iterator[Event]:
         """Goes back and says so; the record is cut where the checkpoint's was, as by a resume."""
+        yield from self._milestones.look(waits=True)
         failed = self._state.progress
         checkpoint = self._restore(trouble)
         progress = self._state.progress
@@ -85,7 +87,7 @@ class Retreat:
         self._state.optimizer.forget_gradients()
         # The beginning is a checkpoint that was never written.
         beginning = folder_of_step(self._folder.checkpoints, 0)
-        self._folder.set_aside_after(checkpoint.folder if checkpoint is not None else beginning)
+        set_aside_after(checkpoint.folder if checkpoint is not None else beginning)
         self._record.cut(recorded_bytes(checkpoint) if checkpoint is not None else 0)
         self._feed.reopen()
         self._milestones.go_back()
@@ -183,12 +185,10 @@ def recorded_bytes(checkpoint: Checkpoint) -> int:
 
 
 def saved_event(state: TrainState, checkpoint: Checkpoint | None) -> SavedEvent | None:
-    """The event of the checkpoint itself, which the record was cut before; none where only an interruption wrote it."""
+    """The event of the checkpoint itself, which the record was cut before."""
     if checkpoint is None:
         return None
     reason = checkpoint.document("record")["reason"]
-    if reason == "interrupted":
-        return None
     return SavedEvent(
         step=state.progress.step,
         elapsed_s=state.progress.elapsed_s,

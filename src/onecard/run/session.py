@@ -16,9 +16,11 @@ from onecard.model.shortage import is_out_of_memory
 from onecard.model.weight_files import fingerprint
 from onecard.observe.events import Event, StepEvent
 from onecard.observe.jsonl import JsonlSink
-from onecard.observe.sinks import Sink, make_sinks
+from onecard.observe.sinks import SinkThatMayFail, make_sinks
+from onecard.run.checkpoints import Checkpoints
 from onecard.run.clock import Clock
 from onecard.run.control import Control, stopping_on_signals
+from onecard.run.device_loss import explained_device_loss
 from onecard.run.feed import Feed
 from onecard.run.folder import RunFolder
 from onecard.run.judge import Judge
@@ -26,7 +28,10 @@ from onecard.run.loop import Loop
 from onecard.run.milestones import Milestones
 from onecard.run.observation import Observer
 from onecard.run.recovery import Recovery
+from onecard.run.retention import set_aside_after
 from onecard.run.retreat import Retreat, recorded_bytes, saved_event
+from onecard.run.space import check_space
+from onecard.run.stay_awake import kept_awake
 from onecard.run.tasks import RunTasks
 from onecard.run.versions import record_versions
 from onecard.spec import Plan
@@ -45,23 +50,24 @@ def run_session(
     checkpoint: Path | None,
     on_event: OnEvent | None,
     tasks: RunTasks | None = None,
+    plan: Plan | None = None,
 ) -> list[StepEvent]:
     """Trains in a locked run folder, from its plan's first step or from a checkpoint, until the plan is done.
 
-    `tasks` score its checkpoints. Every event reaches the record `events.jsonl`, the sinks of the recipe and
-    `on_event`, in this order. Returns the steps that were made.
+    `tasks` score its checkpoints; `plan` is that of the checkpoint with what has changed since. Every event reaches the
+    record `events.jsonl`, the sinks of the recipe and `on_event`, in this order. Returns the steps that were made.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or the text has changed since.
         DivergedError: training cannot go on.
     """
-    plan = folder.plan(checkpoint)
+    plan = plan or folder.plan(checkpoint)
     _check_corpus(plan, corpus)
     remove_leftovers(folder.checkpoints)
-    _set_up_device(plan)
-    state = _assemble(plan, corpus, checkpoint)
-    restored = _restore(state, folder, checkpoint) if checkpoint is not None else None
-    probed = list(Recovery(state, Clock(state.progress.elapsed_s)).probe()) if state.device.type == "cuda" else []
+    check_space(folder.checkpoints, plan)
+    state = assemble_run(plan, corpus, checkpoint)
+    restored = _restore(state, checkpoint) if checkpoint is not None else None
+    probed = _probe(state)
     with ExitStack() as stack:
         # A run that died before its first checkpoint begins its record anew.
         was_begun = folder.has_record()
@@ -71,27 +77,46 @@ def run_session(
         sinks = _open_sinks(stack, folder, plan, state.progress.step if was_begun else None)
         control = Control()
         stack.enter_context(stopping_on_signals(control))
+        stack.enter_context(kept_awake())
         feed = stack.enter_context(Feed(state, corpus))
-
         clock = Clock(state.progress.elapsed_s)
+        checkpoints = Checkpoints(state, corpus.tokenizer, folder, clock, record)
         judge = Judge(state, corpus.tokenizer, folder, tasks, clock, control) if tasks is not None else None
-        milestones = Milestones(state, corpus, folder, clock, record, judge)
+        milestones = Milestones(state, corpus, clock, checkpoints, judge)
         observer = Observer(plan, folder.recipe(), folder.events, control)
+        retreat = Retreat(state, folder, record, feed, milestones, clock)
         steps: list[StepEvent] = []
-        with _explained_memory(state):
+        hearers = [record.receive, *(sink.receive for sink in sinks), *([on_event] if on_event else [])]
+        with _explained_memory(state), explained_device_loss(state):
             before = milestones.catch_up(saved_event(state, restored))
-            retreat = Retreat(state, folder, record, feed, milestones, clock)
-            updates = Loop(state, milestones, control, clock, retreat).run(feed)
-            for event in observer.watch(chain(before, probed, updates)):
+            events = chain(before, probed, Loop(state, milestones, control, clock, retreat).run(feed))
+            for event in observer.watch(_with_last_save(events, checkpoints)):
                 if isinstance(event, StepEvent):
                     steps.append(event)
-                for hear in (record.receive, *(sink.receive for sink in sinks), on_event):
-                    if hear is not None:
-                        hear(event)
+                for hear in hearers:
+                    hear(event)
         return steps
 
 
-def _assemble(plan: Plan, corpus: TrainingData, checkpoint: Path | None) -> TrainState:
+def _probe(state: TrainState) -> list[Event]:
+    if state.device.type != "cuda":
+        return []
+    with _explained_memory(state), explained_device_loss(state):
+        return list(Recovery(state, Clock(state.progress.elapsed_s)).probe())
+
+
+def _with_last_save(events: Iterator[Event], checkpoints: Checkpoints) -> Iterator[Event]:
+    """Lets a checkpoint that is being written come to its end where the run ends by an error."""
+    try:
+        yield from events
+    except Exception:
+        yield from checkpoints.settle()
+        raise
+
+
+def assemble_run(plan: Plan, corpus: TrainingData, checkpoint: Path | None) -> TrainState:
+    """Builds the state of a run, its device set up for it; a base that is gone comes from the checkpoint."""
+    _set_up_device(plan)
     base = plan.model.base
     is_gone = base is not None and base.folder is not None and find_cached(base.folder) is None
     if base is not None and is_gone and checkpoint is not None and plan.adapt is None:
@@ -110,7 +135,7 @@ def _assemble(plan: Plan, corpus: TrainingData, checkpoint: Path | None) -> Trai
     return state
 
 
-def _open_sinks(stack: ExitStack, folder: RunFolder, plan: Plan, resumed_at: int | None) -> list[Sink]:
+def _open_sinks(stack: ExitStack, folder: RunFolder, plan: Plan, resumed_at: int | None) -> list[SinkThatMayFail]:
     recipe = folder.recipe()
     sinks = make_sinks(
         recipe.report_to,
@@ -119,15 +144,16 @@ def _open_sinks(stack: ExitStack, folder: RunFolder, plan: Plan, resumed_at: int
         config=plan.model_dump(mode="json"),
         resumed_at=resumed_at,
     )
-    for sink in sinks:
+    bearing = [SinkThatMayFail(sink) for sink in sinks]
+    for sink in bearing:
         stack.callback(sink.close)
-    return sinks
+    return bearing
 
 
-def _restore(state: TrainState, folder: RunFolder, path: Path) -> Checkpoint:
+def _restore(state: TrainState, path: Path) -> Checkpoint:
     checkpoint = read_checkpoint(path)
     restore(state, checkpoint)
-    folder.set_aside_after(path)
+    set_aside_after(path)
     return checkpoint
 
 

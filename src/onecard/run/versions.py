@@ -13,11 +13,16 @@ from onecard.report.record import VERSIONS, read_versions
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes")
 
 
+def find_software() -> dict[str, str]:
+    """Gives the versions of Python, of onecard and of what it computes with."""
+    found = {"python": platform.python_version(), "onecard": onecard_version()}
+    return found | {name: package_version(name) for name in _PACKAGES}
+
+
 def find_versions() -> dict[str, str]:
-    """Gives the versions of Python, of onecard and of what it computes with, the platform and what computes."""
+    """Gives the software, the platform and the hardware of this process."""
     machine = probe_machine()
-    found = {"python": platform.python_version(), "platform": platform.platform(), "onecard": onecard_version()}
-    found |= {name: package_version(name) for name in _PACKAGES}
+    found = find_software() | {"platform": platform.platform()}
     found["processor"] = f"{platform.processor() or platform.machine()}, {machine.num_cores} cores"
     if machine.gpus:
         found["GPU"] = ", ".join(gpu.name for gpu in machine.gpus)

@@ -211,6 +211,8 @@ class Plan(_Frozen):
 
     # What a run does after several updates in a row that had to be refused.
     on_nonfinite: Literal["skip", "lower_rate", "stop"] = "skip"
+    # None, also in plans from before it was a choice: no clock asks for a checkpoint.
+    save_minutes: float | None = None
     eval_tasks: EvalTasksPlan | None = None
     num_threads: int | None = None
     memory_limit_bytes: int | None = None

@@ -259,7 +259,13 @@ class Recipe(BaseModel):
     save_steps: Interval | Auto | Epoch = Field(
         "auto", description="steps between checkpoints; epoch: of one; 0 = at the end only"
     )
+    save_minutes: Annotated[float, Field(gt=0, le=10**6)] | None = Field(
+        10.0, description="minutes of training after which a checkpoint is written, whatever save_steps; null = never"
+    )
     save_total_limit: Positive | None = Field(3, description="checkpoints kept, best and last always")
+    max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
+        3, description="times in a row that a training process which dies is started again; 0 = no supervisor"
+    )
     report_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(_as_report_targets)] = Field(
         ("tensorboard",), description="tensorboard, wandb, or none"
     )

@@ -1,6 +1,7 @@
 """A training state to a checkpoint and back, bit for bit."""
 
 import json
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,41 +10,74 @@ import torch
 from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
-from onecard.checkpoint import Checkpoint, Parts
+from onecard.checkpoint import FORMAT_VERSION, Checkpoint, Parts
 from onecard.errors import CheckpointError
 from onecard.model.folder import load_adapter, load_masters, save_adapter_folder, save_model_folder
+from onecard.training.host_copy import HostCopy
 from onecard.training.state import Progress, TrainState
 
-# Fields that checkpoints of earlier versions lack; what they are by default is how things stood then.
-_ADDED = {"rate_factor", "num_retreats", "retreat_step", "failed_step"}
 
-
-def snapshot(state: TrainState, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]) -> Parts:
+def snapshot(
+    state: TrainState,
+    tokenizer: "PreTrainedTokenizerBase | TokenizerFiles",
+    documents: dict[str, Any],
+    copy: HostCopy | None = None,
+) -> Parts:
     """Names the parts of a checkpoint: a Hugging Face folder (of the adapter alone where there is one) and the rest.
 
-    `record` is plain data of the caller that is kept beside the state.
+    `documents` are plain data of the caller that are kept beside the state. With `copy` all that training changes is
+    copied to it, so that the parts may be written while training goes on; without, they are the state itself.
     """
+    scale = {"value": state.loss_scale.value, "num_good_steps": state.loss_scale.num_good_steps}
+    tensors = {"masters": state.optimizer.masters, "optimizer": state.optimizer.state_tensors(), "loss_scale": scale}
+    if copy is not None:
+        tensors = copy.take(tensors)
+    masters, plan = tensors.pop("masters"), state.plan
 
     def write_files(folder: Path) -> None:
-        if state.plan.adapt is None:
-            save_model_folder(state.model, state.optimizer.masters, folder)
+        if copy is not None:
+            copy.wait()
+        if plan.adapt is None:
+            save_model_folder(state.model, masters, folder)
         else:
-            save_adapter_folder(state.model, state.optimizer.masters, folder, state.plan.model.base)
+            save_adapter_folder(state.model, masters, folder, plan.model.base)
         tokenizer.save_pretrained(folder)
 
-    scale = {"value": state.loss_scale.value, "num_good_steps": state.loss_scale.num_good_steps}
     return Parts(
-        tensors={"optimizer": state.optimizer.state_tensors(), "loss_scale": scale},
-        documents={"progress": asdict(state.progress), "plan": state.plan.model_dump(mode="json"), "record": record},
+        tensors=tensors,
+        documents={"progress": asdict(state.progress), "plan": plan.model_dump(mode="json")} | documents,
         write_files=write_files,
     )
+
+
+class TokenizerFiles:
+    """The files of a tokenizer, made once: it does not change, and may be in use while a checkpoint is written."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        with tempfile.TemporaryDirectory(prefix="onecard-") as folder:
+            tokenizer.save_pretrained(folder)
+            paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+            self._files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes the files into a folder."""
+        for name, content in self._files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+
+
+def state_bytes(state: TrainState) -> int:
+    """Bytes of all that training changes: what a copy of it takes on the host."""
+    tensors = [*state.optimizer.masters.values(), *state.optimizer.state_tensors().values()]
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _progress(checkpoint: Checkpoint) -> Progress:
     document = checkpoint.document("progress")
     try:
-        known = asdict(Progress()).keys()
-        if not isinstance(document, dict) or not known - _ADDED <= document.keys() <= known:
+        if isinstance(document, dict) and checkpoint.format_version < FORMAT_VERSION:
+            document = asdict(Progress()) | document  # which had fewer of them
+        if not isinstance(document, dict) or document.keys() != asdict(Progress()).keys():
             raise ValueError("its keys are others")
         return TypeAdapter(Progress).validate_json(json.dumps(document), strict=True)
     except ValueError as error:

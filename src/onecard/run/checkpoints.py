@@ -1,0 +1,172 @@
+"""The checkpoints of a run in training: when the clock asks for one, how it is written, what is told of it."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from onecard.checkpoint import folder_of_step
+from onecard.errors import DoesNotFitError
+from onecard.model.shortage import Shortage, attempt
+from onecard.observe.events import Event, FindingEvent, SavedEvent, SaveReason
+from onecard.observe.jsonl import JsonlSink
+from onecard.run.circumstances import circumstances_of
+from onecard.run.clock import Clock
+from onecard.run.folder import RunFolder
+from onecard.run.recovery import Instead, Recovery
+from onecard.run.retention import remove_surplus
+from onecard.run.saver import SaveOrder, Saver, SaveResult
+from onecard.run.wear import find_wear
+from onecard.training.host_copy import LEAST_BYTES_IN_BACKGROUND, HostCopy
+from onecard.training.snapshot import TokenizerFiles, snapshot, state_bytes
+from onecard.training.state import TrainState
+
+# Before a run gives up its last state: a share may come back, a user may free some space.
+_LAST_PAUSES_S = (2.0, 8.0)
+_LAST = frozenset({"final", "interrupted"})
+
+
+class Checkpoints:
+    """Saves a state. `record` is written so far; checkpoints say how far that is. `leading` are steps to be kept."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: RunFolder,
+        clock: Clock,
+        record: JsonlSink,
+    ) -> None:
+        self.root = folder.checkpoints
+        self.leading: Callable[[], set[int]] = set
+        self._state = state
+        self._tokenizer = TokenizerFiles(tokenizer)
+        self._circumstances = circumstances_of(state.plan, folder.recipe())
+        self._elapsed = clock
+        self._record = record
+        self._saver = Saver()
+        self._recovery = Recovery(state, clock)
+        self._is_repeated = False
+        self._num_state_bytes = state_bytes(state)
+        self._copy = HostCopy() if self._num_state_bytes >= LEAST_BYTES_IN_BACKGROUND else None
+        self._saved_at_s = self._begun_at_s = clock()
+        self._num_written_bytes = 0
+        self._has_told_wear = False
+
+    def is_overdue(self) -> bool:
+        """Whether so many minutes of training have passed since the last checkpoint that the clock asks for one."""
+        minutes = self._state.plan.save_minutes
+        return minutes is not None and self._elapsed() - self._saved_at_s > 60 * minutes
+
+    def save(self, reason: SaveReason) -> Iterator[Event]:
+        """Writes the state; a large one in the background, the last one of a run before it returns.
+
+        A disk that refuses is told, and the run goes on with the checkpoints it has.
+
+        Raises:
+            CheckpointError: the last state of a run could not be written, several times.
+            DoesNotFitError: there was no memory to write it.
+        """
+        yield from self.settle()
+        started = time.perf_counter()
+        progress = self._state.progress
+        progress.elapsed_s = self._saved_at_s = self._elapsed()
+        target = folder_of_step(self.root, progress.step)
+        masters_bytes = sum(tensor.nbytes for tensor in self._state.optimizer.masters.values())
+        order = SaveOrder(progress.step, progress.elapsed_s, target, reason, started, masters_bytes)
+        with contextlib.suppress(OSError):  # the same disk refuses the checkpoint below, or has room again for both
+            self._record.write_all()
+        record = {"events_bytes": self._record.num_bytes, "reason": reason}
+        documents = {"record": record, "circumstances": self._circumstances}
+        if reason not in _LAST and self._begin(order, documents):
+            return
+        yield from self._save_now(order, documents)
+
+    def settle(self, *, waits: bool = True) -> Iterator[Event]:
+        """Tells of the checkpoint in hand when it is written, waiting for it if asked to."""
+        result = attempt(partial(self._saver.take, waits=waits), self._state.device)
+        if result is None:
+            return
+        self._record.release()
+        if isinstance(result, Shortage):
+            self._copy = None  # there is no room for it beside the training: from now on without
+            yield self._recovery.left_out("checkpoint", result)
+        else:
+            yield from self._tell(result)
+
+    def _begin(self, order: SaveOrder, documents: dict[str, Any]) -> bool:
+        """Begins to write in the background; false where there is no copy of the state to write from."""
+        if self._copy is None:
+            return False
+        parts = attempt(partial(snapshot, self._state, self._tokenizer, documents, self._copy), self._state.device)
+        if isinstance(parts, Shortage):
+            self._copy = None  # the memory was planned for; what took it meanwhile costs time, not the run
+            return False
+        self._record.hold()
+        self._saver.begin(order, parts)
+        return True
+
+    def _save_now(self, order: SaveOrder, documents: dict[str, Any]) -> Iterator[Event]:
+        def write() -> SaveResult:
+            return self._saver.write(order, snapshot(self._state, self._tokenizer, documents))
+
+        self._is_repeated = False
+        result = yield from self._recovery.insist("checkpoint", write, self._repeat)
+        is_last = order.reason in _LAST
+        if result is None:
+            if is_last:
+                raise DoesNotFitError(
+                    f"there is no memory to save step {order.step}: close what else uses it, and resume from the last "
+                    "checkpoint"
+                )
+            return
+        for pause_s in _LAST_PAUSES_S if is_last else ():
+            if result.problem is None:
+                break
+            time.sleep(pause_s)
+            result = write()
+        if result.problem is not None and is_last:
+            raise result.problem
+        yield from self._tell(result)
+
+    def _repeat(self) -> Instead | None:
+        if self._is_repeated:
+            return None
+        self._is_repeated = True
+        return Instead("saved again, with all unused memory given back")
+
+    def _tell(self, result: SaveResult) -> Iterator[Event]:
+        order = result.order
+        if result.problem is not None:
+            yield self._describe_failure(order, result.problem)
+            return
+        plan, progress = self._state.plan, self._state.progress
+        remove_surplus(self.root, plan.save_total_limit, {progress.best_step, *self.leading()})
+        yield SavedEvent(
+            step=order.step,
+            elapsed_s=order.elapsed_s,
+            checkpoint=order.target.name,
+            reason=order.reason,
+            num_bytes=result.num_bytes,
+            seconds=result.seconds,
+            wait_s=result.wait_s,
+        )
+        self._num_written_bytes += result.num_bytes
+        finding = find_wear(self._num_written_bytes, self._elapsed() - self._begun_at_s)
+        if finding is not None and not self._has_told_wear:
+            self._has_told_wear = True
+            yield FindingEvent(step=progress.step, elapsed_s=self._elapsed(), **finding.model_dump())
+
+    def _describe_failure(self, order: SaveOrder, problem: Exception) -> FindingEvent:
+        return FindingEvent(
+            step=order.step,
+            elapsed_s=self._elapsed(),
+            symptom=f"checkpoint {order.target.name} could not be written; the run goes on without it",
+            evidence=str(problem),
+            likely_cause="the disk is full or read-only, or a network share is gone",
+            remedy="free some space or bring the disk back before the next checkpoint; until then a crash would repeat "
+            "everything since the last one that is whole",
+        )

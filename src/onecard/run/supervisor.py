@@ -1,0 +1,206 @@
+"""A small process above the one that trains: it starts it again from the last checkpoint where it dies.
+
+supervisor ── starts ──► worker (`onecard train`, later `onecard resume RUN`)
+    │  ▲                    │
+    │  └── note: run, limit ┘   a file; its last word is that the worker ended by itself
+    └──── standard input ─────► its end tells the worker that the supervisor is gone
+
+Nothing heavy is imported: it is there while the worker loads PyTorch, and for as long as the run.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+
+# The worker learns from it that it has a supervisor, and where the note is to be written.
+NOTE_VARIABLE = "ONECARD_SUPERVISOR_NOTE"
+DEFAULT_MAX_RESTARTS = 3
+DEVICE_LOST, INTERRUPTED, GAVE_UP = 5, 130, 1
+# Ends that a worker chooses: done, broken pipe, bad input, does not fit, diverged, interrupted.
+_CHOSEN = frozenset({0, 1, 2, 3, 4, INTERRUPTED})
+# A driver that resets a card needs some seconds; another program that took all memory may need more.
+_PAUSE_S = 5.0
+_LIKELY_CAUSES = {
+    9: "killed, as a system does that runs out of memory",
+    11: "a crash inside a library (segmentation fault)",
+    7: "a crash inside a library (bus error: a file on a disk that is gone, or a full one)",
+    6: "a crash inside a library (abort)",
+    0xC0000005: "a crash inside a library (access violation)",
+    0xC0000017: "no memory left",
+    DEVICE_LOST: "the GPU was lost",
+}
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a worker has told: its run, how often it may be started again, and how far it got."""
+
+    run: str | None = None
+    max_restarts: int = DEFAULT_MAX_RESTARTS
+    has_begun: bool = False
+    has_ended: bool = False
+
+
+def is_supervised(words: Sequence[str]) -> bool:
+    """Whether a command line is one that trains, and is not the worker's own."""
+    if NOTE_VARIABLE in os.environ or not words or words[0] not in ("train", "resume"):
+        return False
+    own = {word.partition("=")[0].replace("_", "-") for word in words}
+    # The one flag that is read here, so that a run can do without a second process.
+    flat = [part.replace("_", "-") for word in words for part in word.split("=", 1)]
+    is_off = any(pair == ("--max-restarts", "0") for pair in pairwise(flat))
+    return not is_off and not own & {"--help", "--verify"}
+
+
+def supervise(words: Sequence[str]) -> int:
+    """Runs a command in a worker, and `resume` in another where it dies; gives the exit code of the last one.
+
+    A worker that has left a new checkpoint behind starts the count of restarts anew.
+    """
+    with tempfile.TemporaryDirectory(prefix="onecard-") as folder:
+        return Supervisor(Path(folder) / "note.json").run(list(words))
+
+
+class Supervisor:
+    """Starts workers one after the other."""
+
+    def __init__(self, note_path: Path, command: Sequence[str] = (), pause_s: float = _PAUSE_S) -> None:
+        self._note_path = note_path
+        self._command = command or (sys.executable, *_interpreter_flags(), "-m", "onecard")
+        self._pause_s = pause_s
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._is_stopping = False
+
+    def run(self, words: list[str]) -> int:
+        """Gives the exit code of the last worker; 1 where workers die without getting anywhere."""
+        self._take_signals()
+        num_deaths, furthest, known = 0, -1, Note()
+        next_words = words
+        while True:
+            code = self._run_worker(next_words)
+            note = read_note(self._note_path)
+            if code in _CHOSEN and (code != GAVE_UP or note.has_ended):
+                return code
+            if self._is_stopping:
+                return INTERRUPTED
+            # One that died while it was loading has told nothing; its run is the one of the worker before.
+            note = known = note if note.run is not None else known
+            reached = newest_step(note.run)
+            num_deaths = 1 if reached > furthest else num_deaths + 1
+            furthest = max(furthest, reached)
+            if note.run is None or num_deaths > note.max_restarts:
+                print(_describe_end(code, note, num_deaths), file=sys.stderr)
+                return GAVE_UP if code != DEVICE_LOST else code
+            print(_describe_restart(code, note, reached, num_deaths), file=sys.stderr, flush=True)
+            self._pause(num_deaths - 1)
+            if self._is_stopping:
+                return INTERRUPTED
+            next_words = _words_to_resume(words, note)
+
+    def _run_worker(self, words: Sequence[str]) -> int:
+        self._note_path.unlink(missing_ok=True)
+        environment = os.environ | {NOTE_VARIABLE: str(self._note_path)}
+        # A group of its own (Windows knows none): the terminal's Ctrl+C comes here and is passed on once.
+        self._worker = subprocess.Popen(
+            [*self._command, *words], stdin=subprocess.PIPE, env=environment, process_group=0
+        )
+        try:
+            return self._worker.wait()
+        finally:
+            assert self._worker.stdin is not None
+            self._worker.stdin.close()
+            self._worker = None
+
+    def _take_signals(self) -> None:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._pass_on)
+        if sys.platform != "win32":
+            signal.signal(signal.SIGTSTP, self._suspend)
+
+    def _pass_on(self, number: int, _: FrameType | None) -> None:
+        self._is_stopping = True
+        # On Windows every process of a console hears of Ctrl+C by itself.
+        if self._worker is not None and sys.platform != "win32":
+            self._worker.send_signal(number)
+
+    def _suspend(self, number: int, _: FrameType | None) -> None:
+        """Ctrl+Z stops both, and `fg` lets both go on."""
+        if sys.platform == "win32" or self._worker is None:
+            return
+        self._worker.send_signal(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._worker.send_signal(signal.SIGCONT)
+
+    def _pause(self, num_times: int) -> None:
+        until = time.monotonic() + self._pause_s * num_times
+        while time.monotonic() < until and not self._is_stopping:
+            time.sleep(min(0.2, self._pause_s))
+
+
+def read_note(path: Path) -> Note:
+    """What a worker has told; nothing where it died before."""
+    try:
+        return Note(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return Note()
+
+
+def newest_step(run: str | None) -> int:
+    """Step of the newest checkpoint of a run, -1 before the first."""
+    found = Path(run).glob("checkpoints/step-*/manifest.json") if run else ()
+    names = [path.parent.name.removeprefix("step-") for path in found]
+    return max((int(name) for name in names if name.isdecimal()), default=-1)
+
+
+def _words_to_resume(words: Sequence[str], note: Note) -> list[str]:
+    assert note.run is not None
+    if words[0] == "resume" and not note.has_begun:
+        return list(words)  # which may name a checkpoint that is not the newest
+    return ["resume", note.run, *_kept_flags(words)]
+
+
+def _kept_flags(words: Sequence[str]) -> list[str]:
+    kept = [word for word in words if word == "--json" or word.startswith("--accept=")]
+    return kept + [f"--accept={value}" for flag, value in pairwise(words) if flag == "--accept"]
+
+
+def _interpreter_flags() -> list[str]:
+    # An installed command does not look for modules in the current folder; `python -m` would.
+    looks_here = sys.path and sys.path[0] in ("", os.getcwd())  # noqa: PTH109 (pathlib takes longer to import)
+    return [] if looks_here and not sys.flags.safe_path else ["-P"]
+
+
+def _cause_of(code: int) -> str:
+    number = -code if code < 0 else code & 0xFFFFFFFF
+    name = f"signal {number}" if code < 0 else f"exit code {number:#x}" if number > 255 else f"exit code {number}"
+    cause = _LIKELY_CAUSES.get(number)
+    return f"{name}: {cause}" if cause else name
+
+
+def _describe_restart(code: int, note: Note, reached: int, num_deaths: int) -> str:
+    place = f"step {reached}" if reached >= 0 else "the beginning, for there is no checkpoint yet"
+    return (
+        f"\nthe training process died ({_cause_of(code)}). It is started again and goes on from {place} "
+        f"(restart {num_deaths} of {note.max_restarts} without a new checkpoint)"
+    )
+
+
+def _describe_end(code: int, note: Note, num_deaths: int) -> str:
+    if note.run is None:
+        return f"\nthe process died ({_cause_of(code)}) before the run began; nothing is lost. Run the command again"
+    times = "" if num_deaths <= 1 else f" {num_deaths} times without a new checkpoint in between"
+    return (
+        f"\nthe training process died{times}, the last time by {_cause_of(code)}, and max_restarts is "
+        f"{note.max_restarts}. Earlier checkpoints are untouched. When the cause is mended, go on with: "
+        f"onecard resume {note.run}"
+    )

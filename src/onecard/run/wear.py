@@ -1,0 +1,26 @@
+"""What frequent checkpoints do to a solid-state drive."""
+
+from onecard.spec import Finding
+from onecard.units import GIB, format_bytes
+
+# Consumer drives of a terabyte are rated for 300 to 600 terabytes written.
+_RATED_BYTES = 600e12
+_ABSURD_BYTES_PER_HOUR = 200 * GIB
+# Less says nothing about an hour.
+_LEAST_S = 600.0
+
+
+def find_wear(num_bytes: int, seconds: float) -> Finding | None:
+    """Finds that a run writes more than a consumer drive is made for; None for less, and in the first ten minutes."""
+    if seconds < _LEAST_S:
+        return None
+    per_hour = num_bytes * 3600 / seconds
+    if per_hour < _ABSURD_BYTES_PER_HOUR:
+        return None
+    days = _RATED_BYTES / per_hour / 24
+    return Finding(
+        symptom="checkpoints are written so often that they wear the drive",
+        evidence=f"{format_bytes(per_hour)} an hour",
+        likely_cause="save_steps or save_minutes is small for a state of this size",
+        remedy=f"a larger interval; a drive rated for {_RATED_BYTES / 1e12:.0f} TB is worn after {days:.0f} days of it",
+    )

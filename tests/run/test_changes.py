@@ -1,0 +1,162 @@
+"""What has changed since a run was last at work is told; what would change what is computed is refused by its name."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import onecard
+from onecard.errors import CheckpointError, InputError
+from onecard.run import circumstances
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from run.conftest import Outcome, Runner
+
+
+@pytest.fixture
+def stopped(runner: "Runner", stop_at: "Callable[[int], Any]") -> "Outcome":
+    return runner.start("run", on_event=stop_at(4), max_steps=6, eval_steps=6, sample_steps=6)
+
+
+def test_names_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--accept moon means nothing. There are data: .*tokenizer: "):
+        onecard.resume(tmp_path, accept=["data,moon"])
+
+
+def test_other_versions_are_told_and_harmless(
+    stopped: "Outcome", runner: "Runner", monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(circumstances, "_version", lambda name: "99" if name == "torch" else None)
+    runner.resume("run")
+    told = [record.message for record in caplog.records]
+    assert any(message.startswith("torch is 99, the run was at work with ") for message in told)
+    assert runner.outcome("run").kinds[-1] == ("finished", 6)
+
+
+def test_a_smaller_card_is_refused_until_it_is_accepted(
+    stopped: "Outcome", runner: "Runner", monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = stopped.last / "circumstances.json"
+    before = json.loads(path.read_text(encoding="utf-8"))
+
+    def was_on(card_bytes: int) -> None:
+        there = before | {"card": "A100", "card_bytes": card_bytes}
+        monkeypatch.setattr("onecard.run.changes.read_object", lambda _: there)
+
+    was_on(80 * 10**9)
+    with pytest.raises(InputError, match=r"the card is CPU, the run was on A100, which has more.*\n.*--accept card"):
+        runner.resume("run")
+    assert runner.outcome("run").record == stopped.record
+    onecard.resume(stopped.root, accept=["card"])
+    was_on(0)
+    runner.resume("run")
+    assert "the card is CPU, the run was on A100: the run goes on" in caplog.text
+
+
+def test_an_edited_recipe_is_refused_until_it_is_accepted(stopped: "Outcome", runner: "Runner") -> None:
+    path = stopped.root / "recipe.yaml"
+    text = re.sub(r"(?m)^(logging_steps|learning_rate): .*", r"\1: 3", path.read_text(encoding="utf-8"))
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"learning_rate: 0.006 in the run, 3.0 now\n.*--accept recipe") as caught:
+        runner.resume("run")
+    assert "logging_steps" not in str(caught.value)
+    onecard.resume(stopped.root, accept=["recipe"])
+    assert max(event["learning_rate"] for event in runner.outcome("run").events("step")) <= 0.006
+
+
+def test_changed_text_goes_on_when_it_is_accepted(
+    stopped: "Outcome", runner: "Runner", caplog: pytest.LogCaptureFixture
+) -> None:
+    with runner.text.open("a", encoding="utf-8") as file:
+        file.write("one more line " * 50)
+    with pytest.raises(CheckpointError, match=r"tokens then, .* now.* has changed .*--accept data`"):
+        runner.resume("run")
+    onecard.resume(stopped.root, accept=["data"])
+    assert "accepted: the run goes on with it from here" in caplog.text
+    assert runner.outcome("run").kinds[-1] == ("finished", 6)
+    # From now on it is the text of the run.
+    onecard.resume(stopped.root)
+
+
+def test_a_tokenizer_made_from_the_text_stays_the_runs_own(runner: "Runner", stop_at: "Callable[[int], Any]") -> None:
+    settings = {"tokenizer": "bpe", "vocab_size": 300, "max_steps": 6, "eval_steps": 6, "sample_steps": 6}
+    stopped = runner.start("run", on_event=stop_at(4), **settings)
+    before = stopped.last_bytes("tokenizer.json")
+    with runner.text.open("a", encoding="utf-8") as file:
+        file.write("zyxw zyxw zyxw " * 300)
+    onecard.resume(stopped.root, accept=["data"])
+    assert runner.outcome("run").last_bytes("tokenizer.json") == before
+    onecard.resume(stopped.root)
+
+
+def test_another_vocabulary_is_never_accepted(stopped: "Outcome", runner: "Runner") -> None:
+    recipe = (stopped.root / "recipe.yaml").read_text(encoding="utf-8")
+    for checkpoint in (stopped.root / "checkpoints").iterdir():
+        shutil.rmtree(checkpoint)
+    (stopped.root / "events.jsonl").unlink()
+    (stopped.root / "recipe.yaml").write_text(recipe.replace("tokenizer: bytes", "tokenizer: char"), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="so the ids mean other texts"):
+        onecard.resume(stopped.root, accept=["data,tokenizer,recipe"])
+
+
+def test_a_checkpoint_of_the_first_format_goes_on(uninterrupted: "Outcome", runner: "Runner", stop_at: Any) -> None:
+    stopped = runner.start("old", on_event=stop_at(7))
+    for folder in (stopped.root / "checkpoints").iterdir():
+        (folder / "circumstances.json").unlink()
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        del manifest["files"]["circumstances.json"]
+        manifest["format_version"] = 1
+        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    runner.resume("old").assert_equals(uninterrupted)
+
+
+@pytest.fixture
+def uninterrupted(runner: "Runner") -> "Outcome":
+    return runner.start("whole")
+
+
+def contents(root: Path) -> dict[str, tuple[bytes, int]]:
+    paths = [path for path in root.rglob("*") if path.is_file()]
+    return {path.relative_to(root).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+def test_a_run_repeats_itself_to_the_bit(runner: "Runner") -> None:
+    outcome = runner.start("run", save_total_limit=10)
+    before = contents(outcome.root)
+    found = onecard.verify(outcome.root, 5)
+    assert (found.checkpoint, [pair.step for pair in found.pairs]) == ("step-000006", [7, 8, 9, 10, 11])
+    assert found.is_same
+    assert found.same_weights == {"step-000008": True, "step-000009": True}
+    named = onecard.verify(outcome.root / "checkpoints" / "step-000003", 20)
+    assert [pair.step for pair in named.pairs] == list(range(4, 13))
+    assert named.is_same
+    assert "the same to the bit" in named.describe()
+    assert contents(outcome.root) == before
+
+
+def test_a_run_that_does_not_repeat_itself_is_told(runner: "Runner") -> None:
+    outcome = runner.start("run", save_total_limit=10)
+    lines = (outcome.root / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines]
+    for event in events:
+        if event["event"] == "step" and event["step"] == 8:
+            event["loss"] += 1e-7
+    text = "".join(json.dumps(event) + "\n" for event in events)
+    (outcome.root / "events.jsonl").write_text(text, encoding="utf-8")
+    found = onecard.verify(outcome.root, 5)
+    assert not found.is_same
+    assert [pair.step for pair in found.pairs if pair.difference] == [8]
+    assert "they differ from step 8 on" in found.describe()
+
+
+def test_nothing_to_repeat_is_refused(runner: "Runner") -> None:
+    outcome = runner.start("run", max_steps=3, save_steps=3)
+    with pytest.raises(InputError, match="nothing to repeat"):
+        onecard.verify(outcome.root, 5)
+    with pytest.raises(InputError, match=r"no steps after step-000003"):
+        onecard.verify(outcome.root / "checkpoints" / "step-000003", 5)
