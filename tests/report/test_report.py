@@ -22,8 +22,8 @@ from onecard.observe.events import (
     SampledEvent,
     ScoredEvent,
     StepEvent,
-    to_json_line,
 )
+from onecard.observe.lines import to_json_line
 from onecard.report.record import RunRecord, read_runs
 from onecard.report.scale import Scale, round_values
 from onecard.report.spending import time_of

@@ -16,10 +16,9 @@ from onecard.observe.events import (
     SaveReason,
     StepEvent,
     depends_on_clock,
-    parse_event,
-    to_json_line,
 )
 from onecard.observe.jsonl import JsonlSink
+from onecard.observe.lines import parse_event, to_json_line
 from onecard.observe.sinks import Sink, make_sinks
 
 __all__ = [

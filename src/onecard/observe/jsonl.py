@@ -3,7 +3,8 @@
 import logging
 from pathlib import Path
 
-from onecard.observe.events import Event, to_json_line
+from onecard.observe.events import Event
+from onecard.observe.lines import to_json_line
 
 log = logging.getLogger("onecard.observe")
 

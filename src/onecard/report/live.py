@@ -12,8 +12,8 @@ from onecard.observe.events import (
     FinishedEvent,
     FinishReason,
     StepEvent,
-    parse_event,
 )
+from onecard.observe.lines import parse_event
 from onecard.observe.pace import Pace
 from onecard.report.record import RunRecord
 

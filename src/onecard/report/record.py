@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from onecard.errors import CheckpointError, InputError, OnecardError
-from onecard.observe.events import EvaluatedEvent, Event, FindingEvent, FinishedEvent, StepEvent, parse_event
+from onecard.observe.events import EvaluatedEvent, Event, FindingEvent, FinishedEvent, StepEvent
+from onecard.observe.lines import parse_event
 from onecard.spec import Plan, Recipe, apply_device, load_recipe
 from onecard.spec.paths import expand, locate
 

@@ -12,7 +12,8 @@ from onecard.errors import CheckpointError
 from onecard.hardware import probe_machine
 from onecard.hardware.sensors import CardReading, CardSensor, HostSensor
 from onecard.observe.detectors import Surroundings, Watch
-from onecard.observe.events import DeviceEvent, Event, FinishedEvent, RecoveredEvent, StepEvent, parse_event
+from onecard.observe.events import DeviceEvent, Event, FinishedEvent, RecoveredEvent, StepEvent
+from onecard.observe.lines import parse_event
 from onecard.run.control import Control
 from onecard.spec import Plan, Recipe
 
