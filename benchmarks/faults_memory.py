@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import onecard
 from onecard.errors import OnecardError
-from onecard.run import loop, milestones
+from onecard.run import loop, milestones, saver
 
 MESSAGES = (
     "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes",
@@ -147,7 +147,7 @@ SEAMS: dict[str, tuple[Any, str, int]] = {
     "not finite in a row": (loop, "train_step", NUM_STEPS),
     "evaluation": (milestones, "measure_heldout_loss", 3),
     "samples": (milestones, "complete", 2),
-    "save": (milestones, "write_checkpoint", 3),
+    "save": (saver, "write_checkpoint", 3),
 }
 
 

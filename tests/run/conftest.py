@@ -12,7 +12,8 @@ import pytest
 from eight_chats import TEXT, write_chats
 
 import onecard
-from onecard.observe.events import CLOCK_FIELDS, Event, depends_on_clock, parse_event
+from onecard.observe.events import CLOCK_FIELDS, Event, depends_on_clock
+from onecard.observe.lines import parse_event
 from onecard.spec import Recipe
 
 EVERYTHING: dict[str, Any] = {

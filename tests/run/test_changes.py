@@ -31,7 +31,7 @@ def test_names_that_mean_nothing_are_refused(tmp_path: Path) -> None:
 def test_other_versions_are_told_and_harmless(
     stopped: "Outcome", runner: "Runner", monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(circumstances, "_version", lambda name: "99" if name == "torch" else None)
+    monkeypatch.setattr(circumstances, "find_software", lambda: {"torch": "99"})
     runner.resume("run")
     told = [record.message for record in caplog.records]
     assert any(message.startswith("torch is 99, the run was at work with ") for message in told)

@@ -12,7 +12,7 @@ from shortages import FailsAt, failing
 import onecard
 from onecard.data import load_tokenizer
 from onecard.errors import DivergedError, DoesNotFitError, InputError
-from onecard.run import loop, milestones
+from onecard.run import loop, milestones, saver
 from onecard.spec import Plan
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def test_samples_without_room_are_written_one_by_one(runner: "Runner", monkeypat
 
 
 def failing_save(fails: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    number, write = [0], milestones.write_checkpoint
+    number, write = [0], saver.write_checkpoint
 
     def save(*args: Any) -> int:
         number[0] += 1
@@ -178,7 +178,7 @@ def failing_save(fails: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch) 
             raise MemoryError
         return write(*args)
 
-    monkeypatch.setattr(milestones, "write_checkpoint", save)
+    monkeypatch.setattr(saver, "write_checkpoint", save)
 
 
 def test_a_save_is_tried_again(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,10 +63,7 @@ def run_session(
     """
     plan = plan or folder.plan(checkpoint)
     _check_corpus(plan, corpus)
-    remove_leftovers(folder.checkpoints)
-    check_space(folder.checkpoints, plan)
-    state = assemble_run(plan, corpus, checkpoint)
-    restored = _restore(state, checkpoint) if checkpoint is not None else None
+    state, restored = _make_state(plan, folder, corpus, checkpoint)
     probed = _probe(state)
     with ExitStack() as stack:
         # A run that died before its first checkpoint begins its record anew.
@@ -96,6 +93,15 @@ def run_session(
                 for hear in hearers:
                     hear(event)
         return steps
+
+
+def _make_state(
+    plan: Plan, folder: RunFolder, corpus: TrainingData, checkpoint: Path | None
+) -> tuple[TrainState, Checkpoint | None]:
+    remove_leftovers(folder.checkpoints)
+    check_space(folder.checkpoints, plan)
+    state = assemble_run(plan, corpus, checkpoint)
+    return state, _restore(state, checkpoint) if checkpoint is not None else None
 
 
 def _probe(state: TrainState) -> list[Event]:
