@@ -241,7 +241,8 @@ def recipe_keys() -> list[KeyInfo]:
             type=accepts(key).text,
             default=default_of(key),
             description=field.description or "",
-            spellings=tuple(row.name for row in SPELLINGS if row.key == key),
+            # Those that are merely answered are no other names of it.
+            spellings=tuple(row.name for row in SPELLINGS if row.key == key and row not in _ANSWERED),
         )
         for key, field in FIELDS.items()
     ]
