@@ -12,7 +12,7 @@ import pytest
 from onecard.cli.plan_text import reason_rows
 from onecard.errors import DoesNotFitError, InputError, RecipeError
 from onecard.hardware import Machine, find_card
-from onecard.planner import Measurements, check_recipe, choose, choose_device, make_plan
+from onecard.planner import Measurements, check_recipe, choose, choose_device, make_plan, micro_batch
 from onecard.planner.device import Target, keep_reserve, target_of_card
 from onecard.planner.pretrained import plan_base
 from onecard.planner.requirements import check_quantizing
@@ -58,6 +58,12 @@ def facts(**changes: Any) -> CorpusFacts:
         "fingerprint": "test",
     }
     return CorpusFacts(**given | changes)
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was tried on this machine before decides nothing here."""
+    monkeypatch.setattr(micro_batch, "cache_folder", lambda: tmp_path / "cache")
 
 
 def plan_of(
