@@ -19,8 +19,8 @@ _NUM_HALVINGS = 3
 _BUDGET_S, _SHARE_OF_RUN = 6.0, 0.03
 # A run that pays for less than this is over before a choice matters.
 _LEAST_BUDGET_S = 0.3
-# Doubling gains about half of what the doubling before gained.
-_STILL_GAINING = 0.92
+# Larger ones are faster as a rule: where a doubling loses less than this, which may be noise, the next may gain.
+_CLEAR_LOSS = 1.04
 # What of a plan shapes the passes of a micro-batch on a CPU.
 _SHAPING = (
     *("task", "packing", "precision", "attn_implementation", "gradient_checkpointing", "loss_chunk_size"),
@@ -58,9 +58,9 @@ def try_micro_batches(plan: Plan, machine: Machine, run_s: float, trial: Trial) 
 
 
 def fastest(seconds: dict[int, float], most: int) -> int:
-    """The size of the least seconds; `most` where it was not reached and the last doubling still gained much."""
+    """The size of the least seconds; `most` where it was not reached and the last doubling did not clearly lose."""
     tried = sorted(seconds)
-    if tried[-1] < most and seconds[tried[-1]] < _STILL_GAINING * seconds[tried[-2]]:
+    if tried[-1] < most and seconds[tried[-1]] < _CLEAR_LOSS * seconds[tried[-2]]:
         return most
     return min(tried, key=lambda size: seconds[size])
 
