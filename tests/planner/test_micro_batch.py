@@ -91,7 +91,8 @@ def test_trying_takes_a_small_share_of_the_run(plan: Plan) -> None:
         ({2: 1.0, 4: 0.9, 8: 0.95, 16: 1.0}, 4),
         ({2: 1.0, 4: 0.7}, 16),  # the budget ended while doubling still gained
         ({2: 1.0, 4: 1.02}, 16),  # or did not clearly lose
-        ({2: 0.9, 4: 1.0}, 2),
+        ({2: 0.9, 4: 1.2}, 16),  # two sizes show no trend
+        ({2: 0.95, 4: 0.9, 8: 1.0}, 4),
     ],
 )
 def test_sizes_out_of_reach_are_judged_by_the_last_doubling(seconds: dict[int, float], chosen: int) -> None:

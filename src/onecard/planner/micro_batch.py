@@ -21,6 +21,7 @@ _BUDGET_S, _SHARE_OF_RUN = 6.0, 0.03
 _LEAST_BUDGET_S = 0.3
 # Larger ones are faster as a rule: where a doubling loses less than this, which may be noise, the next may gain.
 _CLEAR_LOSS = 1.04
+_LEAST_SIZES = 3
 # What of a plan shapes the passes of a micro-batch on a CPU.
 _SHAPING = (
     *("task", "packing", "precision", "attn_implementation", "gradient_checkpointing", "loss_chunk_size"),
@@ -58,9 +59,12 @@ def try_micro_batches(plan: Plan, machine: Machine, run_s: float, trial: Trial) 
 
 
 def fastest(seconds: dict[int, float], most: int) -> int:
-    """The size of the least seconds; `most` where it was not reached and the last doubling did not clearly lose."""
+    """The size of the least seconds; `most` where it was not reached and nothing speaks clearly against it.
+
+    Two sizes show no trend: on a busy machine one of them may be a fifth off.
+    """
     tried = sorted(seconds)
-    if tried[-1] < most and seconds[tried[-1]] < _CLEAR_LOSS * seconds[tried[-2]]:
+    if tried[-1] < most and (len(tried) < _LEAST_SIZES or seconds[tried[-1]] < _CLEAR_LOSS * seconds[tried[-2]]):
         return most
     return min(tried, key=lambda size: seconds[size])
 
