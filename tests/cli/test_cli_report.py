@@ -10,7 +10,8 @@ import pytest
 import onecard.api
 from onecard.cli.monitor_text import card_text, frame_lines, sparkline
 from onecard.diagnose.check import Check
-from onecard.hardware.nvidia import Gauges
+from onecard.observe.events import DeviceEvent, RecoveredEvent
+from onecard.observe.lines import to_json_line
 from onecard.report.live import Follower
 from onecard.report.record import read_runs
 from onecard.units import GIB
@@ -61,13 +62,23 @@ def test_without_a_terminal_lines_follow_until_the_run_ends(
 
 
 def test_a_frame_fits_its_terminal_and_its_encoding(write_run: Callable[..., Path]) -> None:
-    view = Follower(read_runs([write_run("a", [3.0])])[0]).look()
-    gauges = Gauges(used_bytes=3 * GIB, total_bytes=8 * GIB, utilisation=0.97, temperature_c=71, power_w=95.0)
+    root = write_run("a", [3.0])
+    read = {"card_bytes": 3 * GIB, "card_total_bytes": 8 * GIB, "gpu_share": 0.97}
+    reading = DeviceEvent(step=9, elapsed_s=9.0, temperature_c=71.0, power_w=95.0, **read)
+    trouble = {"problem": "out of memory", "during": "step", "evidence": "full", "remedy": "repeated with less"}
+    with (root / "events.jsonl").open("a", encoding="utf-8") as record:
+        for event in (reading, RecoveredEvent(step=9, elapsed_s=9.0, **trouble)):
+            record.write(to_json_line(event) + "\n")
+    view = Follower(read_runs([root])[0]).look()
     for encoding in ("utf-8", "cp1252", "ascii"):
-        lines = frame_lines(view, gauges, 60, encoding)
+        lines = frame_lines(view, 60, encoding)
         assert all(len(text) <= 50 for _, text, _ in lines)
         "".join(text for _, text, _ in lines).encode(encoding)
-    assert card_text(gauges) == "3.0 GiB of 8.0 GiB, 97% busy, 71 C, 95 W"
+    shown = {label: text for label, text, _ in lines}
+    # As the run read it: this machine may have other cards, or none.
+    assert shown["card"] == "3.0 GiB of 8.0 GiB, 97% busy, 71 C, 95 W"
+    assert shown["trouble"] == "out of memory (step)"
+    assert card_text(DeviceEvent(step=9, elapsed_s=9.0, cpu_share=0.5)) == ""
 
 
 def test_a_sparkline_falls_with_the_loss_and_marks_what_is_not_finite() -> None:

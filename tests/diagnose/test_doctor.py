@@ -67,7 +67,7 @@ def test_a_test_that_hangs_or_dies_ends_no_other(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(_WORKER, encoding="utf-8")
     limits = {"first": 30.0, "hangs": 0.5, "second": 30.0, "dies": 30.0, "third": 30.0}
-    tests = {name: Entry(TESTS["cores"].run, limit_s) for name, limit_s in limits.items()}
+    tests = {name: Entry(TESTS["cores"].run, limit_s, f"mend {name}") for name, limit_s in limits.items()}
     console, *found = examine("utf-8", tests, (sys.executable, str(script)))
     assert console.verdict == "good"
     assert [(check.name, check.verdict) for check in found] == [
@@ -80,8 +80,9 @@ def test_a_test_that_hangs_or_dies_ends_no_other(tmp_path: Path) -> None:
     assert "no answer after" in found[1].found
     assert "exit code 7" in found[3].found
     assert "out of luck" in found[3].found
-    assert found[1].remedy
-    assert found[3].remedy
+    assert (found[1].remedy, found[3].remedy) == ("mend hangs", "mend dies")
+    # What does not touch the card is not mended by a driver.
+    assert all("driver" not in TESTS[name].remedy for name in TESTS if "disk" in name or "Hub" in name)
 
 
 def test_the_worker_tells_real_tests_and_survives_what_they_raise() -> None:
@@ -91,6 +92,7 @@ def test_the_worker_tells_real_tests_and_survives_what_they_raise() -> None:
     assert "free" in memory.found
     assert broken.verdict == "bad"
     assert "KeyError" in broken.found
+    assert "--force-reinstall" not in broken.remedy  # which would replace a PyTorch for CUDA
 
 
 def test_every_outcome_to_act_on_has_a_remedy(machine) -> None:
@@ -167,8 +169,11 @@ class FakeNvml:
     class NVMLError(Exception):
         pass
 
-    def __init__(self, *, used: int = GIB, degrees: int = 60, reasons: int = 0, limit_w: int = 115) -> None:
+    def __init__(
+        self, *, used: int = GIB, degrees: int = 60, reasons: int = 0, limit_w: int = 115, slows_at: int | None = 90
+    ) -> None:
         self._used, self._degrees, self._reasons, self._limit = used, degrees, reasons, limit_w
+        self._slows_at = slows_at
 
     def nvmlDeviceGetMemoryInfo(self, _: object) -> Any:
         return SimpleNamespace(used=self._used, free=8 * GIB - self._used, total=8 * GIB)
@@ -183,7 +188,9 @@ class FakeNvml:
         return self._degrees
 
     def nvmlDeviceGetTemperatureThreshold(self, _: object, __: int) -> int:
-        return 90
+        if self._slows_at is None:
+            raise self.NVMLError
+        return self._slows_at
 
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, _: object) -> int:
         return self._reasons
@@ -202,6 +209,9 @@ def test_the_state_of_a_card_is_judged() -> None:
     assert check_temperature(FakeNvml(), None).verdict == "good"
     assert check_temperature(FakeNvml(degrees=86), None).verdict == "warning"
     assert check_temperature(FakeNvml(reasons=0x40), None).verdict == "warning"
+    silent = FakeNvml(slows_at=None, degrees=95)
+    assert (check_temperature(silent, None).verdict, check_temperature(silent, None).found) == ("good", "95 °C")
+    assert check_temperature(FakeNvml(slows_at=None, reasons=0x40), None).verdict == "warning"
     assert check_power(FakeNvml(), None).verdict == "good"
     assert check_power(FakeNvml(limit_w=60), None).verdict == "warning"
 
@@ -228,6 +238,10 @@ def test_a_disk_is_tried_and_left_as_it_was(tmp_path: Path, monkeypatch) -> None
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(host.psutil, "disk_usage", lambda _: SimpleNamespace(free=GIB))
     assert host.check_disk("runs", tmp_path).verdict == "bad"
+
+    monkeypatch.setattr(host.psutil, "disk_usage", lambda _: SimpleNamespace(free=9 * GIB))
+    assert "save_total_limit" in host.check_disk("runs", tmp_path).remedy
+    assert "save_total_limit" not in host.check_disk("downloads", tmp_path).remedy
 
     def refuse(_: Path) -> float:
         raise OSError(30, "Read-only file system")

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from onecard.observe import ConsoleSink
+from onecard.observe.prose import list_findings
 from onecard.spec import Plan, SchedulePlan
 
 
@@ -186,3 +187,10 @@ def test_a_fast_run_is_not_slowed_by_watching_it(plan, step_event, terminal) -> 
         sink.receive(event)
     assert (time.process_time() - started) / len(events) < 0.2e-3
     sink.close()
+
+
+def test_the_pages_of_findings_are_named_once(finding) -> None:
+    twice = [dataclasses.replace(finding, id="update-refused", step=step) for step in (3, 9)]
+    lines = list_findings([*twice, finding])
+    assert lines[-1] == "  more: docs/troubleshooting.md, update-refused"
+    assert len(lines) == 1 + 3 + 1

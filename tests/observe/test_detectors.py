@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
-from onecard.observe.detectors import DETECTORS, History, Surroundings, Watch, entries
+from onecard.observe.detectors import DETECTORS, History, Surroundings, Watch, as_event, entries, make_finding
+from onecard.observe.detectors.learning import find_rise
 from onecard.observe.events import (
     DeviceEvent,
     EvaluatedEvent,
     Event,
     FindingEvent,
     FinishedEvent,
+    RecoveredEvent,
+    SampledEvent,
     SavedEvent,
     StepEvent,
 )
@@ -94,9 +97,18 @@ def evaluated(step: int, loss: float, **fields: Any) -> EvaluatedEvent:
     return EvaluatedEvent(step=step, loss=loss, **usual | {"is_best": True, "seconds": 1.0} | fields)
 
 
-def saved(step: int, seconds: float = 0.1, reason: Any = "interval") -> SavedEvent:
-    name = f"step-{step:06d}"
-    return SavedEvent(step=step, elapsed_s=step, checkpoint=name, reason=reason, num_bytes=1, seconds=seconds)
+def saved(step: int, seconds: float = 0.1, reason: Any = "interval", wait_s: float | None = None) -> SavedEvent:
+    written = {"num_bytes": 1, "seconds": seconds, "wait_s": wait_s}
+    return SavedEvent(step=step, elapsed_s=step, checkpoint=f"step-{step:06d}", reason=reason, **written)
+
+
+def sampled(step: int, seconds: float) -> SampledEvent:
+    return SampledEvent(step=step, elapsed_s=step * STEP_S, samples=(), seconds=seconds)
+
+
+def recovered(**settings: Any) -> RecoveredEvent:
+    usual = {"problem": "out of memory", "during": "step", "evidence": "full", "remedy": "smaller"}
+    return RecoveredEvent(step=1, elapsed_s=1.0, settings=settings, **usual)
 
 
 def readings(number: int, **fields: Any) -> list[Event]:
@@ -163,12 +175,26 @@ def test_frequent_saving_names_an_interval(make_plan) -> None:
     assert not found_in(make_plan(), [*steps(200), *(saved(step, seconds=0.2) for step in range(10, 201, 10))])
     best = [*steps(200), *(saved(step, 2.0, "best") for step in range(10, 201, 10))]
     assert "eval_steps: 667" in found_in(make_plan(), best)["saving-too-often"].remedy
+    clocked = [*steps(200), *(saved(step, 2.0, "clock") for step in range(10, 201, 10))]
+    remedy = found_in(make_plan(save_minutes=1.0), clocked)["saving-too-often"].remedy
+    assert "save_minutes: 4 instead of 1 (" in remedy
+
+
+def test_saving_in_the_background_takes_as_long_as_training_stands_still(make_plan) -> None:
+    assert not found_in(make_plan(), [*steps(200), *(saved(step, 3.0, wait_s=0.01) for step in range(10, 201, 10))])
+    waiting = [*steps(200), *(saved(step, 3.0, wait_s=2.0) for step in range(10, 201, 10))]
+    assert "save_steps: 667 instead of 10" in found_in(make_plan(save_steps=10), waiting)["saving-too-often"].remedy
 
 
 def test_frequent_evaluation_names_an_interval(make_plan) -> None:
     events = [*steps(200), *(evaluated(step, 2.0, seconds=5.0) for step in range(20, 201, 20))]
     found = found_in(make_plan(eval_steps=20), events)
     assert "eval_steps: 180 instead of 20" in found["evaluating-too-often"].remedy
+    assert "sample_steps" not in found["evaluating-too-often"].remedy
+    samples = [*steps(200), *(sampled(step, 5.0) for step in range(20, 201, 20))]
+    remedy = found_in(make_plan(eval_steps=20, sample_steps=20), samples)["evaluating-too-often"].remedy
+    assert "sample_steps: 180 instead of 20" in remedy
+    assert "eval_steps" not in remedy
 
 
 def test_slowness_is_said_where_nothing_explains_it(make_plan) -> None:
@@ -182,6 +208,16 @@ def test_slowness_is_said_where_nothing_explains_it(make_plan) -> None:
     assert found["card-shared"].evidence.startswith("1 other processes compute on the card, which hold 3.0 GiB")
     # Others that do not slow the run, as a desktop, are nobody's concern.
     assert not found_in(plan, [*steps(100), *others])
+
+
+def test_a_desktop_of_windows_is_not_taken_for_a_program_that_computes(make_plan) -> None:
+    plan, here = make_plan(device="cuda:0", forecast=FORECAST), Surroundings(platform="windows")
+    desktop = readings(12, **ON_CARD | {"num_others": 12})
+    assert set(found_in(plan, [*steps(100, SLOW), *desktop], here)) == {"slower-than-planned"}
+    joined = readings(12, **ON_CARD | {"num_others": lambda i: 12 if i <= 6 else 13})
+    found = found_in(plan, [*steps(100, SLOW), *joined], here)
+    assert set(found) == {"card-shared"}
+    assert found["card-shared"].evidence.startswith("13 other programs hold memory of the card, 12 did when the run")
 
 
 def test_a_cpu_that_others_use_is_named(make_plan) -> None:
@@ -202,12 +238,64 @@ def test_an_idle_card_wants_a_compiled_step_or_larger_batches(make_plan) -> None
         Alternative(settings={"per_device_train_batch_size": 16}, peak_bytes=9 * GIB, step_s=0.4, fits=True),
         Alternative(settings={"per_device_train_batch_size": 32}, peak_bytes=19 * GIB, step_s=0.2, fits=False),
     )
-    plan = make_plan(device="cuda:0", forecast=FORECAST, alternatives=rows)
+    asked = {"torch_compile": "asked for"}
+    plan = make_plan(device="cuda:0", forecast=FORECAST, alternatives=rows, reasons=asked)
     assert "torch_compile: true (planned: 0.3 s a step instead of 0.5" in found_in(plan, idle)["compile-missing"].remedy
     compiled = plan.model_copy(update={"torch_compile": True})
     found = found_in(compiled, idle)
     assert set(found) == {"batch-too-small"}
     assert "per_device_train_batch_size: 16 (planned: 0.4 s" in found["batch-too-small"].remedy
+
+
+@pytest.mark.parametrize("why", ["the run is over before compiling pays", "no C compiler", "the compiler failed"])
+def test_compiling_is_offered_only_where_it_was_switched_off_by_name(why, make_plan) -> None:
+    idle = [*steps(100), *readings(6, **ON_CARD | {"gpu_share": 0.4})]
+    plan = make_plan(device="cuda:0", reasons={"torch_compile": why})
+    assert set(found_in(plan, idle)) == {"batch-too-small"}
+    asked = make_plan(device="cuda:0", reasons={"torch_compile": "asked for"})
+    assert set(found_in(asked, idle)) == {"compile-missing"}
+
+
+@pytest.mark.parametrize(
+    ("micro", "total", "setting"),
+    [
+        (4, 16, "per_device_train_batch_size: 8, gradient_accumulation_steps: 2"),
+        (3, 4, "per_device_train_batch_size: 4, gradient_accumulation_steps: 1"),
+        (4, 9, "per_device_train_batch_size: 8, total_batch_size: 9"),
+        (8, 8, "total_batch_size: 16, with half the steps"),
+    ],
+)
+def test_larger_batches_are_possible_ones(micro, total, setting, make_plan) -> None:
+    plan = make_plan(device="cuda:0", micro_batch_size=micro, total_batch_size=total)
+    idle = readings(6, **ON_CARD | {"gpu_share": 0.4})
+    found = found_in(plan, [*steps(100, lambda step: {"memory_bytes": 5 * GIB}), *idle])
+    assert found["batch-too-small"].remedy.endswith(f": {setting}")
+    # Twice as much may be more than the card of 12 GiB has.
+    assert not found_in(plan, [*steps(100, lambda step: {"memory_bytes": 7 * GIB}), *idle])
+
+
+def test_a_step_of_packed_chats_that_fits_one_micro_batch_is_one(make_plan) -> None:
+    plan = make_plan(device="cuda:0", task="sft", packing="rows", micro_batch_size=8, total_batch_size=32)
+    plan = plan.model_copy(update={"corpus": plan.corpus.model_copy(update={"num_train_rows": 500})})
+    found = found_in(plan, [*steps(100), *readings(6, **ON_CARD | {"gpu_share": 0.4})])
+    assert "total_batch_size: 64" in found["batch-too-small"].remedy
+    assert "per_device_train_batch_size: 16" not in found["batch-too-small"].remedy
+
+
+def test_what_a_run_had_to_change_is_what_detectors_go_by(make_plan) -> None:
+    plan = make_plan(device="cuda:0", forecast=FORECAST, torch_compile=True)
+    slow = steps(100, SLOW)
+    assert set(found_in(plan, slow)) == {"slower-than-planned"}
+    assert not found_in(plan, [recovered(micro_batch_size=2), *slow])
+    assert set(found_in(plan, [recovered(eval_batch_size=2), *slow])) == {"slower-than-planned"}
+    assert not found_in(plan, [as_event(make_finding("compile-failed", "no Triton", ""), 1, 1.0), *slow])
+    idle = [*steps(100), *readings(6, **ON_CARD | {"gpu_share": 0.4})]
+    remedy = found_in(plan, [recovered(micro_batch_size=1), *idle])["batch-too-small"].remedy
+    assert "per_device_train_batch_size: 2, gradient_accumulation_steps: 4" in remedy
+    # Of a resumed run the plan has it already, and may have been changed since.
+    resumed = Watch(plan.model_copy(update={"micro_batch_size": 3}))
+    resumed.recall([recovered(micro_batch_size=2), *slow])
+    assert (resumed.history.plan.micro_batch_size, resumed.history.plan.forecast) == (3, None)
 
 
 def test_heat_and_weak_power_are_told_from_the_usual_limit(make_plan) -> None:
@@ -216,7 +304,7 @@ def test_heat_and_weak_power_are_told_from_the_usual_limit(make_plan) -> None:
     found = found_in(plan, [*steps(100), *hot])
     assert set(found) == {"throttled-by-heat"}
     assert "87 degrees" in found["throttled-by-heat"].evidence
-    assert "--power-limit 136" in found["throttled-by-heat"].remedy
+    assert "nvidia-smi -pl 136" in found["throttled-by-heat"].remedy
     lowered = readings(6, **ON_CARD | {"throttled_by": ("sw_power_cap",), "power_limit_w": 100.0})
     assert set(found_in(plan, [*steps(100), *lowered])) == {"throttled-by-power"}
     assert not found_in(plan, [*steps(100), *readings(6, **ON_CARD | {"throttled_by": ("sw_power_cap",)})])
@@ -231,12 +319,15 @@ def test_a_battery_is_named(make_plan) -> None:
 
 def test_memory_that_windows_pages_out_is_named(make_plan) -> None:
     plan = make_plan(device="cuda:0", forecast=FORECAST)
-    course: Course = lambda step: SLOW(step) | {"memory_bytes": 14 * GIB}  # noqa: E731
-    events = [*steps(100, course), *readings(6, **ON_CARD)]
+    # What the run itself takes stays below the limit it was given; others fill the card.
+    course: Course = lambda step: SLOW(step) | {"memory_bytes": 8 * GIB}  # noqa: E731
+    events = [*steps(100, course), *readings(6, **ON_CARD | {"card_bytes": 12 * GIB - 1})]
     found = found_in(plan, events, Surroundings(platform="windows"))
     assert set(found) == {"memory-spilled"}
     assert "per_device_train_batch_size: 2" in found["memory-spilled"].remedy
     assert "memory-spilled" not in found_in(plan, events, Surroundings(platform="linux"))
+    roomy = [*steps(100, course), *readings(6, **ON_CARD | {"card_bytes": 10 * GIB})]
+    assert "memory-spilled" not in found_in(plan, roomy, Surroundings(platform="windows"))
 
 
 def test_memory_that_grows_is_told_from_memory_that_has_grown(make_plan) -> None:
@@ -262,17 +353,34 @@ def test_a_flat_loss_is_blamed_on_a_rate_far_from_the_usual(rate, id, setting, m
     assert set(found) == {id}
     assert f"learning_rate: {setting}" in found[id].remedy
     assert not found_in(make_plan(learning_rate=rate), steps(60, flat))
+    scaled: Course = lambda step: flat(step) | {"is_finite": step not in (*range(1, 13), 100)}  # noqa: E731
+    assert set(found_in(make_plan(learning_rate=rate, precision="fp16"), steps(120, scaled))) == {id}
+
+
+def test_a_flat_loss_under_muon_is_blamed_on_both_rates_or_on_none(make_plan) -> None:
+    def found(**rates: float) -> dict[str, Any]:
+        return found_in(make_plan(optimizer="muon", **rates), steps(120, flat))
+
+    # Embeddings and norms that hardly move hinder no matrix.
+    assert not found(learning_rate=1e-9, muon_learning_rate=0.02)
+    remedy = found(learning_rate=1e-9, muon_learning_rate=1e-9)["rate-too-low"].remedy
+    assert "learning_rate: 1e-03, muon_learning_rate: 1e-02" in remedy
+    remedy = found(learning_rate=3e-3, muon_learning_rate=5.0)["rate-too-high"].remedy
+    assert remedy.endswith(": muon_learning_rate: 1e-02")
 
 
 def test_a_flat_loss_of_an_existing_model_needs_more_to_be_blamed(make_plan) -> None:
-    def found(rate: float, number: int) -> set[str]:
+    def found(rate: float, number: int, rise: float = 0.0) -> set[str]:
         plan = make_plan(learning_rate=rate).model_copy(update={"model": TRAINED})
-        return set(found_in(plan, steps(number, lambda step: {"loss": 2.0 + 0.1 * (step % 2)})))
+        return set(found_in(plan, steps(number, lambda step: {"loss": 2.0 + 0.1 * (step % 2) + rise * step})))
 
     assert found(2e-5, 400) == set()
     assert found(1e-9, 150) == set()
     assert found(1e-9, 400) == {"rate-too-low"}
-    assert found(1e-2, 400) == {"rate-too-high"}
+    # What has been learned stands still at any rate.
+    assert found(1e-2, 400) == set()
+    assert found(1e-2, 400, rise=0.001) == {"rate-too-high"}
+    assert found(2e-5, 400, rise=0.001) == set()
 
 
 def test_steps_without_targets_stop_the_run(make_plan) -> None:
@@ -283,15 +391,21 @@ def test_steps_without_targets_stop_the_run(make_plan) -> None:
     few = found_in(make_plan(), steps(10, lambda step: {"num_target_tokens": 3}))
     assert set(few) == {"everything-masked"}
     assert not few["everything-masked"].stops_run
+    # A long question with a short answer has a target in each sample.
+    long: Course = lambda step: {"num_target_tokens": 8, "tokens_per_s": 80_000.0}  # noqa: E731
+    assert not found_in(make_plan(), steps(10, long))
 
 
 def test_a_gradient_of_exactly_zero_stops_the_run(make_plan) -> None:
     dead: Course = lambda step: {"loss": 3.0, "grad_norm": 0.0}  # noqa: E731
-    plan = make_plan().model_copy(update={"adapt": AdaptPlan(method="lora")})
+    plan = make_plan().model_copy(update={"adapt": AdaptPlan(method="lora", target_modules=("q_proj",))})
     found = found_in(plan, steps(10, dead))
     assert set(found) == {"nothing-trains"}
     assert found["nothing-trains"].stops_run
     assert "all-linear" in found["nothing-trains"].remedy
+    everywhere = plan.model_copy(update={"adapt": AdaptPlan(method="lora")})
+    assert found_in(everywhere, steps(10, dead))["nothing-trains"].remedy.endswith(": method: full")
+    assert "method: full" not in found_in(make_plan(), steps(10, dead))["nothing-trains"].remedy
     # What is known by heart has no gradient either.
     assert not found_in(plan, steps(10, lambda step: {"loss": 0.0, "grad_norm": 0.0}))
 
@@ -305,13 +419,42 @@ def test_a_loss_that_runs_away_stops_the_run(level, make_plan) -> None:
     assert "divergence" not in found_in(make_plan(), steps(30, away))
 
 
+def test_a_start_far_above_guessing_is_no_divergence(make_plan) -> None:
+    coming_down: Course = lambda step: {"loss": 12 - 0.08 * step}  # noqa: E731
+    assert not found_in(make_plan(), steps(60, coming_down))
+    standing: Course = lambda step: {"loss": 12 + 0.05 * random.Random(step).gauss(0, 1)}  # noqa: E731
+    assert set(found_in(make_plan(learning_rate=1e-9), steps(120, standing))) == {"rate-too-low"}
+    lost: Course = lambda step: {"loss": 12.0 if step < 10 else 2.0 if step < 100 else 6.0}  # noqa: E731
+    assert found_in(make_plan(), steps(140, lost))["divergence"].stops_run
+    refused: Course = lambda step: lost(step) | {"is_finite": step > 3}  # noqa: E731
+    assert "divergence" in found_in(make_plan(precision="fp16"), steps(140, refused))
+
+
+def test_a_base_that_knows_its_text_may_vary_by_a_third(make_plan) -> None:
+    plan = make_plan(learning_rate=2e-5).model_copy(update={"model": TRAINED})
+    assert not found_in(plan, steps(60, lambda step: {"loss": 0.1 if step <= 20 else 0.2}))
+    assert "divergence" in found_in(plan, steps(60, lambda step: {"loss": 0.1 if step <= 20 else 0.6}))
+
+
 def test_a_loss_that_rises_back_names_the_checkpoint_before(make_plan) -> None:
     risen: Course = lambda step: {"loss": falling(step) if step < 300 else 3.6}  # noqa: E731
-    events = [*steps(400, risen), *(saved(step) for step in range(100, 401, 100))]
+    events = [*steps(480, risen), *(saved(step) for step in range(100, 401, 100))]
     found = found_in(make_plan(), events)
     assert set(found) == {"loss-rising"}
-    assert "checkpoints/step-000300" in found["loss-rising"].remedy
+    assert "model_name_or_path: RUN/checkpoints/step-000200, learning_rate" in found["loss-rising"].remedy
+    removed = found_in(make_plan(save_total_limit=2), events)["loss-rising"].remedy
+    assert "checkpoints" not in removed
+    best = [*events, evaluated(200, 1.5)]
+    assert "step-000200" in found_in(make_plan(save_total_limit=2), best)["loss-rising"].remedy
     assert not found["loss-rising"].stops_run
+
+
+def test_the_noise_of_a_batch_of_one_is_no_rise(make_plan) -> None:
+    history = History(make_plan(num_steps=6400))
+    noise = random.Random(5)
+    for step in steps(6400, lambda step: {"loss": 2.0 + 0.7 * noise.gauss(0, 1)}):
+        history.add(step)
+        assert step.step % 32 or find_rise(history) is None, step.step
 
 
 def test_a_spike_is_one_when_it_is_over(make_plan) -> None:
@@ -392,7 +535,7 @@ def test_a_finding_is_said_once_and_only_when_it_lasts(make_plan) -> None:
     (finding,) = hear(watch, steps(300, wait))
     assert (finding.id, finding.step, finding.is_timed) == ("starved-by-data", 70, True)
     one_bad_check: Course = lambda step: {"wait_s": 25.0, "step_s": 25.0} if step == 100 else {}  # noqa: E731
-    assert not list(hear(Watch(make_plan()), steps(105, one_bad_check)))
+    assert not list(hear(Watch(make_plan()), steps(135, one_bad_check)))
 
 
 def test_a_resumed_run_says_what_it_would_have_said_and_nothing_again(make_plan) -> None:
@@ -424,4 +567,5 @@ def test_an_end_is_asked_too_and_an_interruption_is_none(make_plan) -> None:
 def test_timed_findings_are_those_of_the_catalogue() -> None:
     timed = {entry.id for entry in entries().values() if entry.is_timed}
     assert {"starved-by-data", "gpu-unused", "host-memory-grows", "slower-than-planned"} < timed
+    assert {"checkpoint-not-written", "drive-wear", "left-out"} < timed
     assert not timed & {"overfitting", "divergence", "rate-too-low", "loss-spike", "everything-masked"}

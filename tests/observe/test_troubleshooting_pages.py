@@ -50,6 +50,24 @@ def test_detectors_make_exactly_the_findings_that_the_catalogue_says_they_make()
     assert made == {entry.id for entry in entries().values() if entry.has_detector}
 
 
+def test_all_that_a_run_finds_has_an_entry() -> None:
+    made = {
+        path.name
+        for path in SOURCES.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("FindingEvent", "Finding")
+    }
+    assert made == {"catalogue.py"}
+
+
+def test_names_keep_their_spelling_at_the_beginning_of_a_sentence() -> None:
+    for language in PAGES:
+        page = render(language)
+        assert all(f"**{name}" in page for name in ("torch.compile", "fp16"))
+    assert "**nvidia-smi" in render("zh")
+    assert "**The loss runs away.**" in render("en")
+
+
 def test_a_finding_has_the_words_of_its_entry() -> None:
     finding = make_finding("starved-by-data", "as seen", "dataloader_num_workers: 4", effect="twice as fast")
     text = entries()["starved-by-data"].texts["en"]

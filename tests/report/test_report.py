@@ -15,15 +15,19 @@ from typing import Any
 import pytest
 
 import onecard.report
+from onecard.observe.detectors import as_event, entries, make_finding
 from onecard.observe.events import (
     EvaluatedEvent,
     FindingEvent,
+    RecoveredEvent,
     Sample,
     SampledEvent,
+    SavedEvent,
     ScoredEvent,
     StepEvent,
 )
 from onecard.observe.lines import to_json_line
+from onecard.report.differences import GROUPS
 from onecard.report.record import RunRecord, read_runs
 from onecard.report.scale import Scale, round_values
 from onecard.report.spending import time_of
@@ -129,6 +133,33 @@ def test_findings_come_with_evidence_and_remedy_and_those_that_stop_come_first(w
     assert "why <that>" in text
 
 
+def test_findings_are_told_in_the_language_of_the_page(write_run: Callable[..., Path]) -> None:
+    root = write_run("a", [3.0])
+    finding = make_finding("starved-by-data", "40% of the time", "dataloader_num_workers: 2", effect="0.3 s a step")
+    append(root, as_event(finding, 3, 1.0))
+    append(root, dataclasses.replace(as_event(finding, 4, 1.0), id="of-another-version", symptom="something new"))
+    chinese, english = entries()["starved-by-data"].texts["zh"], entries()["starved-by-data"].texts["en"]
+    text = Page(render_report(read(root), "zh")).text
+    for told in (chinese.symptom, chinese.cause, "40% of the time", "something new"):
+        assert told in text, told
+    assert f"{chinese.remedy}: dataloader_num_workers: 2 (0.3 s a step)" in text
+    assert english.symptom not in text
+    assert english.symptom in Page(render_report(read(root), "en")).text
+
+
+def test_what_a_run_got_over_is_told(write_run: Callable[..., Path]) -> None:
+    root = write_run("a", [3.0])
+    parts = {"problem": "out of memory", "during": "step", "evidence": "full", "elapsed_s": 1.0}
+    for step in (3, 7):
+        append(root, RecoveredEvent(step=step, remedy="repeated with micro_batch_size 8 -> 4", **parts))
+    append(root, RecoveredEvent(step=2, remedy="back to step 2", returned_from=9, **parts | {"problem": "not finite"}))
+    text = Page(render_report(read(root), "en")).text
+    assert "out of memory (step), 2 times, from step 3 to 7: repeated with micro_batch_size 8 -> 4" in text
+    assert "not finite (step), at step 9: back to step 2" in text
+    assert "Nothing was found" not in text
+    assert "内存或显存不足（训练步）" in Page(render_report(read(root), "zh")).text
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("kept", ["none", "one", "not finite", "one evaluation"])
 def test_a_run_that_has_hardly_begun_has_a_report(write_run: Callable[..., Path], kept: str, language: Any) -> None:
@@ -219,6 +250,17 @@ def test_shares_of_time_add_up_to_the_run(write_run: Callable[..., Path]) -> Non
     assert sum(float(share.rstrip("%")) for *_, share in found.rows) == pytest.approx(100, abs=0.3)
 
 
+def test_saving_in_the_background_takes_as_long_as_training_stood_still(write_run: Callable[..., Path]) -> None:
+    run = read(write_run("a", [3.0]))
+    steps = [step_event(step, wait_s=0.0) for step in range(1, 21)]
+    saved = {"elapsed_s": 9.9, "checkpoint": "c", "reason": "clock", "num_bytes": 1}
+    events = [*steps, SavedEvent(step=9, seconds=9.0, wait_s=1.5, **saved), SavedEvent(step=20, seconds=2.0, **saved)]
+    found = time_of(dataclasses.replace(run, events=tuple(events)), Say("en"))
+    assert found is not None
+    # The second is from before waiting was counted: nothing went on meanwhile.
+    assert {name: amount for _, name, amount, _ in found.rows}["saving"] == "3.5 s"
+
+
 def test_paths_of_the_machine_stay_on_it(write_run: Callable[..., Path], tmp_path: Path) -> None:
     text = tmp_path / "my-stories.txt"
     text.write_text("x", encoding="utf-8")
@@ -245,6 +287,19 @@ def test_every_sentence_is_there_in_chinese_with_the_same_values() -> None:
     assert not said - set(_CHINESE)
     for english, chinese in _CHINESE.items():
         assert _values_in(english) == _values_in(chinese), english
+
+
+def test_what_a_plan_or_a_record_calls_something_is_there_in_chinese() -> None:
+    say, planner = Say("zh"), SOURCES.parent / "planner"
+    assert all(not say.term(group, "settings").isascii() for group in GROUPS)
+    assert (say.term("batch", "settings"), say.term("batch")) == ("批次", "批数据")
+    assert (say.term("optimizer", "settings"), say.term("optimizer")) == ("优化器", "优化器状态")
+    assert Say("en").term("batch", "settings") == "batch"
+    kinds = {"step", "steps", "update", "evaluation", "samples", "checkpoint"}
+    assert all(not say.term(kind, "during").isascii() for kind in kinds)
+    parts = set(re.findall(r'breakdown\["([^"]+)"\] =', (planner / "on_cpu.py").read_text(encoding="utf-8")))
+    assert parts > {"malloc"}
+    assert all(not say.term(part).isascii() for part in parts)
 
 
 def _values_in(text: str) -> set[str]:

@@ -90,6 +90,12 @@ class Outcome:
         return [event for event in self.record if event["event"] == kind]
 
     @property
+    def findings(self) -> list[dict[str, Any]]:
+        """All findings, also those that rest on clocks and sensors."""
+        lines = (self.root / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        return [event for event in map(json.loads, lines) if event["event"] == "finding"]
+
+    @property
     def record(self) -> list[dict[str, Any]]:
         """Events without what a clock decides."""
         lines = (self.root / "events.jsonl").read_text(encoding="utf-8").splitlines()

@@ -156,7 +156,8 @@ def test_an_evaluation_that_never_fits_is_left_out(runner: "Runner", monkeypatch
     # Dropout is on again after it.
     assert losses(outcome) == losses(whole)
     assert not outcome.events("evaluated")
-    assert "no memory for the evaluation" in outcome.events("finding")[0]["symptom"]
+    assert outcome.findings[0]["id"] == "left-out"
+    assert outcome.findings[0]["evidence"].startswith("evaluation: ")
     assert outcome.record[-1]["reason"] == "completed"
 
 
@@ -194,7 +195,7 @@ def test_a_save_is_tried_again(runner: "Runner", monkeypatch: pytest.MonkeyPatch
 def test_a_save_that_fails_twice_is_made_up_for_later(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
     failing_save(lambda number: number in (1, 2), monkeypatch)
     outcome = runner.start("short", eval_steps=0)
-    assert "no memory for the checkpoint" in outcome.events("finding")[0]["symptom"]
+    assert outcome.findings[0]["evidence"].startswith("checkpoint: ")
     assert [event["step"] for event in outcome.events("saved")] == [6, 9, 12]
 
 

@@ -110,11 +110,13 @@ def test_refused_saves_are_told_and_the_run_goes_on(
     found = runner.start("full", save_total_limit=10)
     assert set(whole.checkpoints) - set(found.checkpoints) == set(whole.checkpoints[1:3])
     assert found.last_bytes("model.safetensors") == whole.last_bytes("model.safetensors")
-    findings = found.events("finding")
+    findings = found.findings
     assert [finding["step"] for finding in findings] == [int(name[5:]) for name in whole.checkpoints[1:3]]
     assert "could not be written; the run goes on" in findings[0]["symptom"]
-    assert findings[0]["evidence"] == "no space left"
-    assert [event for event in found.record if event["event"] != "finding"] == [
+    assert findings[0]["evidence"] == f"{whole.checkpoints[1]}: no space left"
+    assert {finding["id"] for finding in findings} == {"checkpoint-not-written"}
+    # A disk is no part of what a run repeats.
+    assert found.record == [
         event for event in whole.record if event["event"] != "saved" or event["checkpoint"] in found.checkpoints
     ]
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def examine(encoding: str | None = "utf-8") -> "Iterator[Check]":
-    """Tests what training needs of this machine and yields each outcome as it is there; takes up to a minute.
+    """Tests what training needs of this machine and yields each outcome as it is there; none takes over 180 seconds.
 
     `encoding` is that of the console results are shown on. Raises nothing: what fails is an outcome.
     """

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from onecard.hardware.nvidia import Gauges
     from onecard.report.live import Follower, LiveView
 
 _REDRAW_S = 1.0
@@ -69,17 +68,5 @@ def _frame(view: "LiveView", console: "Console") -> "Text":
 
     return Text("\n").join(
         Text.assemble((f"{label:10}", "bold"), (text, style))
-        for label, text, style in frame_lines(view, _gauges(view.device), console.width, console.encoding)
+        for label, text, style in frame_lines(view, console.width, console.encoding)
     )
-
-
-def _gauges(device: str) -> "Gauges | None":
-    """Reads the card of a run; CUDA's number of a card is taken for that of the driver, as it is with one card."""
-    kind, _, index = device.partition(":")
-    if kind != "cuda":
-        return None
-    import pynvml
-
-    from onecard.hardware.nvidia import read_gauges
-
-    return read_gauges(pynvml, int(index or 0))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from onecard.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from onecard.hardware.nvidia import Gauges
+    from onecard.observe.events import DeviceEvent
     from onecard.report.live import LiveView
 
 _BLOCKS, _ASCII = "▁▂▃▄▅▆▇█", "_.-=+*#@"
@@ -19,7 +19,7 @@ _SHOWN_FINDINGS = 4
 Line = tuple[str, str, str]
 
 
-def frame_lines(view: "LiveView", gauges: "Gauges | None", width: int, encoding: str) -> list[Line]:
+def frame_lines(view: "LiveView", width: int, encoding: str) -> list[Line]:
     """Writes how a run stands as label, text and style per line, for a terminal of so many columns."""
     room = max(10, min(_MAX_WIDTH, width - _LABEL_WIDTH - 2))
     lines = [("run", f"{view.name}  {_state(view)}", "")]
@@ -40,8 +40,11 @@ def frame_lines(view: "LiveView", gauges: "Gauges | None", width: int, encoding:
     lines.append(("speed", _speed(view), ""))
     if view.step.memory_bytes is not None:
         lines.append(("memory", f"{format_bytes(view.step.memory_bytes)} reserved by the run", ""))
-    if gauges is not None:
-        lines.append(("card", card_text(gauges), ""))
+    if view.reading is not None and (card := card_text(view.reading)):
+        lines.append(("card", card, ""))
+    if view.recovered is not None:
+        lines.append(("trouble", f"{view.recovered.problem} ({view.recovered.during})", "bold yellow"))
+        lines.append(("", f"step {view.recovered.step:,}: {view.recovered.remedy}", ""))
     for finding in view.findings[-_SHOWN_FINDINGS:]:
         lines.append(("finding", finding.symptom, "bold red" if finding.stops_run else "bold yellow"))
         lines.append(("", f"step {finding.step:,}: {finding.remedy}", ""))
@@ -79,15 +82,17 @@ def sparkline(values: Sequence[float], width: int, levels: str) -> str:
     )
 
 
-def card_text(gauges: "Gauges") -> str:
-    """Writes what a card does now; what its driver does not say is left out."""
-    parts = [f"{format_bytes(gauges.used_bytes)} of {format_bytes(gauges.total_bytes)}"]
-    if gauges.utilisation is not None:
-        parts.append(f"{gauges.utilisation:.0%} busy")
-    if gauges.temperature_c is not None:
-        parts.append(f"{gauges.temperature_c} C")
-    if gauges.power_w is not None:
-        parts.append(f"{gauges.power_w:.0f} W")
+def card_text(reading: "DeviceEvent") -> str:
+    """Writes what the card of a run did when it was last read; empty for a CPU, and without what no driver told."""
+    parts = []
+    if reading.card_bytes is not None and reading.card_total_bytes is not None:
+        parts.append(f"{format_bytes(reading.card_bytes)} of {format_bytes(reading.card_total_bytes)}")
+    if reading.gpu_share is not None:
+        parts.append(f"{reading.gpu_share:.0%} busy")
+    if reading.temperature_c is not None:
+        parts.append(f"{reading.temperature_c:.0f} C")
+    if reading.power_w is not None:
+        parts.append(f"{reading.power_w:.0f} W")
     return ", ".join(parts)
 
 

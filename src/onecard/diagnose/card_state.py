@@ -67,15 +67,22 @@ def check_temperature(nvml: Any, handle: Any) -> Check:
     """Compares the temperature with the one at which the card slows down, and asks whether it does."""
     name = "GPU temperature"
     degrees = nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
-    limit = nvml.nvmlDeviceGetTemperatureThreshold(handle, nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN)
+    limit = _slowdown_c(nvml, handle)
     slowed = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle) & (
         nvml.nvmlClocksThrottleReasonSwThermalSlowdown | nvml.nvmlClocksThrottleReasonHwThermalSlowdown
     )
-    found = f"{degrees} °C; it slows down at {limit} °C"
-    if slowed or degrees >= limit - _NEAR_SLOWDOWN:
+    found = f"{degrees} °C" + (f"; it slows down at {limit} °C" if limit is not None else "")
+    if slowed or (limit is not None and degrees >= limit - _NEAR_SLOWDOWN):
         is_slow = ", and does now" if slowed else ""
         return Check(name, "warning", found + is_slow, "clean the fans, lift the laptop, or lower the power limit")
     return Check(name, "good", found)
+
+
+def _slowdown_c(nvml: Any, handle: Any) -> int | None:
+    try:
+        return int(nvml.nvmlDeviceGetTemperatureThreshold(handle, nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN))
+    except nvml.NVMLError:  # many a GeForce does not tell
+        return None
 
 
 def check_power(nvml: Any, handle: Any) -> Check:
@@ -88,7 +95,8 @@ def check_power(nvml: Any, handle: Any) -> Check:
     found = f"{limit:.0f} W of {own:.0f} W"
     if limit < _LEAST_POWER_SHARE * own:
         remedy = (
-            f"if that is not on purpose: nvidia-smi -pl {own:.0f} (as administrator), or the laptop's power profile"
+            f"if that is not on purpose: nvidia-smi -pl {own:.0f} (sudo, or as administrator), or the power profile of "
+            "the laptop"
         )
         return Check(name, "warning", found, remedy)
     return Check(name, "good", found)
@@ -108,6 +116,6 @@ def check_spill(machine: Machine, free_bytes: int) -> Check:
     return Check(
         name,
         "warning",
-        "the driver lends host memory, which is about eight times as slow; onecard's own limit keeps runs out of it",
+        "the driver lends host memory, which is slower than its own; onecard's own limit keeps runs out of it",
         "NVIDIA Control Panel, Manage 3D settings, CUDA - Sysmem Fallback Policy: Prefer No Sysmem Fallback",
     )

@@ -43,11 +43,11 @@ def _run(names: Sequence[str], tests: Mapping[str, Entry], worker: Sequence[str]
                 try:
                     line = lines.get(timeout=tests[name].limit_s)
                 except Empty:
-                    yield Check(name, "bad", f"hangs: no answer after {tests[name].limit_s:.0f} s", _HANGS)
+                    yield Check(name, "bad", f"hangs: no answer after {tests[name].limit_s:.0f} s", tests[name].remedy)
                     return
                 if line is None:
                     said.seek(0)
-                    yield _died(name, process.wait(), said.read())
+                    yield _died(name, process.wait(), said.read(), tests[name].remedy)
                     return
                 yield Check(**json.loads(line))
         finally:
@@ -58,9 +58,6 @@ def _run(names: Sequence[str], tests: Mapping[str, Entry], worker: Sequence[str]
                 process.stdout.close()
 
 
-_HANGS = "restart the machine; if it still hangs, install the driver and PyTorch anew"
-
-
 def _read(process: "subprocess.Popen[bytes]", lines: "Queue[bytes | None]") -> None:
     assert process.stdout is not None
     for line in process.stdout:
@@ -68,8 +65,8 @@ def _read(process: "subprocess.Popen[bytes]", lines: "Queue[bytes | None]") -> N
     lines.put(None)
 
 
-def _died(name: str, code: int, said: bytes) -> Check:
+def _died(name: str, code: int, said: bytes, remedy: str) -> Check:
     text = said.decode("utf-8", errors="replace").strip().splitlines()
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     last = f": {text[-1][:200]}" if text else ""
-    return Check(name, "bad", f"ended the process ({how}){last}", "install the driver and PyTorch anew")
+    return Check(name, "bad", f"ended the process ({how}){last}", remedy)

@@ -35,7 +35,7 @@ def check_battery(battery: Any) -> Check:
 
 
 def check_disk(purpose: str, folder: Path) -> Check:
-    """Writes and reads 64 MiB in a folder (or the nearest that exists), which is removed again; asks for free space."""
+    """Writes 64 MiB in a folder (or the nearest that exists), which are removed again; asks for free space."""
     name = f"disk for {purpose}"
     place = next(path for path in (folder, *folder.parents) if path.is_dir())
     free = psutil.disk_usage(str(place)).free
@@ -48,7 +48,8 @@ def check_disk(purpose: str, folder: Path) -> Check:
     if free < _LEAST_DISK_BYTES:
         return Check(name, "bad", found, "free some space: a checkpoint alone can take gigabytes. " + _ELSEWHERE)
     if free < _FEW_DISK_BYTES:
-        return Check(name, "warning", found, "free some space, or keep fewer checkpoints: save_total_limit 2")
+        fewer = ", or keep fewer checkpoints: save_total_limit 2" if purpose == "runs" else ""
+        return Check(name, "warning", found, f"free some space{fewer}")
     if speed is not None and speed < _SLOW_BYTES_PER_S:
         return Check(name, "warning", found, "a local SSD saves checkpoints faster. " + _ELSEWHERE)
     return Check(name, "good", found)
@@ -75,7 +76,8 @@ def check_windows_folder(machine: Machine, folder: Path) -> Check:
         return Check(name, "not applicable", "only within WSL")
     parts = folder.absolute().parts
     if len(parts) > 2 and parts[1] == "mnt" and len(parts[2]) == 1:
-        return Check(name, "warning", f"{folder} is on a Windows disk: ten times as slow", "work under your Linux home")
+        found = f"{folder} is on a Windows disk, reached through a slow bridge"
+        return Check(name, "warning", found, "work under your Linux home")
     return Check(name, "good", f"{folder} is on a Linux disk")
 
 

@@ -14,10 +14,14 @@ Test = Callable[[Machine], Check]
 
 @dataclass(frozen=True)
 class Entry:
-    """A test and the time after which it counts as hanging; importing PyTorch, the first time, is included."""
+    """A test, and the time after which it counts as hanging; importing PyTorch, the first time, is included.
+
+    `remedy` is for a test that hangs or ends its process.
+    """
 
     run: Test
     limit_s: float
+    remedy: str = "restart the machine; if that does not help, install the driver and PyTorch anew"
 
 
 def _driver(machine: Machine) -> Check:
@@ -182,6 +186,10 @@ def _hub(_: Machine) -> Check:
     return check_hub(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT, is_offline=constants.HF_HUB_OFFLINE)
 
 
+_DISK = "look at this disk: a network share that is gone, or a drive that fails, does not answer"
+_NETWORK = "look at the network, its proxy (HTTPS_PROXY) and HF_ENDPOINT: nothing answers there"
+_SYSTEM = "restart the machine, and look into the log of the system"
+
 TESTS: dict[str, Entry] = {
     "NVIDIA driver": Entry(_driver, 60),
     "PyTorch's build": Entry(_build, 90),
@@ -196,13 +204,13 @@ TESTS: dict[str, Entry] = {
     "memory beyond the card": Entry(_on_gpu("memory beyond the card", _spill), 60),
     "GPU temperature": Entry(_of_card("GPU temperature", "check_temperature"), 30),
     "GPU power limit": Entry(_of_card("GPU power limit", "check_power"), 30),
-    "power supply": Entry(_battery, 30),
-    "disk for runs": Entry(_disk("runs", lambda: Path.cwd() / "runs"), 60),
-    "disk for prepared text": Entry(_disk("prepared text", _prepared_text), 60),
-    "disk for downloads": Entry(_disk("downloads", _downloads), 60),
-    "place of the files": Entry(_place, 30),
-    "cores": Entry(_cores, 30),
-    "memory": Entry(_ram, 30),
-    "page file": Entry(_page_file, 30),
-    "Hugging Face Hub": Entry(_hub, 60),
+    "power supply": Entry(_battery, 30, _SYSTEM),
+    "disk for runs": Entry(_disk("runs", lambda: Path.cwd() / "runs"), 60, _DISK),
+    "disk for prepared text": Entry(_disk("prepared text", _prepared_text), 60, _DISK),
+    "disk for downloads": Entry(_disk("downloads", _downloads), 60, _DISK),
+    "place of the files": Entry(_place, 30, _DISK),
+    "cores": Entry(_cores, 30, _SYSTEM),
+    "memory": Entry(_ram, 30, _SYSTEM),
+    "page file": Entry(_page_file, 30, _SYSTEM),
+    "Hugging Face Hub": Entry(_hub, 60, _NETWORK),
 }

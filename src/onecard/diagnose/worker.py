@@ -31,7 +31,8 @@ def main(names: Sequence[str], tests: Mapping[str, Entry] = TESTS) -> None:
 def _failed(name: str, error: Exception) -> Check:
     lines = str(error).strip().splitlines()
     found = f"failed: {type(error).__name__}: {lines[0][:200] if lines else 'no message'}"
-    return Check(name, "bad", found, "install onecard's requirements anew: pip install --force-reinstall onecard")
+    remedy = "install onecard's requirements anew, in its clone: pip install -c constraints.txt -e ."
+    return Check(name, "bad", found, remedy)
 
 
 if __name__ == "__main__":

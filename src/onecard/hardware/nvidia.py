@@ -1,12 +1,9 @@
 """NVIDIA cards through their driver's management library (NVML), without CUDA or torch."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from onecard.hardware.machine import Gpu
-
-Number = TypeVar("Number", int, float)
 
 # Values by which people hide every card on purpose.
 _HIDE_ALL = ("", "-1", "none", "NoDevFiles")
@@ -34,46 +31,6 @@ def probe_gpus(nvml: Any, environ: Mapping[str, str]) -> tuple[tuple[Gpu, ...], 
         return (), None, f"the NVIDIA driver cannot list its cards: {error}"
     finally:
         nvml.nvmlShutdown()
-
-
-@dataclass(frozen=True)
-class Gauges:
-    """What a card does now; None where the driver does not say."""
-
-    used_bytes: int
-    total_bytes: int
-    utilisation: float | None
-    temperature_c: int | None
-    power_w: float | None
-
-
-def read_gauges(nvml: Any, index: int) -> Gauges | None:
-    """Reads the gauges of the card that nvidia-smi numbers so; None where there is no driver or no such card."""
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:
-        return None
-    try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        return Gauges(
-            used_bytes=int(memory.used),
-            total_bytes=int(memory.total),
-            utilisation=_told(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
-            temperature_c=_told(nvml, lambda: int(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))),
-            power_w=_told(nvml, lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
-        )
-    except nvml.NVMLError:
-        return None
-    finally:
-        nvml.nvmlShutdown()
-
-
-def _told(nvml: Any, read: Callable[[], Number]) -> Number | None:
-    try:
-        return read()
-    except nvml.NVMLError:  # not every card has every gauge
-        return None
 
 
 def _read_cards(nvml: Any, driver: str) -> tuple[list[Gpu], str | None]:

@@ -133,6 +133,11 @@ class SavedEvent:
     seconds: float
     wait_s: float | None = None
 
+    @property
+    def paused_s(self) -> float:
+        """Seconds that training lost; of old records what writing took, for nothing went on meanwhile."""
+        return self.seconds if self.wait_s is None else self.wait_s
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FindingEvent:

@@ -72,7 +72,7 @@ def describe_finding(event: FindingEvent) -> list[str]:
 def list_findings(findings: Sequence[FindingEvent]) -> list[str]:
     """Names what was found in a run, a line each, and where more is said about it."""
     lines = [f"  step {event.step}  {event.symptom}" for event in findings]
-    ids = [event.id for event in findings if event.id]
+    ids = dict.fromkeys(event.id for event in findings if event.id)
     more = [f"  more: docs/troubleshooting.md, {', '.join(ids)}"] if ids else []
     return ["found:", *lines, *more]
 

@@ -13,14 +13,18 @@ _INTRODUCTIONS: dict[Language, tuple[str, ...]] = {
     "en": (
         "# Troubleshooting",
         "By symptom. A run watches itself: what it finds is printed once, when it is sure, with the figures that show "
-        'it and a setting to change; it stands in `events.jsonl` (`"event": "finding"`, by the names below) and at the '
-        "end of the run. Those marked with * are found by a run itself; the others are what errors say. "
+        'it and a setting to change; it stands in `events.jsonl` (`"event": "finding"`, by the names below) and in the '
+        "report of the run, and the console names at the end what it has said since the start or the resume. Those "
+        "marked with * are what a run looks out for; the others are said where they happen: by errors, "
+        "and by a run that goes on in spite of them. "
         "[中文](troubleshooting.zh-CN.md)",
     ),
     "zh": (
         "# 疑难解答",
-        "按症状查找。训练会自我监测：确定之后只提示一次，给出依据的数字和该改的设置；同时写入 `events.jsonl`"
-        '（`"event": "finding"`，名称如下），并在训练结束时再列一遍。带 * 的由训练自己发现，其余是报错信息的含义。'
+        "按症状查找。训练会自我监控：确定之后只提示一次，给出依据的数字和该改的设置；同时写入 `events.jsonl`"
+        '（`"event": "finding"`，名称如下）和运行报告，'
+        "结束时终端再列出本次开始或继续以来提示过的。带 * 的由训练自己监控发现，"
+        "其余在发生之处说明：报错信息，或训练继续时的提示。"
         "[English](troubleshooting.md)",
     ),
 }
@@ -49,12 +53,19 @@ def _paragraph(entry: Entry, language: Language) -> str:
         (
             f"### {entry.id}{mark}",
             "",
-            f"**{text.symptom[0].upper()}{text.symptom[1:]}{stop}**",
+            f"**{_begin_sentence(text.symptom, language)}{stop}**",
             "",
             f"- {cause}{colon}{text.cause}{stop}",
             f"- {remedy}{colon}{text.remedy}{stop}",
         )
     )
+
+
+def _begin_sentence(text: str, language: Language) -> str:
+    """Gives an English sentence its capital, unless it begins with a name such as nvidia-smi, torch.compile or fp16."""
+    first = text.split()[0]
+    is_name = any(letter in ".-" or letter.isdigit() for letter in first)
+    return text if language == "zh" or is_name else text[0].upper() + text[1:]
 
 
 if __name__ == "__main__":

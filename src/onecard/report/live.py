@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from onecard.errors import CheckpointError
 from onecard.observe.events import (
+    DeviceEvent,
     EvaluatedEvent,
     Event,
     FindingEvent,
     FinishedEvent,
     FinishReason,
+    RecoveredEvent,
     StepEvent,
 )
 from onecard.observe.lines import parse_event
@@ -20,10 +22,13 @@ from onecard.report.record import RunRecord
 
 @dataclass(frozen=True)
 class LiveView:
-    """A run at a moment. `age_s` is the time since its record grew; `finished` is None while it trains."""
+    """A run at a moment.
+
+    `reading` is what its sensors said last, `recovered` the last trouble that it got over, `age_s` the time since its
+    record grew; `finished` is None while it trains.
+    """
 
     name: str
-    device: str
     num_steps: int
     step: StepEvent | None
     losses: tuple[float, ...]
@@ -31,6 +36,8 @@ class LiveView:
     last: EvaluatedEvent | None
     best: EvaluatedEvent | None
     findings: tuple[FindingEvent, ...]
+    reading: DeviceEvent | None
+    recovered: RecoveredEvent | None
     finished: FinishReason | None
     age_s: float | None
 
@@ -51,6 +58,8 @@ class Follower:
         self._last: EvaluatedEvent | None = None
         self._best: EvaluatedEvent | None = None
         self._findings: dict[str, FindingEvent] = {}
+        self._reading: DeviceEvent | None = None
+        self._recovered: RecoveredEvent | None = None
         self._finished: FinishedEvent | None = None
 
     def look(self) -> LiveView:
@@ -66,7 +75,6 @@ class Follower:
             age_s = None
         return LiveView(
             name=self._name,
-            device=self._plan.device,
             num_steps=self._plan.schedule.num_steps,
             step=self._step,
             losses=tuple(self._losses),
@@ -74,6 +82,8 @@ class Follower:
             last=self._last,
             best=self._best,
             findings=tuple(self._findings.values()),
+            reading=self._reading,
+            recovered=self._recovered,
             finished=self._finished.reason if self._finished is not None else None,
             age_s=age_s,
         )
@@ -110,5 +120,9 @@ class Follower:
             case FindingEvent():
                 self._findings.pop(event.symptom, None)
                 self._findings[event.symptom] = event
+            case DeviceEvent():
+                self._reading = event
+            case RecoveredEvent():
+                self._recovered = event
             case FinishedEvent():
                 self._finished = event

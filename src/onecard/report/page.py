@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onecard.observe.events import ChosenEvent, FindingEvent
+from onecard.observe.events import ChosenEvent
 from onecard.report.differences import GROUPS, settings_of
 from onecard.report.figures import Figure, make_figures
+from onecard.report.found import Found, tell_findings, tell_recoveries
 from onecard.report.record import RunRecord
 from onecard.report.samples import PromptHistory, tell_samples
 from onecard.report.score_table import ScoreRow, tabulate_scores
@@ -32,14 +33,6 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A finding, and when it was made; one that was made several times is told once."""
-
-    event: FindingEvent
-    when: str
-
-
-@dataclass(frozen=True)
 class Page:
     """All parts of a report as text and pictures, ready for its template."""
 
@@ -50,6 +43,7 @@ class Page:
     tiles: tuple[Tile, ...]
     warnings: tuple[str, ...]
     findings: tuple[Found, ...]
+    recoveries: tuple[str, ...]
     figures: tuple[Figure, ...]
     time: Spending | None
     memory: Spending | None
@@ -83,7 +77,8 @@ def make_page(run: RunRecord, say: Say) -> Page:
         sentences=tuple(_sentences(run, say)),
         tiles=tuple(_tiles(run, summary, say)),
         warnings=tuple(_warnings(summary, say)),
-        findings=tuple(_findings(run, say)),
+        findings=tell_findings(run, say),
+        recoveries=tell_recoveries(run, say),
         figures=make_figures(run, say),
         time=time_of(run, say),
         memory=memory_of(run, say),
@@ -167,25 +162,6 @@ def _warnings(summary: RunSummary, say: Say) -> list[str]:
     return found
 
 
-def _findings(run: RunRecord, say: Say) -> list[Found]:
-    by_symptom: dict[str, list[FindingEvent]] = {}
-    for event in run.findings:
-        by_symptom.setdefault(event.symptom, []).append(event)
-    found = []
-    for events in by_symptom.values():
-        first, last = events[0], events[-1]
-        when = say("at step {step}", step=f"{last.step:,}")
-        if len(events) > 1:
-            when = say(
-                "{num} times, from step {first} to {last}",
-                num=len(events),
-                first=f"{first.step:,}",
-                last=f"{last.step:,}",
-            )
-        found.append(Found(last, when))
-    return sorted(found, key=lambda row: not row.event.stops_run)
-
-
 def _best_step(run: RunRecord, summary: RunSummary) -> int | None:
     return run.marked_step if run.marked_step is not None else summary.best.step if summary.best is not None else None
 
@@ -267,8 +243,8 @@ def _commands(environment: dict[str, str]) -> list[str]:
     pins = [
         f"{name}=={environment[name].partition('+')[0]}" for name in ("torch", "transformers") if name in environment
     ]
-    install = f"pip install onecard {' '.join(pins)}".rstrip()
-    return [install, "onecard train recipe.yaml"]
+    install = [f"pip install {' '.join(pins)}"] if pins else []
+    return [*install, "pip install -e .  # in a clone of onecard", "onecard train recipe.yaml"]
 
 
 def _recipe_text(run: RunRecord) -> str:

@@ -39,7 +39,7 @@ def time_of(run: RunRecord, say: Say) -> Spending | None:
         say("first step: compiling, warming up"): start_s,
         say("evaluating"): sum(event.seconds for event in run.of(EvaluatedEvent)),
         say("samples"): sum(event.seconds for event in run.of(SampledEvent)),
-        say("saving"): sum(event.seconds for event in run.of(SavedEvent)),
+        say("saving"): sum(event.paused_s for event in run.of(SavedEvent)),
     }
     parts[say("other")] = max(0.0, run.events[-1].elapsed_s - sum(parts.values()))
     # Scores count in no elapsed time.

@@ -18,9 +18,12 @@ class Say:
     def __call__(self, text: str, **values: Any) -> str:
         return self._words.get(text, text).format(**values)
 
-    def term(self, name: str) -> str:
-        """Translates what a plan or a record calls something; what has no translation stays as it is."""
-        return self._words.get(name, name)
+    def term(self, name: str, kind: str = "") -> str:
+        """Translates what a plan or a record calls something; what has no translation stays as it is.
+
+        `kind` tells apart what has one word in English and several in Chinese.
+        """
+        return self._words.get(f"{kind} {name}", self._words.get(name, name))
 
 
 def system_language() -> Language:
@@ -35,19 +38,19 @@ def system_language() -> Language:
 _CHINESE = {
     # Curves
     "Loss": "损失",
-    "Loss and held-out loss over steps": "训练损失与留出损失随步数的变化",
+    "Loss and held-out loss over steps": "训练损失与验证损失随步数的变化",
     "training loss": "训练损失",
     "training loss, mean of {size} steps": "训练损失，每 {size} 步的平均",
     "lowest to highest of {size} steps": "每 {size} 步的最低到最高",
-    "held-out loss ± standard error": "留出损失 ± 标准误",
-    "lowest held-out loss": "留出损失最低处",
-    "not finite, update refused": "非有限值，该步更新被拒绝",
-    "The highest values, up to {highest}, lie above the picture.": "最高的值（至 {highest}）在图外。",
+    "held-out loss ± standard error": "验证损失 ± 标准误",
+    "lowest held-out loss": "验证损失最低处",
+    "not finite, update refused": "非有限值，该步更新被跳过",
+    "The highest values, up to {highest}, lie above the picture.": "最高值（达 {highest}）超出图外。",
     "Learning rate": "学习率",
     "Gradient norm": "梯度范数",
     "Tokens per second": "每秒 token 数",
     "{title} over steps": "{title}随步数的变化",
-    "Clipped at {limit}: {share} of the steps.": "在 {limit} 处裁剪：占 {share} 的步。",
+    "Clipped at {limit}: {share} of the steps.": "阈值 {limit}，{share} 的步被裁剪。",
     "a part of the items ± standard error": "部分题目的得分 ± 标准误",
     "highest": "最高",
     # Time and memory
@@ -82,6 +85,7 @@ _CHINESE = {
     "allocator slack": "分配器余量",
     "CUDA context": "CUDA 上下文",
     "process": "进程本身",
+    "checkpoint being written": "正在写入的检查点",
     "malloc": "malloc 开销",
     # Head
     "completed": "已完成",
@@ -109,9 +113,9 @@ _CHINESE = {
     "tokens seen": "已训练 token",
     "time": "用时",
     "tokens/s": "token/秒",
-    "best held-out loss": "最佳留出损失",
+    "best held-out loss": "最佳验证损失",
     "last training loss": "最近训练损失",
-    "most memory": "内存峰值",
+    "most memory": "内存或显存峰值",
     "of {num}": "共 {num}",
     "step {step}": "第 {step} 步",
     "{value} bits per byte": "每字节 {value} 比特",
@@ -121,19 +125,28 @@ _CHINESE = {
     "median of steps": "各步中位数",
     "planned {time}": "计划 {time}",
     "{num} lines of the record could not be read and are left out.": "运行记录中有 {num} 行无法读取，已略去。",
-    "{num} updates were refused, because loss or gradient was not finite.": "{num} 步因损失或梯度非有限被拒绝更新。",
+    "{num} updates were refused, because loss or gradient was not finite.": "{num} 步因损失或梯度非有限而跳过更新。",
+    # Troubles
+    "out of memory": "内存或显存不足",
+    "not finite": "非有限值",
+    "during steps": "训练步",
+    "during step": "训练步",
+    "evaluation": "评估",
+    "update": "更新",
+    "{problem} ({during}), {when}: {remedy}": "{problem}（{during}），{when}：{remedy}",
+    "Went wrong without ending the run:": "出过错但训练没有因此结束：",
     # Sections
     "Findings": "诊断",
     "Nothing was found that is wrong.": "未发现问题。",
     "evidence": "证据",
     "likely cause": "可能原因",
-    "remedy": "处理办法",
+    "remedy": "解决办法",
     "stopped the run": "因此停止",
     "at step {step}": "第 {step} 步",
     "{num} times, from step {first} to {last}": "{num} 次，第 {first} 至 {last} 步",
     "Curves": "曲线",
     "Where the time went": "时间去向",
-    "Memory, planned and measured": "内存：计划与实测",
+    "Memory, planned and measured": "内存或显存：计划与实测",
     "part": "部分",
     "size": "大小",
     "share": "占比",
@@ -147,10 +160,10 @@ _CHINESE = {
     "Chosen by {task}: {checkpoint} of {num} ({metric} {value} ± {error}, {n} items).": (
         "按 {task} 选定：{num} 个中的 {checkpoint}（{metric} {value} ± {error}，{n} 题）。"
     ),
-    "Not to be told from it: {names}.": "与其无法区分：{names}。",
+    "Not to be told from it: {names}.": "与其无显著差异：{names}。",
     "Evaluations": "历次评估",
     "step": "步",
-    "held-out loss": "留出损失",
+    "held-out loss": "验证损失",
     "bits per byte": "每字节比特",
     "All {num} evaluations": "全部 {num} 次评估",
     "Samples over time": "样例的变化",
@@ -167,13 +180,15 @@ _CHINESE = {
     "model": "模型",
     "duration": "时长",
     "machine": "机器",
-    "watching": "观察",
+    "watching": "监控",
+    "settings batch": "批次",
+    "settings optimizer": "优化器",
     "versions": "版本",
     "Data": "数据",
     "source": "来源",
     "tokens": "token",
     "Training text": "训练文本",
-    "Held-out text": "留出文本",
+    "Held-out text": "验证文本",
     "{tokens} tokens, {size}": "{tokens} token，{size}",
     "{tokens} tokens": "{tokens} token",
     "Hash of the prepared data": "预处理后数据的哈希",

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from onecard.checkpoint import folder_of_step
 from onecard.errors import DoesNotFitError
 from onecard.model.shortage import Shortage, attempt
+from onecard.observe.detectors import as_event, make_finding
 from onecard.observe.events import Event, FindingEvent, SavedEvent, SaveReason
 from onecard.observe.jsonl import JsonlSink
 from onecard.run.circumstances import circumstances_of
@@ -158,15 +159,8 @@ class Checkpoints:
         finding = find_wear(self._num_written_bytes, self._elapsed() - self._begun_at_s)
         if finding is not None and not self._has_told_wear:
             self._has_told_wear = True
-            yield FindingEvent(step=progress.step, elapsed_s=self._elapsed(), **finding.model_dump())
+            yield as_event(finding, progress.step, self._elapsed())
 
     def _describe_failure(self, order: SaveOrder, problem: Exception) -> FindingEvent:
-        return FindingEvent(
-            step=order.step,
-            elapsed_s=self._elapsed(),
-            symptom=f"checkpoint {order.target.name} could not be written; the run goes on without it",
-            evidence=str(problem),
-            likely_cause="the disk is full or read-only, or a network share is gone",
-            remedy="free some space or bring the disk back before the next checkpoint; until then a crash would repeat "
-            "everything since the last one that is whole",
-        )
+        finding = make_finding("checkpoint-not-written", f"{order.target.name}: {problem}", "")
+        return as_event(finding, order.step, self._elapsed())

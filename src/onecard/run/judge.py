@@ -22,6 +22,7 @@ from onecard.evaluation.task import Result, Subject, Task
 from onecard.model.folder import load_adapter
 from onecard.model.in_place import load_in_place
 from onecard.model.shortage import Shortage, attempt
+from onecard.observe.detectors import as_event, make_finding
 from onecard.observe.events import ChosenEvent, Event, FindingEvent, FinishReason, ScoredEvent
 from onecard.run.clock import Clock
 from onecard.run.control import Control
@@ -193,14 +194,8 @@ class Judge:
         )
 
     def _does_not_fit(self, task: RunTask, shortage: Shortage) -> FindingEvent:
-        return FindingEvent(
-            step=self._state.progress.step,
-            elapsed_s=self._clock(),
-            symptom=f"{task.name} does not fit the memory beside training; this checkpoint has no score",
-            evidence=shortage.evidence,
-            likely_cause="the keys and values of a single long response are more than what training leaves",
-            remedy="a lower eval_max_new_tokens, or onecard evaluate after the run",
-        )
+        finding = make_finding("score-left-out", f"{task.name}: {shortage.evidence}", "")
+        return as_event(finding, self._state.progress.step, self._clock())
 
     def _rank(self, task: Task, results: dict[int, Result], num_looked_at: int = 0) -> tuple[int, list[Comparison]]:
         steps = sorted(results)

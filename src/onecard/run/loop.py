@@ -18,6 +18,7 @@ from torch._dynamo.exc import TorchDynamoException
 from onecard.errors import DivergedError, DoesNotFitError
 from onecard.model.decoder import CompilerError
 from onecard.model.shortage import Shortage, attempt, is_out_of_memory
+from onecard.observe.detectors import as_event, make_finding
 from onecard.observe.events import Event, FindingEvent, FinishedEvent, FinishReason, StepEvent
 from onecard.run.clock import Clock
 from onecard.run.control import Control
@@ -148,15 +149,10 @@ class Loop:
     def _give_up_compiling(self, error: Exception) -> FindingEvent:
         self._state.decoder.to_eager()
         self._state.optimizer.forget_gradients()
-        self._state.plan = self._plan.model_copy(update={"torch_compile": False})
-        return FindingEvent(
-            step=self._state.progress.step,
-            elapsed_s=self._elapsed(),
-            symptom="torch.compile failed; the run goes on without it",
-            evidence=str(error).strip().splitlines()[0][:200],
-            likely_cause="the compiler or Triton does not work on this machine",
-            remedy="set torch_compile: false to save the attempt, or repair the compiler",
-        )
+        reasons = self._plan.reasons | {"torch_compile": "the compiler failed in the run"}
+        self._state.plan = self._plan.model_copy(update={"torch_compile": False, "reasons": reasons})
+        finding = make_finding("compile-failed", str(error).strip().splitlines()[0][:200], "")
+        return as_event(finding, self._state.progress.step, self._elapsed())
 
     def _torn(self, shortage: Shortage) -> Trouble:
         """An update that broke off: what it had changed is not known, so all of it is taken back."""

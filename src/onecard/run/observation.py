@@ -47,7 +47,9 @@ class Observer:
                     continue
                 yield event
                 if isinstance(event, RecoveredEvent) and event.returned_from is not None:
-                    self._watch = self._recall()  # what came after that step has not happened
+                    # What came after that step has not happened; what the plan had to give up stays given up.
+                    self._plan = self._watch.history.plan
+                    self._watch = self._recall()
                 if isinstance(event, StepEvent) and time.monotonic() - self._read_at >= _READING_INTERVAL_S:
                     self._read_at = time.monotonic()
                     reading = DeviceEvent(

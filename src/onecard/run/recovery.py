@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from onecard.errors import DoesNotFitError
 from onecard.model.shortage import Shortage, attempt
+from onecard.observe.detectors import as_event, make_finding
 from onecard.observe.events import Event, FindingEvent, RecoveredEvent
 from onecard.run.clock import Clock
 from onecard.run.probe import probe_evaluation, probe_step
@@ -116,15 +117,8 @@ class Recovery:
 
     def left_out(self, during: str, shortage: Shortage) -> FindingEvent:
         """Tells that something was not done at this step."""
-        return FindingEvent(
-            step=self._state.progress.step,
-            elapsed_s=self._elapsed(),
-            symptom=f"no memory for the {during} at this step; it is left out, training goes on",
-            evidence=shortage.evidence,
-            likely_cause="something else has taken memory since the run began",
-            remedy="close what else uses the memory; to leave more room, a smaller per_device_eval_batch_size, fewer "
-            "or shorter samples, or memory_limit_gb",
-        )
+        finding = make_finding("left-out", f"{during}: {shortage.evidence}", "")
+        return as_event(finding, self._state.progress.step, self._elapsed())
 
 
 def held_by(state: TrainState) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from onecard.observe.detectors import as_event, make_finding
 from onecard.observe.events import FindingEvent, StepEvent
 from onecard.run.clock import Clock
 from onecard.run.retreat import Trouble
@@ -35,12 +36,8 @@ class Refusals:
         # A loss scale that was too high is no news of the batch.
         is_usual = self._state.loss_scale.is_dynamic and event.loss == event.loss
         if progress.num_refused_in_a_row == 1 and not is_usual:
-            yield self._finding(
-                event,
-                symptom=f"the update of step {event.step} was refused: loss or gradient is not finite",
-                evidence=_describe(event),
-                remedy=f"none is needed if it stays alone; onecard replay RUN --step {event.step} shows its texts",
-            )
+            finding = make_finding("update-refused", _describe(event), f"`onecard replay RUN --step {event.step}`")
+            yield as_event(finding, event.step, self._elapsed())
 
     def trouble(self, event: StepEvent) -> Trouble:
         """Why a run goes back after too many."""
@@ -50,29 +47,11 @@ class Refusals:
         """Why a run ends after too many."""
         num_retreats = self._state.progress.num_retreats
         tried = f"; going back {num_retreats} times did not help" if num_retreats else ""
-        return self._finding(
-            event,
-            symptom="loss or gradient is not finite",
-            evidence=self._evidence(event) + tried,
-            remedy="start a new run with half the learning_rate, or with precision bf16 or fp32",
-            stops_run=True,
-        )
+        finding = make_finding("non-finite", self._evidence(event) + tried, "", stops_run=True)
+        return as_event(finding, event.step, self._elapsed())
 
     def _evidence(self, event: StepEvent) -> str:
         return f"{self.limit} updates in a row were refused, the last at step {event.step}, {_describe(event)}"
-
-    def _finding(
-        self, event: StepEvent, *, symptom: str, evidence: str, remedy: str, stops_run: bool = False
-    ) -> FindingEvent:
-        return FindingEvent(
-            step=event.step,
-            elapsed_s=self._elapsed(),
-            symptom=symptom,
-            evidence=evidence,
-            likely_cause="the learning rate is too high, precision fp16 overflows, or the text is unlike all before it",
-            remedy=remedy,
-            stops_run=stops_run,
-        )
 
 
 def _describe(event: StepEvent) -> str:

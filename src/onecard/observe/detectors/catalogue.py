@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from onecard.observe.events import FindingEvent
 from onecard.spec import Finding
 
 Language = Literal["en", "zh"]
@@ -64,6 +65,12 @@ def make_finding(id: str, evidence: str, setting: str, *, effect: str = "", stop
         remedy=f"{remedy} ({effect})" if effect else remedy,
         stops_run=stops_run,
     )
+
+
+def as_event(finding: Finding, step: int, elapsed_s: float) -> FindingEvent:
+    """Turns a finding of the catalogue into what a run records of it."""
+    timed = entries()[finding.id].is_timed
+    return FindingEvent(step=step, elapsed_s=elapsed_s, **finding.model_dump(), is_timed=timed)
 
 
 def _entry(id: str, row: dict[str, Any]) -> Entry:

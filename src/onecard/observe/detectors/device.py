@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from onecard.observe.detectors.batch import micro_batch_setting
 from onecard.observe.detectors.catalogue import make_finding
 from onecard.observe.detectors.history import History, mean
 from onecard.observe.detectors.speed import (
@@ -24,6 +25,8 @@ _SLOWER = 1.5
 _OTHERS_CPU_SHARE = 0.25
 _HEAT = ("sw_thermal", "hw_thermal")
 _POWER_FAILURE = ("power_brake",)
+# Their driver pages memory of the card to that of the machine, and does not tell a desktop from what computes.
+_WINDOWS = ("windows", "wsl")
 
 
 def find_idle_gpu(history: History) -> Finding | None:
@@ -37,25 +40,37 @@ def find_idle_gpu(history: History) -> Finding | None:
         return None
     evidence = f"the card computed in {share:.0%} of the time over the last {len(shares)} readings"
     plan = history.plan
-    if not plan.torch_compile:
-        why = plan.reasons.get("torch_compile", "")
+    # Where compiling was not switched off by name, it would be refused, fail, or come too late to pay.
+    if not plan.torch_compile and plan.reasons.get("torch_compile") == "asked for":
         better = _faster(history, "torch_compile")
         return make_finding(
             "compile-missing",
-            f"{evidence}; torch_compile is false" + (f" ({why})" if why else ""),
+            f"{evidence}; torch_compile is false (asked for)",
             "torch_compile: true",
-            effect=_effect(better, plan.forecast) if better else f"up to {1 / max(share, 0.1):.1f} times as fast",
+            effect=_effect(better, plan.forecast) if better else "",
         )
+    if (larger := _larger_batch(history)) is None:
+        return None
     better = _faster(history, "per_device_train_batch_size")
-    size = better.settings["per_device_train_batch_size"] if better else 2 * plan.micro_batch_size
     return make_finding(
         "batch-too-small",
-        f"{evidence}; micro-batches hold {plan.micro_batch_size} of {plan.total_batch_size} samples of a step",
-        f"per_device_train_batch_size: {size}"
-        if plan.micro_batch_size < plan.total_batch_size
-        else f"total_batch_size: {2 * plan.total_batch_size}, with half the steps",
-        effect=_effect(better, plan.forecast) if better else f"up to {1 / max(share, 0.1):.1f} times as fast",
+        f"{evidence}; a step of {plan.total_batch_size} samples is made of {plan.num_micro_batches} micro-batches",
+        f"per_device_train_batch_size: {better.settings['per_device_train_batch_size']}" if better else larger,
+        effect=_effect(better, plan.forecast) if better else "",
     )
+
+
+def _larger_batch(history: History) -> str | None:
+    """Settings that give the card up to twice as much at a time; None where that may be more than it has memory for."""
+    plan, taken = history.plan, history.steps[-1].memory_bytes
+    limit = plan.memory_limit_bytes
+    if limit is None and history.devices:
+        limit = history.devices[-1].card_total_bytes
+    if taken is not None and limit is not None and 2 * taken > limit:
+        return None
+    if plan.num_micro_batches == 1:
+        return f"total_batch_size: {2 * plan.total_batch_size}, with half the steps"
+    return micro_batch_setting(plan, min(2 * plan.micro_batch_size, plan.rows_per_step))
 
 
 def find_heat(history: History) -> Finding | None:
@@ -64,13 +79,12 @@ def find_heat(history: History) -> Finding | None:
         return None
     degrees = [reading.temperature_c for reading in hot if reading.temperature_c is not None]
     limit = hot[-1].usual_power_limit_w or hot[-1].power_limit_w
-    setting = f"`nvidia-smi --power-limit {0.8 * limit:.0f}` (as administrator)" if limit else ""
+    setting = f"`nvidia-smi -pl {0.8 * limit:.0f}` (sudo, or as administrator)" if limit else ""
     return make_finding(
         "throttled-by-heat",
         f"the driver slowed the clock for heat in {len(hot)} of the last {len(_last_readings(history))} readings"
         + (f", at up to {max(degrees):.0f} degrees Celsius" if degrees else ""),
         setting,
-        effect="the clock stays even" if setting else "",
     )
 
 
@@ -89,7 +103,7 @@ def find_weak_power(history: History) -> Finding | None:
     return make_finding(
         "throttled-by-power",
         f"the clock is held down to keep {limit:.0f} W; the card's usual limit is {usual:.0f} W",
-        f"`nvidia-smi --power-limit {usual:.0f}` (as administrator), unless the limit is meant",
+        f"`nvidia-smi -pl {usual:.0f}` (sudo, or as administrator), unless the limit is meant",
         effect=f"up to {usual / limit:.1f} times the power",
     )
 
@@ -101,33 +115,39 @@ def find_battery(history: History) -> Finding | None:
 
 
 def find_others_on_card(history: History) -> Finding | None:
-    """Others that hold much of the card, or that make its steps slow."""
+    """Others that compute on the card while its steps are slow."""
     readings = _last_readings(history)
     with_others = [reading for reading in readings if reading.num_others]
-    if not history.is_on_gpu or len(with_others) < _NUM_READINGS:
-        return None
-    last = with_others[-1]
     slowness = find_slowness_figures(history)
     # What merely rests there, as a desktop does, is nobody's concern.
-    if slowness is None:
+    if not history.is_on_gpu or len(with_others) < _NUM_READINGS or slowness is None:
         return None
+    last = with_others[-1]
     held = f", which hold {format_bytes(last.others_bytes)}" if last.others_bytes else ""
-    return make_finding("card-shared", f"{last.num_others} other processes compute on the card{held}; {slowness}", "")
+    evidence = f"{last.num_others} other processes compute on the card{held}"
+    if history.surroundings.platform in _WINDOWS:
+        # The programs of a desktop are listed with those that compute: only more of them than at first say anything.
+        before = max(reading.num_others or 0 for reading in history.devices[:_NUM_READINGS])
+        if min(reading.num_others or 0 for reading in with_others) <= before:
+            return None
+        evidence = f"{last.num_others} other programs hold memory of the card, {before} did when the run began"
+    return make_finding("card-shared", f"{evidence}; {slowness}", "")
 
 
 def find_spilling(history: History) -> Finding | None:
-    steps, total = history.steps[-1:], next((r.card_total_bytes for r in reversed(history.devices)), None)
-    if history.surroundings.platform not in ("windows", "wsl") or not steps or total is None:
-        return None
-    taken = steps[-1].memory_bytes or 0
+    """A card that is full, by whomever, where the driver moves memory off it instead of refusing more."""
+    reading = next((r for r in reversed(history.devices) if r.card_bytes and r.card_total_bytes), None)
     slowness = find_slowness_figures(history)
-    if slowness is None or taken < total - GIB // 2:
+    if history.surroundings.platform not in _WINDOWS or reading is None or slowness is None:
         return None
+    taken, total = reading.card_bytes or 0, reading.card_total_bytes or 0
+    if taken < total - GIB // 2:
+        return None
+    size = history.plan.micro_batch_size
     return make_finding(
         "memory-spilled",
-        f"{format_bytes(taken)} are taken on a card of {format_bytes(total)}; {slowness}",
-        f"per_device_train_batch_size: {max(1, history.plan.micro_batch_size // 2)}",
-        effect="steps as fast as planned",
+        f"{format_bytes(taken)} are taken on a card of {format_bytes(total)}, by all programs together; {slowness}",
+        micro_batch_setting(history.plan, size // 2) if size > 1 else "",
     )
 
 
@@ -160,12 +180,7 @@ def find_slowness(history: History) -> Finding | None:
     )
     if slowness is None or any(find(history) for find in explanations):
         return None
-    return make_finding(
-        "slower-than-planned",
-        slowness,
-        "`onecard cards --measure`" if history.is_on_gpu else "",
-        effect="later plans count with what this card reaches" if history.is_on_gpu else "",
-    )
+    return make_finding("slower-than-planned", slowness, "")
 
 
 def find_slowness_figures(history: History) -> str | None:

@@ -1,15 +1,16 @@
 """What detectors look at: a run's recent events, and what does not change about it."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from onecard.observe.events import (
     DeviceEvent,
     EvaluatedEvent,
     Event,
-    FinishedEvent,
+    FindingEvent,
+    RecoveredEvent,
     SampledEvent,
     SavedEvent,
     StepEvent,
@@ -23,6 +24,8 @@ BLOCK = 32
 LEAST_ELAPSED_S = 30.0
 # Training losses of single steps are noisy: this many are averaged beside a held-out loss.
 _NUM_BESIDE = 50
+# These change no step.
+_OF_EVALUATION = frozenset({"eval_batch_size", "eval_batches"})
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,11 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class History:
-    """A run until now. `steps` are the last 512 or more, `early` its first 64, `blocks` means over all of it."""
+    """A run until now. `steps` are the last 512 or more, `early` its first 64, `blocks` means over all of it.
+
+    `plan` is the one in force: what a run had to change is changed in it, and its forecast is dropped with the step it
+    was made for.
+    """
 
     plan: Plan
     surroundings: Surroundings = field(default_factory=Surroundings)
@@ -67,9 +74,10 @@ class History:
     evaluations: list[Evaluation] = field(default_factory=list)
     saves: list[SavedEvent] = field(default_factory=list)
     devices: list[DeviceEvent] = field(default_factory=list)
+    num_samplings: int = 0
     evaluating_s: float = 0.0
+    sampling_s: float = 0.0
     saving_s: float = 0.0
-    is_finished: bool = False
 
     @classmethod
     def of(cls, plan: Plan, events: Iterable[Event], surroundings: Surroundings | None = None) -> "History":
@@ -89,14 +97,17 @@ class History:
                     seen = self.steps[-1].tokens_seen
                     self.evaluations.append(Evaluation(event, statistics.fmean(losses), seen))
             case SampledEvent():
-                self.evaluating_s += event.seconds
+                self.num_samplings += 1
+                self.sampling_s += event.seconds
             case SavedEvent():
-                self.saving_s += event.seconds
+                self.saving_s += event.paused_s
                 self.saves.append(event)
             case DeviceEvent():
                 self.devices.append(event)
-            case FinishedEvent():
-                self.is_finished = True
+            case RecoveredEvent():
+                self._follow(event.settings)
+            case FindingEvent(id="compile-failed"):
+                self._follow({"torch_compile": False})
 
     @property
     def elapsed_s(self) -> float:
@@ -121,6 +132,10 @@ class History:
         """The last steps that were applied, among the last `number`."""
         return [step for step in self.steps[-number:] if step.is_finite]
 
+    def applied(self, number: int) -> list[StepEvent]:
+        """The last `number` steps that were applied, however many were refused between them."""
+        return [step for step in self.steps if step.is_finite][-number:]
+
     def settled(self, number: int) -> list[StepEvent]:
         """The last `number` steps, once there are so many after warmup; else none."""
         recent = self.recent(number)
@@ -130,6 +145,15 @@ class History:
     def is_long_enough(self) -> bool:
         """Whether the run has gone on for so long that its times mean something."""
         return self.elapsed_s >= LEAST_ELAPSED_S and len(self.steps) >= 20
+
+    def _follow(self, settings: Mapping[str, Any]) -> None:
+        if not settings:
+            return
+        reasons = self.plan.reasons | dict.fromkeys(settings, "changed in the run")
+        update: dict[str, Any] = {**settings, "reasons": reasons}
+        if settings.keys() - _OF_EVALUATION:
+            update |= {"forecast": None, "alternatives": ()}
+        self.plan = self.plan.model_copy(update=update)
 
     def _add_step(self, step: StepEvent) -> None:
         if len(self.early) < NUM_EARLY:

@@ -2,11 +2,12 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from onecard.observe.detectors.catalogue import make_finding
-from onecard.observe.detectors.history import History, mean, median
-from onecard.observe.events import StepEvent
+from onecard.observe.detectors.history import BLOCK, History, mean, median
+from onecard.observe.events import SavedEvent, StepEvent
 from onecard.spec import Finding
 
 _NUM_FIRST, _NUM_LAST = 20, 30
@@ -15,26 +16,32 @@ _LEAST_STEPS, _LEAST_STEPS_TRAINED = 60, 200
 _FALL = 0.02
 _USUAL_SCRATCH, _USUAL_BASE, _USUAL_ADAPTERS = 1e-3, 2e-5, 2e-4
 _FAR = 10
-_TARGET_SHARE = 0.005
 _NUM_DIVERGED = 20
 _DIVERGED = 1.3
+# A base that knows its text begins near 0, where a third more is nothing.
+_LEAST_RISE = 0.3
+# Blocks of which the mean is compared: single ones of tiny batches differ by as much as a rise.
+_NUM_BLOCKS, _NUM_SPREADS = 4, 4
+_USUAL_MUON = 0.01
 _NUM_AROUND = 64
 _NUM_AFTER = 10
 _LEAST_LOSS = 1e-3
 
 
 def find_masked(history: History) -> Finding | None:
-    """Steps without targets: their loss is 0 and says nothing."""
+    """Steps of which most samples have no target: their loss says nothing."""
     steps = history.steps[-5:]
     if len(steps) < 5:
         return None
     tokens = sum(step.tokens_per_s * step.step_s for step in steps)
     targets = sum(step.num_target_tokens for step in steps)
-    if targets > _TARGET_SHARE * tokens:
+    num_samples = len(steps) * history.plan.total_batch_size
+    # Of a long question with the answer yes nearly all is masked, too: samples are counted, not tokens.
+    if targets >= num_samples:
         return None
     return make_finding(
         "everything-masked",
-        f"{targets} of {tokens:.0f} tokens of the last {len(steps)} steps are targets",
+        f"{targets} of {tokens:.0f} tokens in {num_samples} samples of the last {len(steps)} steps are targets",
         f"max_seq_length: {2 * history.plan.max_seq_length} instead of {history.plan.max_seq_length}",
         effect="answers at the end of long chats are kept",
         stops_run=targets == 0,
@@ -51,15 +58,15 @@ def find_dead_gradient(history: History) -> Finding | None:
     return make_finding(
         "nothing-trains",
         f"the gradient's norm was exactly 0 in the last {len(steps)} steps, at a loss of {steps[-1].loss:.3f}",
-        "lora_target_modules: all-linear" if history.plan.adapt else "method: full",
+        _other_weights(history),
         stops_run=True,
     )
 
 
 def find_flat_loss(history: History) -> Finding | None:
     """A loss that has not fallen since the first steps, with a rate that is far from the usual where there is one."""
-    plan, first = history.plan, [step.loss for step in history.early[:_NUM_FIRST] if step.is_finite]
-    last = [step.loss for step in history.recent(_NUM_LAST)]
+    plan, first = history.plan, [step.loss for step in history.early if step.is_finite][:_NUM_FIRST]
+    last = [step.loss for step in history.applied(_NUM_LAST)]
     is_trained = plan.model.base is not None
     least = _LEAST_STEPS_TRAINED if is_trained else _LEAST_STEPS
     num_steps = history.num_steps - plan.schedule.num_warmup_steps
@@ -70,16 +77,20 @@ def find_flat_loss(history: History) -> Finding | None:
     # A model that has been trained before may have little to learn: only what does not fall at all counts.
     if before - now > (noise if is_trained else max(noise, _FALL * before)) or now < _LEAST_LOSS:
         return None
-    rate, usual = plan.optimizer.learning_rate, _usual_rate(history)
-    norms = median(step.grad_norm for step in history.recent(_NUM_LAST))
+    norms = median(step.grad_norm for step in history.applied(_NUM_LAST))
+    rates = _rates(history)
     evidence = (
         f"mean loss {before:.4f} in the first {len(first)} steps, {now:.4f} in the last {len(last)} of "
-        f"{history.num_steps}; learning_rate {rate:.2g}, gradient norm {norms:.2g}"
+        f"{history.num_steps}; {', '.join(f'{key} {rate:.2g}' for key, rate, _ in rates)}, gradient norm {norms:.2g}"
     )
-    if rate <= usual / _FAR:
-        return make_finding("rate-too-low", evidence, f"learning_rate: {usual:.0e}", effect=_effect(usual / rate))
-    if rate >= usual * _FAR or (not is_trained and now > before + noise):
-        return make_finding("rate-too-high", evidence, f"learning_rate: {min(usual, rate / _FAR):.0e}")
+    # Muon moves the matrices and Adam the rest: only where both are slow nothing moves.
+    if all(rate <= usual / _FAR for _, rate, usual in rates):
+        return make_finding("rate-too-low", evidence, _name_rates((key, usual) for key, _, usual in rates))
+    is_risen, is_far = now > before + noise, any(rate >= usual * _FAR for _, rate, usual in rates)
+    # A base that knows its text stands still at a high rate, too: there only a rise tells.
+    if (is_risen and is_far) if is_trained else (is_risen or is_far):
+        lower = [(key, min(usual, rate / _FAR)) for key, rate, usual in rates if is_risen or rate >= usual * _FAR]
+        return make_finding("rate-too-high", evidence, _name_rates(lower))
     return None
 
 
@@ -91,39 +102,52 @@ def find_divergence(history: History) -> Finding | None:
     losses = [step.loss for step in steps]
     guessing = math.log(history.plan.corpus.vocab_size)
     began = _initial_loss(history.early, is_trained=history.plan.model.base is not None)
-    is_above_begin = min(losses) > began and mean(losses) > _DIVERGED * began
-    if not is_above_begin and min(losses) <= 1.1 * guessing:
+    is_above_begin = min(losses) > began and mean(losses) > max(_DIVERGED * began, began + _LEAST_RISE)
+    # Fresh weights may begin far above guessing and need their warmup to come down: that is no loss that ran away.
+    has_fallen = any(block.loss < guessing for block in history.blocks)
+    is_above_guessing = min(losses) > (guessing if has_fallen else max(guessing, began)) + 0.1 * guessing
+    if not (is_above_begin or is_above_guessing):
         return None
     rate = history.plan.optimizer.learning_rate
     return make_finding(
         "divergence",
         f"mean loss {mean(losses):.3g} over the last {len(losses)} steps; it began at {began:.3g}, and guessing gives "
         f"{guessing:.3g}; learning_rate {rate:.2g}, gradient norm {median(step.grad_norm for step in steps):.2g}",
-        _lower_rate(history),
-        effect="a loss below its beginning within the first hundred steps",
+        _lower_rates(history),
         stops_run=True,
     )
 
 
 def find_rise(history: History) -> Finding | None:
-    """A loss that fell and has lost half of what it had gained."""
+    """A loss that fell and has lost half of what it had gained, by more than the noise of its batches."""
     blocks = [block.loss for block in history.blocks]
-    if len(blocks) < 4 or not history.early:
+    if len(blocks) < 2 * _NUM_BLOCKS:
         return None
-    began, best = history.early[0].loss, min(blocks[:-2])
-    now = blocks[-2:]
-    gained = began - best
-    if min(now) < best + max(0.3, 0.5 * gained):
+    means = [mean(blocks[end - _NUM_BLOCKS : end]) for end in range(_NUM_BLOCKS, len(blocks) + 1)]
+    began = _initial_loss(history.early, is_trained=history.plan.model.base is not None)
+    best, now = min(means[:-_NUM_BLOCKS]), means[-1]
+    # Neighbours differ by the spread of a block times 0.95 in the median; a loss that falls only makes it more.
+    spread = median(abs(after - before) for before, after in pairwise(blocks)) / 0.95
+    if now < best + max(_LEAST_RISE, 0.5 * (began - best)) + _NUM_SPREADS * spread:
         return None
-    where = history.blocks[blocks.index(best)].last_step
-    saved = [save for save in history.saves if save.step <= where + 32]
+    where = history.blocks[means.index(best) + _NUM_BLOCKS - 1].last_step
+    saved = [save for save in _kept_saves(history) if save.step <= where]
+    settings = [f"model_name_or_path: RUN/checkpoints/{saved[-1].checkpoint}"] if saved else []
     return make_finding(
         "loss-rising",
-        f"mean loss {best:.3f} around step {where}, {now[-1]:.3f} now; it began at {began:.3f}",
-        f"model_name_or_path: checkpoints/{saved[-1].checkpoint}, {_lower_rate(history)}"
-        if saved
-        else _lower_rate(history),
+        f"mean loss {best:.3f} before step {where}, {now:.3f} in the last {_NUM_BLOCKS * BLOCK}; it began at "
+        f"{began:.3f}",
+        ", ".join([*settings, _lower_rates(history)]),
     )
+
+
+def _kept_saves(history: History) -> list[SavedEvent]:
+    """The checkpoints that are surely there still: of a limited number the newest, and the best."""
+    asked = [save for save in history.saves if save.reason != "clock"]
+    limit, evaluations = history.plan.save_total_limit, history.evaluations
+    best = min(evaluations, key=lambda point: point.event.loss).event.step if evaluations else None
+    newest = asked if limit is None else asked[-max(1, limit - 1) :]
+    return [save for save in asked if save in newest or save.step == best]
 
 
 def find_spike(history: History) -> Finding | None:
@@ -146,31 +170,36 @@ def find_spike(history: History) -> Finding | None:
         f"loss {highest.loss:.3f} and gradient norm {highest.grad_norm:.2g} at step {highest.step}; usual around it "
         f"are {level:.3f} and {norm:.2g}",
         f"max_grad_norm: {wanted:.1g}",
-        effect=f"a step like this one moves the weights {highest.grad_norm / max(wanted, 1e-9):.0f} times less than "
-        "its gradient asks",
     )
+
+
+def _other_weights(history: History) -> str:
+    """What else could train; empty where all weights do already."""
+    adapt = history.plan.adapt
+    if adapt is None:
+        return ""
+    return "method: full" if adapt.target_modules == "all-linear" else "lora_target_modules: all-linear"
 
 
 def _initial_loss(early: Sequence[StepEvent], *, is_trained: bool) -> float:
     """The loss before training; batches of a model that has been trained differ more, so several are averaged."""
-    first = [step.loss for step in early[: 10 if is_trained else 1] if step.is_finite]
+    first = [step.loss for step in early if step.is_finite][: 10 if is_trained else 1]
     return mean(first) if first else math.inf
 
 
-def _usual_rate(history: History) -> float:
-    plan = history.plan
-    if plan.adapt is not None:
-        return _USUAL_ADAPTERS
-    return _USUAL_SCRATCH if plan.model.base is None else _USUAL_BASE
-
-
-def _lower_rate(history: History) -> str:
-    optimizer, usual = history.plan.optimizer, _usual_rate(history)
-    rates = [f"learning_rate: {min(optimizer.learning_rate / 3, usual):.0e}"]
+def _rates(history: History) -> list[tuple[str, float, float]]:
+    """The learning rates of a run by their keys, each with the usual one."""
+    plan, optimizer = history.plan, history.plan.optimizer
+    usual = _USUAL_ADAPTERS if plan.adapt is not None else _USUAL_SCRATCH if plan.model.base is None else _USUAL_BASE
+    rates = [("learning_rate", optimizer.learning_rate, usual)]
     if optimizer.name == "muon":
-        rates.append(f"muon_learning_rate: {min(optimizer.muon_learning_rate / 3, 0.01):.0e}")
-    return ", ".join(rates)
+        rates.append(("muon_learning_rate", optimizer.muon_learning_rate, _USUAL_MUON))
+    return rates
 
 
-def _effect(ratio: float) -> str:
-    return f"each update moves the weights {ratio:.0f} times as far"
+def _lower_rates(history: History) -> str:
+    return _name_rates((key, min(rate / 3, usual)) for key, rate, usual in _rates(history))
+
+
+def _name_rates(rates: Iterable[tuple[str, float]]) -> str:
+    return ", ".join(f"{key}: {rate:.0e}" for key, rate in rates)

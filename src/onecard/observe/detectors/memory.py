@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+from onecard.observe.detectors.batch import micro_batch_setting
 from onecard.observe.detectors.catalogue import make_finding
 from onecard.observe.detectors.history import BLOCK, History
 from onecard.spec import Finding
@@ -32,7 +33,7 @@ def find_card_growth(history: History) -> Finding | None:
     return make_finding(
         "card-memory-grows",
         f"from {format_bytes(parts[0])} to {format_bytes(parts[-1])} in the last {num_steps} steps{until}",
-        f"per_device_train_batch_size: {max(1, size // 2)} instead of {size}" if size > 1 else "",
+        micro_batch_setting(history.plan, size // 2) if size > 1 else "",
     )
 
 

@@ -34,11 +34,13 @@ def find_starvation(history: History) -> Finding | None:
     steps = history.steps[-_WINDOW:]
     if not history.is_long_enough():
         return None
-    step_s = sum(step.step_s for step in steps)
-    share = min(1.0, sum(step.wait_s for step in steps) / max(step_s, 1e-9))
+    # One hiccup, of a network disk or a laptop that slept, may be longer than all other steps together.
+    kept = sorted(steps, key=lambda step: step.wait_s)[:-1]
+    step_s = sum(step.step_s for step in kept)
+    share = min(1.0, sum(step.wait_s for step in kept) / max(step_s, 1e-9))
     if share < _WAITING_SHARE or (history.is_on_gpu and share < _SURE_WAITING_SHARE and not _is_idle(history)):
         return None
-    each_s, number = step_s / len(steps), history.plan.dataloader_num_workers
+    each_s, number = step_s / len(kept), history.plan.dataloader_num_workers
     wanted = min(max(2, 2 * number), max(2, history.surroundings.num_cores))
     if wanted > number:
         setting = f"dataloader_num_workers: {wanted} instead of {number}"
@@ -64,33 +66,54 @@ def find_frequent_saving(history: History) -> Finding | None:
     share = history.saving_s / history.elapsed_s
     if share < _SAVING_SHARE:
         return None
-    rest_s = max(1e-9, history.elapsed_s - history.saving_s) / history.num_steps
-    wanted = math.ceil(history.saving_s / len(history.saves) / (_AIMED_SAVING_SHARE * rest_s))
-    is_best = sum(save.reason == "best" for save in history.saves) > len(history.saves) / 2
-    key, now = ("eval_steps", history.plan.eval_steps) if is_best else ("save_steps", history.plan.save_steps)
     return make_finding(
         "saving-too-often",
         f"{len(history.saves)} checkpoints in {format_seconds(history.elapsed_s)} took {share:.0%} of the time, "
         f"{history.saving_s / len(history.saves):.2g} s each",
-        f"{key}: {max(wanted, now + 1)} instead of {now}",
+        _rarer_saving(history),
         effect=f"saving then takes about {_AIMED_SAVING_SHARE:.0%} of the time",
     )
 
 
+def _rarer_saving(history: History) -> str:
+    """The interval of what asked for most of the checkpoints, so that saving takes a hundredth of the time."""
+    plan, each_s = history.plan, history.saving_s / len(history.saves)
+    rest_s = max(1e-9, history.elapsed_s - history.saving_s) / history.num_steps
+    wanted = math.ceil(each_s / (_AIMED_SAVING_SHARE * rest_s))
+    intervals: dict[str, tuple[str, int, float]] = {
+        "interval": ("save_steps", wanted, plan.save_steps),
+        "best": ("eval_steps", wanted, plan.eval_steps),
+        "clock": ("save_minutes", math.ceil(each_s / (60 * _AIMED_SAVING_SHARE)), plan.save_minutes or 0),
+    }
+    reason = max(intervals, key=lambda reason: sum(save.reason == reason for save in history.saves))
+    key, number, now = intervals[reason]
+    return f"{key}: {max(number, int(now) + 1)} instead of {now:g}"
+
+
 def find_frequent_evaluation(history: History) -> Finding | None:
-    if not history.is_long_enough() or len(history.evaluations) < _LEAST_TIMES:
+    """Evaluations and samples that take much of the time; those are named that do."""
+    plan, num_times = history.plan, len(history.evaluations) + history.num_samplings
+    if not history.is_long_enough() or num_times < _LEAST_TIMES:
         return None
-    share = min(1.0, history.evaluating_s / history.elapsed_s)
+    share = min(1.0, (history.evaluating_s + history.sampling_s) / history.elapsed_s)
     if share < _EVALUATING_SHARE:
         return None
     # What stays the same is the time of all else, so shares are compared as parts of it.
     factor = (1 / _AIMED_EVALUATING_SHARE - 1) / (1 / min(share, 0.99) - 1)
-    now = history.plan.eval_steps
+    parts = (
+        ("eval_steps", plan.eval_steps, history.evaluating_s),
+        ("sample_steps", plan.sample_steps, history.sampling_s),
+    )
+    least_s = 0.5 * _AIMED_EVALUATING_SHARE * history.elapsed_s
+    settings = [
+        f"{key}: {math.ceil(now * factor)} instead of {now}" for key, now, seconds in parts if now and seconds > least_s
+    ]
     return make_finding(
         "evaluating-too-often",
-        f"{len(history.evaluations)} evaluations in {format_seconds(history.elapsed_s)} took {share:.0%} of the time",
-        f"eval_steps: {math.ceil(now * factor)} instead of {now}",
-        effect=f"evaluation then takes about {_AIMED_EVALUATING_SHARE:.0%} of the time",
+        f"{len(history.evaluations)} evaluations and {history.num_samplings} times samples in "
+        f"{format_seconds(history.elapsed_s)} took {share:.0%} of the time",
+        ", ".join(settings),
+        effect=f"this then takes about {_AIMED_EVALUATING_SHARE:.0%} of the time",
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from onecard.observe.detectors import device, generalization, gradients, learning, memory, speed
-from onecard.observe.detectors.catalogue import entries
+from onecard.observe.detectors.catalogue import as_event
 from onecard.observe.detectors.history import History, Surroundings
 from onecard.observe.events import Event, FindingEvent, FinishedEvent, StepEvent
 from onecard.spec import Finding, Plan
@@ -77,16 +77,20 @@ class Watch:
 
     def recall(self, events: Iterable[Event]) -> None:
         """Hears what a run has recorded before it was resumed, and says nothing."""
+        plan = self.history.plan
         for event in events:
             if isinstance(event, FindingEvent):
                 self._told.add(event.id)
             self._check(event)
+        # What had to be changed then is in the plan that the run goes on with; no forecast was made for that.
+        is_changed = self.history.plan.forecast is None
+        self.history.plan = plan.model_copy(update={"forecast": None}) if is_changed else plan
 
     def hear(self, event: Event) -> list[FindingEvent]:
         """Takes the next event; gives the findings that it completes."""
         findings = [finding for finding in self._check(event) if finding.id not in self._told]
         self._told |= {finding.id for finding in findings}
-        return [_as_event(finding, event) for finding in findings]
+        return [as_event(finding, event.step, event.elapsed_s) for finding in findings]
 
     def _check(self, event: Event) -> list[Finding]:
         """Findings that have stood long enough, whether they were said before or not."""
@@ -105,17 +109,3 @@ class Watch:
             if finding is not None and standing.num_times >= detector.num_times:
                 found.append(finding)
         return found
-
-
-def _as_event(finding: Finding, event: Event) -> FindingEvent:
-    return FindingEvent(
-        step=event.step,
-        elapsed_s=event.elapsed_s,
-        symptom=finding.symptom,
-        evidence=finding.evidence,
-        likely_cause=finding.likely_cause,
-        remedy=finding.remedy,
-        stops_run=finding.stops_run,
-        id=finding.id,
-        is_timed=entries()[finding.id].is_timed,
-    )
