@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from onecard.errors import CheckpointError
+from onecard.errors import CheckpointError, DoesNotFitError
 from onecard.model.build import build_model
-from onecard.model.folder import load_masters, load_model_folder, save_model_folder
+from onecard.model.folder import is_finite, load_masters, load_model_folder, save_model_folder
+from onecard.model.shortage import is_out_of_memory
 
 IDS = torch.randint(97, (2, 16), generator=torch.Generator().manual_seed(0))
 
@@ -133,3 +135,46 @@ def test_weights_that_are_no_numbers_are_refused(model_folder: Path) -> None:
     save_file(weights, model_folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"weights model\.norm\.weight are not finite"):
         load_model_folder(model_folder, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("CUDA")],
+    ids=["Python", "PyTorch", "GPU"],
+)
+def test_memory_that_runs_out_is_no_damage(
+    error: Exception, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(DoesNotFitError, match=r"memory ran out while .* was loaded") as caught:
+        load_masters(model_folder)
+    assert is_out_of_memory(caught.value)
+
+
+class _Allocations(TorchDispatchMode):
+    """Counts the bytes of what operators make anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        own = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)}
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in own:
+                self.largest = max(self.largest, tensor.nbytes)
+        return result
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), float("-inf")])
+def test_finite_is_told_without_memory_of_the_size(bad: float | None) -> None:
+    tensor = torch.randn(64, 64)
+    if bad is not None:
+        tensor[5, 7] = bad
+    with _Allocations() as found:
+        assert is_finite(tensor) == (bad is None)
+    assert 0 < found.largest <= 16

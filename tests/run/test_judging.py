@@ -13,6 +13,7 @@ from onecard.errors import InputError
 from onecard.evaluation.paired import Items
 from onecard.evaluation.responses import respond
 from onecard.evaluation.task import Result, Subject
+from onecard.observe.events import Event
 from onecard.run import tasks as run_tasks
 from onecard.run.folder import RunFolder
 from onecard.run.judge import NUM_FINALISTS
@@ -194,6 +195,30 @@ def test_an_adapter_and_its_earlier_checkpoints_are_scored(
     assert RunFolder.open(outcome.root).find_checkpoint("best").name == chosen["checkpoint"]
     lines = (outcome.root / "scores.jsonl").read_text(encoding="utf-8").splitlines()
     assert {json.loads(line)["protocol"]["adapter"] for line in lines} == {"attached"}
+
+
+def test_a_finalist_that_is_damaged_is_left_out(judged: "Runner") -> None:
+    whole = judged.start("whole")
+    (chosen,) = whole.events("chosen")
+    damaged, *others = chosen["finalists"]
+    assert others
+
+    def damage(event: Event) -> None:
+        if event.event == "scored" and event.step == 12 and not event.is_whole:
+            path = judged.folder / "damaged" / "checkpoints" / damaged / "model.safetensors"
+            content = bytearray(path.read_bytes())
+            content[-1] ^= 1
+            path.write_bytes(content)
+
+    outcome = judged.start("damaged", on_event=damage, save_total_limit=100)
+    (chosen,) = outcome.events("chosen")
+    assert chosen["finalists"] == others
+    (finding,) = outcome.events("finding")
+    assert finding["symptom"].startswith(f"{damaged} led by ifeval and cannot be read")
+    assert "model.safetensors has other content" in finding["evidence"]
+    # Nor is it in the way of a run that is done.
+    before = outcome.record
+    assert judged.resume("damaged").record == before
 
 
 def test_what_is_missing_is_said_before_training(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load
-from shortages import FailsAt, failing
+from shortages import MESSAGE, FailsAt, failing
 
 import onecard
 from onecard.data import load_tokenizer
-from onecard.errors import DivergedError, DoesNotFitError, InputError
-from onecard.run import loop, milestones, saver
+from onecard.errors import CheckpointError, DivergedError, DoesNotFitError, InputError
+from onecard.run import loop, milestones, retreat, saver
 from onecard.spec import Plan
 
 if TYPE_CHECKING:
@@ -104,13 +104,8 @@ def test_a_step_that_needs_all_fallbacks_gives_the_same(runner: "Runner", monkey
     assert (adopted.micro_batch_size, adopted.gradient_checkpointing, adopted.loss_chunk_size) == (1, True, 64)
 
 
-@pytest.mark.parametrize("step", [2, 8], ids=["before the first checkpoint", "after one"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_torn_update_is_taken_back(
-    optimizer: str, step: int, runner: "Runner", monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = EXACT | {"optim": optimizer}
-    whole = runner.start("whole", **settings)
+def tear_update(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets memory run out in the midst of an update."""
     train_step, calls = loop.train_step, [0]
 
     def tear(state: Any, *args: Any, **keywords: Any) -> Any:
@@ -127,12 +122,72 @@ def test_a_torn_update_is_taken_back(
             return train_step(state, *args, **keywords)
 
     monkeypatch.setattr(loop, "train_step", tear)
+
+
+@pytest.mark.parametrize("step", [2, 8], ids=["before the first checkpoint", "after one"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_torn_update_is_taken_back(
+    optimizer: str, step: int, runner: "Runner", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = EXACT | {"optim": optimizer}
+    whole = runner.start("whole", **settings)
+    tear_update(step, monkeypatch)
     outcome = runner.start("torn", **settings)
     assert_close(outcome, whole)
     (recovered,) = outcome.events("recovered")
     assert (recovered["during"], recovered["returned_from"]) == ("update", step - 1)
     # A new best of the evaluation at 4 is saved, too.
     assert recovered["step"] == (0 if step == 2 else 6)
+
+
+def runs_out(*_: Any, **__: Any) -> None:
+    raise RuntimeError(MESSAGE)
+
+
+def cannot_be_read(*_: Any) -> None:
+    raise CheckpointError("the share is gone")
+
+
+@pytest.mark.parametrize(
+    ("what", "fails", "error", "told"),
+    [
+        (
+            "onecard.model.folder.AutoModelForCausalLM.from_pretrained",
+            runs_out,
+            DoesNotFitError,
+            "no checkpoint is lost",
+        ),
+        ("onecard.run.retreat.read_checkpoint", cannot_be_read, CheckpointError, "the share is gone"),
+    ],
+    ids=["no memory", "no share"],
+)
+def test_a_way_back_that_fails_sets_no_checkpoint_aside(
+    what: str, fails: Any, error: type[Exception], told: str, runner: "Runner", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = runner.start("whole", **EXACT)
+    with monkeypatch.context() as patched:
+        tear_update(8, patched)
+        patched.setattr(what, fails)
+        with pytest.raises(error, match=told):
+            runner.start("torn", **EXACT)
+    torn = runner.outcome("torn")
+    assert torn.checkpoints[-1] == "step-000006"
+    assert not list(torn.root.glob("checkpoints/superseded-*"))
+    runner.resume("torn").assert_equals(whole)
+
+
+def test_gradients_are_gone_before_a_checkpoint_is_restored(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU they take the room that the way back needs."""
+    restore, seen = retreat.restore, list[bool]()
+
+    def look(state: Any, checkpoint: Any) -> None:
+        seen.append(any(master.grad is not None for master in state.optimizer.masters.values()))
+        restore(state, checkpoint)
+
+    monkeypatch.setattr(retreat, "restore", look)
+    tear_update(8, monkeypatch)
+    runner.start("torn", **EXACT)
+    assert seen == [False]
 
 
 def test_an_evaluation_without_room_takes_fewer_rows(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +338,41 @@ def test_going_back_begins_anew_before_the_first_good_checkpoint(
     (recovered,) = outcome.events("recovered")
     assert (recovered["step"], recovered["position"]) == (0, 40)
     assert outcome.record[-1]["reason"] == "completed"
+
+
+@pytest.mark.parametrize("save_steps", [1, 24], ids=["at intervals", "by the clock"])
+def test_refused_updates_push_out_no_good_checkpoint(
+    save_steps: int, runner: "Runner", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, lambda state, rate: state.progress.position in range(8 * 9, 8 * 14))
+    settings = LONG | {"save_steps": save_steps, "save_total_limit": 2}
+    outcome = runner.start("run", **settings | ({"save_minutes": 1e-9} if save_steps == 24 else {}))
+    (recovered,) = outcome.events("recovered")
+    assert (recovered["step"], recovered["returned_from"]) == (9, 14)
+    assert outcome.checkpoints == (["step-000023", "step-000024"] if save_steps == 1 else ["step-000024"])
+
+
+def test_killed_on_the_way_back_to_the_beginning(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, lambda state, rate: state.progress.position in range(8 * 5))
+    settings = LONG | {"save_steps": 2}
+    whole = runner.start("whole", **settings)
+    assert [event["step"] for event in whole.events("recovered")] == [0]
+
+    class Killed(BaseException):
+        pass
+
+    set_aside_after = retreat.set_aside_after
+
+    def die(folder: Any) -> None:
+        set_aside_after(folder)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(retreat, "set_aside_after", die)
+        with pytest.raises(Killed):
+            runner.start("killed", **settings)
+    assert not runner.outcome("killed").checkpoints
+    runner.resume("killed").assert_equals(whole)
 
 
 def test_the_texts_of_a_step_are_shown(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:

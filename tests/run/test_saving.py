@@ -5,15 +5,19 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from onecard.checkpoint import SMALL_FILES_BYTES, list_checkpoints, reading
 from onecard.errors import CheckpointError, InputError
+from onecard.evaluation.heldout import HeldoutLoss
 from onecard.observe.events import CLOCK_REASONS, Event
 from onecard.run import checkpoints, saver, space
+from onecard.run.folder import RunFolder
 from onecard.run.retention import remove_surplus
 from onecard.run.wear import find_wear
 
@@ -151,6 +155,113 @@ def test_a_defect_while_saving_is_no_full_disk(
         runner.start("run")
 
 
+def without_memory(saves: set[int]) -> Callable[..., int]:
+    """`write_checkpoint` on a host that has no memory for these saves; numbers begin with 0."""
+    write, numbers = saver.write_checkpoint, iter(range(1000))
+
+    def attempt(*arguments: Any) -> int:
+        if next(numbers) in saves:
+            raise MemoryError
+        return write(*arguments)
+
+    return attempt
+
+
+def test_a_thread_without_memory_loses_no_checkpoint(
+    runner: "Runner", monkeypatch: pytest.MonkeyPatch, in_background: None
+) -> None:
+    whole = runner.start("whole", save_total_limit=10)
+    monkeypatch.setattr(saver, "write_checkpoint", without_memory({1}))
+    found = runner.start("short", save_total_limit=10)
+    (recovered,) = found.events("recovered")
+    assert (recovered["during"], recovered["step"]) == ("checkpoint", whole.events("saved")[1]["step"])
+    assert [event for event in found.record if event["event"] != "recovered"] == whole.record
+    assert found.checkpoints == whole.checkpoints
+    for name in found.checkpoints:
+        for file in ("model.safetensors", "optimizer.safetensors"):
+            paths = [outcome.root / "checkpoints" / name / file for outcome in (found, whole)]
+            assert paths[0].read_bytes() == paths[1].read_bytes(), (name, file)
+
+
+def test_a_checkpoint_for_which_there_is_no_memory_is_told_by_its_own_step(
+    runner: "Runner", monkeypatch: pytest.MonkeyPatch, in_background: None
+) -> None:
+    whole = runner.start("whole", save_total_limit=10)
+    monkeypatch.setattr(saver, "write_checkpoint", without_memory({1, 2}))
+    found = runner.start("short", save_total_limit=10)
+    (finding,) = found.events("finding")
+    assert "no memory for the checkpoint" in finding["symptom"]
+    assert finding["step"] == whole.events("saved")[1]["step"]
+    assert set(whole.checkpoints) - set(found.checkpoints) == {whole.checkpoints[1]}
+    assert found.last_bytes("model.safetensors") == whole.last_bytes("model.safetensors")
+
+
+def writers_of(runner: "Runner", name: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The threads that write the checkpoints of a run."""
+    writers, write = set[str](), saver.write_checkpoint
+
+    def note(*arguments: Any) -> int:
+        writers.add(threading.current_thread().name)
+        return write(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(saver, "write_checkpoint", note)
+        runner.start(name, max_steps=6)
+    return writers
+
+
+def test_a_host_with_little_memory_is_asked_for_no_copy(
+    runner: "Runner", monkeypatch: pytest.MonkeyPatch, in_background: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert writers_of(runner, "plain", monkeypatch) == {"onecard-save", "MainThread"}
+    assert "a copy of the state" not in caplog.text
+    state_bytes = checkpoints.state_bytes
+    sizes, machine = list[int](), checkpoints.probe_machine()
+
+    def measure(state: Any) -> int:
+        sizes.append(state_bytes(state))
+        return sizes[-1]
+
+    monkeypatch.setattr(checkpoints, "state_bytes", measure)
+    monkeypatch.setattr(checkpoints, "probe_machine", lambda: replace(machine, free_ram_bytes=2 * sizes[-1]))
+    assert writers_of(runner, "small", monkeypatch) == {"MainThread"}
+    assert caplog.text.count("and a copy of the state takes") == 1
+    runner.outcome("small").assert_equals(runner.outcome("plain"))
+
+
+def test_a_system_that_refuses_a_thread_costs_time_only(
+    runner: "Runner", monkeypatch: pytest.MonkeyPatch, in_background: None
+) -> None:
+    def refuse() -> None:
+        raise RuntimeError("can't start new thread")
+
+    plain = runner.start("plain")
+    threads = SimpleNamespace(Thread=lambda **_: SimpleNamespace(start=refuse))
+    monkeypatch.setattr(saver, "threading", threads)
+    found = runner.start("refused")
+    found.assert_equals(plain)
+    assert found.checkpoints == plain.checkpoints
+
+
+def scripted(losses: list[float]) -> Callable[..., HeldoutLoss]:
+    remaining = iter(losses)
+    return lambda *_: HeldoutLoss(next(remaining), 0.0, 100)
+
+
+def test_the_best_that_is_there_stays_where_a_better_one_could_not_be_written(
+    runner: "Runner", monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses = [2.2, 2.0, 2.5, 2.6, 2.3, 2.4]
+    monkeypatch.setattr("onecard.run.milestones.measure_heldout_loss", scripted(losses))
+    monkeypatch.setattr(saver, "write_checkpoint", refusing({2}))
+    outcome = runner.start("run", eval_steps=2, save_steps=3, save_total_limit=1)
+    assert outcome.record[-1]["best_step"] == 4
+    assert outcome.checkpoints == ["step-000002", "step-000012"]
+    assert RunFolder.open(outcome.root).find_checkpoint("best").name == "step-000002"
+    assert "step 4, the best of" in caplog.text
+    assert "has no checkpoint: step-000002 is the best there is" in caplog.text
+
+
 def without_clock(outcome: "Outcome") -> list[dict[str, Any]]:
     return [event for event in outcome.record if event["event"] != "saved" or event["reason"] not in CLOCK_REASONS]
 
@@ -172,6 +283,22 @@ def test_the_clock_asks_for_checkpoints_that_take_no_other_ones_place(
     resumed = runner.resume("killed")
     assert without_clock(resumed) == plain.record
     assert resumed.last_bytes("model.safetensors") == plain.last_bytes("model.safetensors")
+
+
+def test_a_run_that_ends_early_ends_the_same_where_the_clock_has_just_saved(
+    runner: "Runner", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"eval_steps": 2, "save_steps": 4, "sample_steps": 0, "early_stopping_patience": 2}
+    outcomes = []
+    for name, minutes in (("plain", None), ("clock", 1e-9)):
+        monkeypatch.setattr("onecard.run.milestones.measure_heldout_loss", scripted([2.0, 2.5, 2.2]))
+        outcomes.append(runner.start(name, save_minutes=minutes, **settings))
+    plain, found = outcomes
+    assert (plain.record[-1]["reason"], plain.record[-1]["step"]) == ("early stopping", 6)
+    assert plain.events("saved")[-1]["reason"] == "final"
+    assert without_clock(found) == plain.record
+    before = found.record
+    assert runner.resume("clock").record == before
 
 
 def test_what_is_read_is_not_removed(runner: "Runner") -> None:
@@ -223,6 +350,31 @@ def test_wear_is_found_when_it_is_absurd() -> None:
     assert finding is not None
     assert finding.evidence == "931.3 GiB an hour"
     assert "worn after 25 days" in finding.remedy
+
+
+def test_wear_is_no_part_of_what_a_run_repeats(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = runner.start("plain", max_steps=3)
+    monkeypatch.setattr(checkpoints, "find_wear", lambda *_: find_wear(10**13, 3600))
+    runner.start("worn", max_steps=3).assert_equals(plain)
+    assert "wear the drive" in (runner.folder / "worn" / "events.jsonl").read_text("utf-8")
+
+
+def test_a_checkpoint_never_reaches_the_disk_before_the_record_it_counts(
+    runner: "Runner", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("tells names of open files by /proc")
+    forced, fsync = list[str](), os.fsync
+
+    def note(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        if name in ("events.jsonl", "manifest.json"):
+            forced.append(name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    outcome = runner.start("run")
+    assert forced == ["events.jsonl", "manifest.json"] * len(outcome.events("saved"))
 
 
 @pytest.fixture(autouse=True)

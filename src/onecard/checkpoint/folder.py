@@ -141,6 +141,9 @@ def write_checkpoint(folder: Path, parts: Parts, num_own_bytes: int = 0) -> int:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise _write_failure(folder, error) from error
+    except Exception:  # memory that runs out: the space is wanted until the next start, too
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return manifest.num_tensor_bytes
 
 

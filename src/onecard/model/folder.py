@@ -10,17 +10,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from onecard.errors import CheckpointError, InputError
+from onecard.errors import CheckpointError, DoesNotFitError, InputError
 from onecard.model.hub import find_base, find_cached
+from onecard.model.shortage import is_out_of_memory
 from onecard.model.weight_files import COMPUTED, find_weight_files, fingerprint, read_headers, refuse_integers
 from onecard.spec import BasePlan
 
@@ -247,13 +242,14 @@ def refuse_broken(model: PreTrainedModel, folder: Path, remedy: str) -> None:
     Raises:
         CheckpointError: some are not finite.
     """
-    if broken := next((name for name, p in model.named_parameters() if not _is_finite(p)), None):
+    if broken := next((name for name, p in model.named_parameters() if not is_finite(p)), None):
         raise CheckpointError(
             f"{folder}: the weights {broken} are not finite, so the model can write nothing: {remedy}"
         )
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values of a tensor are numbers, found without memory of its size."""
     # Extremes are NaN where anything is, and found 20 times as fast as a verdict on each value.
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all())
 
@@ -262,10 +258,12 @@ def _is_finite(tensor: Tensor) -> bool:
 def _explained(folder: Path | str, what: str) -> Iterator[None]:
     try:
         yield
-    except (KeyboardInterrupt, torch.OutOfMemoryError):
-        raise
     # A damaged file makes transformers raise whatever its reading code stumbles over.
     except Exception as error:
+        if is_out_of_memory(error):  # which says nothing of the files: nobody is to set them aside for it
+            raise DoesNotFitError(
+                f"memory ran out while {folder} was loaded ({error}): close what else uses it, and try again"
+            ) from error
         reason = " ".join(_COLOUR.sub("", str(error)).split())[:300] or type(error).__name__
         raise CheckpointError(
             f"{folder} holds no {what} that transformers can read: {reason.rstrip('.')}. {_REMEDIES[what]}"

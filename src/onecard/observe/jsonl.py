@@ -1,6 +1,7 @@
 """The record of a run: one line of JSON per event."""
 
 import logging
+import os
 from pathlib import Path
 
 from onecard.observe.events import Event
@@ -69,6 +70,15 @@ class JsonlSink:
             num_written = self._file.write(self._unwritten) or 0
             self._on_disk += num_written
             del self._unwritten[:num_written]
+
+    def force_to_disk(self) -> None:
+        """Writes what was refused before, and waits until all of it would survive a power failure.
+
+        Raises:
+            OSError: it still cannot be written.
+        """
+        self.write_all()
+        os.fsync(self._file.fileno())
 
     def cut(self, num_bytes: int) -> None:
         """Drops what came after so many bytes: the run stands where it stood then."""

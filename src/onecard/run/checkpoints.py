@@ -1,6 +1,7 @@
 """The checkpoints of a run in training: when the clock asks for one, how it is written, what is told of it."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from onecard.checkpoint import folder_of_step
 from onecard.errors import DoesNotFitError
+from onecard.hardware import probe_machine
 from onecard.model.shortage import Shortage, attempt
 from onecard.observe.detectors import as_event, make_finding
 from onecard.observe.events import Event, FindingEvent, SavedEvent, SaveReason
@@ -21,13 +23,17 @@ from onecard.run.recovery import Instead, Recovery
 from onecard.run.retention import remove_surplus
 from onecard.run.saver import SaveOrder, Saver, SaveResult
 from onecard.run.wear import find_wear
-from onecard.training.host_copy import LEAST_BYTES_IN_BACKGROUND, HostCopy
+from onecard.training.host_copy import LEAST_BYTES_IN_BACKGROUND, HostCopy, has_room
 from onecard.training.snapshot import TokenizerFiles, snapshot, state_bytes
 from onecard.training.state import TrainState
+from onecard.units import format_bytes
+
+log = logging.getLogger("onecard.run")
 
 # Before a run gives up its last state: a share may come back, a user may free some space.
 _LAST_PAUSES_S = (2.0, 8.0)
 _LAST = frozenset({"final", "interrupted"})
+_AGAIN = Instead("saved again, with all unused memory given back")
 
 
 class Checkpoints:
@@ -51,8 +57,8 @@ class Checkpoints:
         self._saver = Saver()
         self._recovery = Recovery(state, clock)
         self._is_repeated = False
-        self._num_state_bytes = state_bytes(state)
-        self._copy = HostCopy() if self._num_state_bytes >= LEAST_BYTES_IN_BACKGROUND else None
+        self._is_copied = state_bytes(state) >= LEAST_BYTES_IN_BACKGROUND
+        self._copy: HostCopy | None = None
         self._saved_at_s = self._begun_at_s = clock()
         self._num_written_bytes = 0
         self._has_told_wear = False
@@ -76,10 +82,11 @@ class Checkpoints:
         progress = self._state.progress
         progress.elapsed_s = self._saved_at_s = self._elapsed()
         target = folder_of_step(self.root, progress.step)
+        is_good = progress.num_refused_in_a_row == 0
         masters_bytes = sum(tensor.nbytes for tensor in self._state.optimizer.masters.values())
-        order = SaveOrder(progress.step, progress.elapsed_s, target, reason, started, masters_bytes)
+        order = SaveOrder(progress.step, progress.elapsed_s, target, reason, started, masters_bytes, is_good)
         with contextlib.suppress(OSError):  # the same disk refuses the checkpoint below, or has room again for both
-            self._record.write_all()
+            self._record.force_to_disk()
         record = {"events_bytes": self._record.num_bytes, "reason": reason}
         documents = {"record": record, "circumstances": self._circumstances}
         if reason not in _LAST and self._begin(order, documents):
@@ -88,26 +95,57 @@ class Checkpoints:
 
     def settle(self, *, waits: bool = True) -> Iterator[Event]:
         """Tells of the checkpoint in hand when it is written, waiting for it if asked to."""
-        result = attempt(partial(self._saver.take, waits=waits), self._state.device)
-        if result is None:
+        order = self._saver.ended(waits=waits)
+        if order is None:
             return
+        result = taken = attempt(self._saver.take, self._state.device)
+        if isinstance(taken, Shortage):
+            result = attempt(self._saver.write_again, self._state.device)
+            self._give_up_copy()  # there is no room for it beside the training
+        # What comes next has its place before all that happened meanwhile.
         self._record.release()
         if isinstance(result, Shortage):
-            self._copy = None  # there is no room for it beside the training: from now on without
-            yield self._recovery.left_out("checkpoint", result)
-        else:
-            yield from self._tell(result)
+            yield self._recovery.left_out("checkpoint", result, order.step)
+            return
+        yield from self._tell(result)
+        if isinstance(taken, Shortage) and result.problem is None:
+            yield self._recovery.tell("checkpoint", taken, _AGAIN, self._recovery.held(taken), order.step)
+
+    def _host_copy(self) -> HostCopy | None:
+        """What a state is copied to; looked for at the first save, when training has taken the memory it needs."""
+        if self._is_copied and self._copy is None:
+            num_bytes, free_bytes = state_bytes(self._state), probe_machine().free_ram_bytes
+            if has_room(num_bytes, free_bytes):
+                self._copy = HostCopy()
+            else:
+                self._is_copied = False
+                log.warning(
+                    "checkpoints are written while training waits: the host has %s free, and a copy of the state takes "
+                    "%s and more",
+                    *(format_bytes(free_bytes), format_bytes(num_bytes)),
+                )
+        return self._copy
+
+    def _give_up_copy(self) -> None:
+        """From now on without: memory that was planned for has been taken by something else."""
+        self._is_copied = False
+        self._saver.let_go()
+        if self._copy is not None:
+            self._copy.release()
+            self._copy = None
 
     def _begin(self, order: SaveOrder, documents: dict[str, Any]) -> bool:
         """Begins to write in the background; false where there is no copy of the state to write from."""
-        if self._copy is None:
+        copy = self._host_copy()
+        if copy is None:
             return False
-        parts = attempt(partial(snapshot, self._state, self._tokenizer, documents, self._copy), self._state.device)
+        parts = attempt(partial(snapshot, self._state, self._tokenizer, documents, copy), self._state.device)
         if isinstance(parts, Shortage):
-            self._copy = None  # the memory was planned for; what took it meanwhile costs time, not the run
+            self._give_up_copy()
+            return False
+        if not self._saver.begin(order, parts):
             return False
         self._record.hold()
-        self._saver.begin(order, parts)
         return True
 
     def _save_now(self, order: SaveOrder, documents: dict[str, Any]) -> Iterator[Event]:
@@ -137,7 +175,7 @@ class Checkpoints:
         if self._is_repeated:
             return None
         self._is_repeated = True
-        return Instead("saved again, with all unused memory given back")
+        return _AGAIN
 
     def _tell(self, result: SaveResult) -> Iterator[Event]:
         order = result.order
@@ -145,7 +183,8 @@ class Checkpoints:
             yield self._describe_failure(order, result.problem)
             return
         plan, progress = self._state.plan, self._state.progress
-        remove_surplus(self.root, plan.save_total_limit, {progress.best_step, *self.leading()})
+        if order.is_good:  # else the checkpoints that a run may have to go back to are older than this one
+            remove_surplus(self.root, plan.save_total_limit, self.leading())
         yield SavedEvent(
             step=order.step,
             elapsed_s=order.elapsed_s,

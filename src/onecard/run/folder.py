@@ -7,6 +7,7 @@ runs/<name>/
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from onecard.checkpoint import list_checkpoints, move, read_checkpoint, step_of_
 from onecard.errors import CheckpointError, DeviceLostError, InputError, RunBusyError
 from onecard.planner.outcomes import Outcome
 from onecard.run.marks import read_marked_step
-from onecard.run.retention import unused_name
+from onecard.run.retention import SUPERSEDED, find_best, unused_name
 from onecard.spec import MaskAudit, Plan, Recipe
 from onecard.spec.dump import recipe_to_yaml
 from onecard.spec.load import load_recipe
@@ -192,7 +193,10 @@ class RunFolder:
         return matches[0]
 
     def best_step(self) -> int | None:
-        """Step that is best by the task which decides, else by the held-out loss as the newest checkpoint knows it."""
+        """Step of the checkpoint that is best by the task which decides, else by the held-out loss.
+
+        Where the best one is not there (a full disk, damage), it is the best of those that are, and a warning says so.
+        """
         found = list_checkpoints(self.checkpoints)
         if not found:
             return None
@@ -206,7 +210,11 @@ class RunFolder:
             raise CheckpointError(
                 f"{found[-1]} is damaged: its progress.json cannot be read ({error}). Name another by its step"
             ) from error
-        return best
+        if best is None or any(step_of_folder(folder) == best for folder in found):
+            return best
+        there = find_best(found) or found[-1]
+        log.warning("step %d, the best of %s, has no checkpoint: %s is the best there is", best, self.root, there.name)
+        return step_of_folder(there)
 
     def find_resumable(self) -> Path | None:
         """The newest checkpoint that is whole; damaged newer ones are set aside. None before the first one.
@@ -242,11 +250,19 @@ class RunFolder:
                 f"{self.checkpoints} holds {', '.join(torn)}, but no manifest in any of them, so none can be trusted: "
                 "restore them, or start a new run"
             )
-        if self.has_record() and b'"event": "saved"' in self.events.read_bytes():
+        saved = self._last_saved()
+        # A run that is killed on its way back to its beginning has set them all aside, and its record not yet cut.
+        if saved is not None and not any(self.checkpoints.glob(f"{SUPERSEDED}{saved}*")):
             raise CheckpointError(
                 f"{self.root} has saved checkpoints, but {self.checkpoints} holds none any more: restore them, or "
                 "start a new run"
             )
+
+    def _last_saved(self) -> str | None:
+        """The name of the last checkpoint that the record tells of."""
+        record = self.events.read_bytes() if self.has_record() else b""
+        told = re.findall(rb'^\{"event": "saved".*?"checkpoint": "(step-\d+)"', record, re.MULTILINE)
+        return told[-1].decode() if told else None
 
 
 def free_folder(root: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from onecard.checkpoint import folder_of_step
+from onecard.checkpoint import folder_of_step, read_checkpoint
 from onecard.errors import CheckpointError
 from onecard.evaluation.ranking import rank
 from onecard.evaluation.task import Result, Subject, Task
@@ -93,9 +93,8 @@ class Judge:
             yield from self._choose(task)
             if task.name not in self._found and self._control.stop:
                 return "interrupted"
-        progress, plan = self._state.progress, self._state.plan
         self._mark()
-        remove_surplus(self._folder.checkpoints, plan.save_total_limit, {progress.best_step, self._marked_step()})
+        remove_surplus(self._folder.checkpoints, self._state.plan.save_total_limit, {self._marked_step()})
         return None
 
     def _choose(self, task: RunTask) -> Iterator[Event]:
@@ -104,7 +103,11 @@ class Judge:
         if task.is_part:
             for step in steps:
                 if step not in wholes.by_step:
-                    self._load(step)
+                    try:
+                        self._load(step)
+                    except CheckpointError as error:
+                        yield self._left_out(task, step, error)
+                        continue
                 yield from self._measured(task, task.whole, wholes, step)
                 if self._control.stop:
                     return
@@ -197,6 +200,16 @@ class Judge:
         finding = make_finding("score-left-out", f"{task.name}: {shortage.evidence}", "")
         return as_event(finding, self._state.progress.step, self._clock())
 
+    def _left_out(self, task: RunTask, step: int, error: CheckpointError) -> FindingEvent:
+        return FindingEvent(
+            step=self._state.progress.step,
+            elapsed_s=self._clock(),
+            symptom=f"{_name(step)} led by {task.name} and cannot be read; the best is chosen among the others",
+            evidence=str(error),
+            likely_cause="a disk that loses data, or somebody changed the folder",
+            remedy="check the disk; the folder can be deleted",
+        )
+
     def _rank(self, task: Task, results: dict[int, Result], num_looked_at: int = 0) -> tuple[int, list[Comparison]]:
         steps = sorted(results)
         best, comparisons = rank(
@@ -228,8 +241,13 @@ class Judge:
         return sorted(step for step in leading if step == best or p_values[_name(step)] >= _SIGNIFICANT)
 
     def _load(self, step: int) -> None:
-        """Puts the weights of a checkpoint into the model."""
+        """Puts the weights of a checkpoint into the model.
+
+        Raises:
+            CheckpointError: it is damaged, or holds another model.
+        """
         folder, model = folder_of_step(self._folder.checkpoints, step), self._state.model
+        read_checkpoint(folder)  # a wrong bit in a weight would be measured as the model
         if self._state.plan.adapt is None:
             if not load_in_place(model, folder):
                 raise CheckpointError(f"{folder} holds another model than this run trains: evaluate it by itself")

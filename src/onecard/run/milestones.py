@@ -24,6 +24,7 @@ from onecard.run.checkpoints import Checkpoints
 from onecard.run.clock import Clock
 from onecard.run.judge import Judge
 from onecard.run.recovery import Instead, Recovery
+from onecard.run.retention import saved_reason
 from onecard.spec import Plan
 from onecard.training.state import TrainState
 
@@ -102,7 +103,7 @@ class Milestones:
             yield from self._checkpoints.save("final" if due.is_last else "interval" if due.saves else reason)
         if due.saves and self._judge is not None:
             yield from self._checkpoints.settle()
-            if self._is_saved():
+            if self._saved_for() is not None:
                 yield from self._judge.score()
 
     def catch_up(self, saved: SavedEvent | None) -> Iterator[Event]:
@@ -117,9 +118,12 @@ class Milestones:
     def finish(self, reason: FinishReason) -> Iterator[Event]:
         """Does what is left to do for a run that ends between two intervals."""
         yield from self._checkpoints.settle()
-        if reason == "completed" or self._is_saved():
+        saved_for = self._saved_for()
+        # One that only the clock or a new best asked for does not count: what is told and scored at the end must not
+        # depend on whether it happens to be there.
+        if reason == "completed" or saved_for in ("interval", "final") or (saved_for and reason == "interrupted"):
             return
-        if reason == "time limit":
+        if reason == "time limit" and saved_for is None:
             yield from self.reach(self.due(self._state.progress.step, is_last=True))
         else:
             yield from self._checkpoints.save("interrupted" if reason == "interrupted" else "final")
@@ -137,8 +141,9 @@ class Milestones:
         if self._judge is not None:
             self._judge.go_back()
 
-    def _is_saved(self) -> bool:
-        return folder_of_step(self._checkpoints.root, self._state.progress.step).exists()
+    def _saved_for(self) -> str | None:
+        """Why the state as it is was saved; None where it was not."""
+        return saved_reason(folder_of_step(self._checkpoints.root, self._state.progress.step))
 
     def _fewer_prompts(self) -> Instead | None:
         if self._prompts_at_once == 1:

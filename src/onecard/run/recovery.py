@@ -70,7 +70,7 @@ class Recovery:
                 f"at a time with all activations recomputed ({shortage.evidence}): close what else uses the memory "
                 "and resume, or start again with a shorter max_seq_length, a smaller optim, or method lora"
             )
-        return self._tell("step", shortage, instead, held_bytes)
+        return self.tell("step", shortage, instead, held_bytes)
 
     def shrink_step(self) -> Instead | None:
         """Adopts the next smaller step of the plan; None where there is none."""
@@ -96,16 +96,24 @@ class Recovery:
             if (instead := reduce()) is None:
                 yield self.left_out(during, result)
                 return None
-            yield self._tell(during, result, instead, held_bytes)
+            yield self.tell(during, result, instead, held_bytes)
         return result
 
     def held(self, shortage: Shortage) -> dict[str, int]:
         """Says who held the memory: what the allocator knew, and what of it the state has now."""
         return shortage.held_bytes | held_by(self._state)
 
-    def _tell(self, during: str, shortage: Shortage, instead: Instead, held_bytes: dict[str, int]) -> RecoveredEvent:
+    def tell(
+        self,
+        during: str,
+        shortage: Shortage,
+        instead: Instead,
+        held_bytes: dict[str, int],
+        step: int | None = None,
+    ) -> RecoveredEvent:
+        """Tells that something was done with less, at this step or at the one that is given."""
         return RecoveredEvent(
-            step=self._state.progress.step,
+            step=self._state.progress.step if step is None else step,
             elapsed_s=self._elapsed(),
             problem="out of memory",
             during=during,
@@ -115,10 +123,10 @@ class Recovery:
             held_bytes=held_bytes,
         )
 
-    def left_out(self, during: str, shortage: Shortage) -> FindingEvent:
-        """Tells that something was not done at this step."""
+    def left_out(self, during: str, shortage: Shortage, step: int | None = None) -> FindingEvent:
+        """Tells that something was not done at this step, or at the one that is given."""
         finding = make_finding("left-out", f"{during}: {shortage.evidence}", "")
-        return as_event(finding, self._state.progress.step, self._elapsed())
+        return as_event(finding, self._state.progress.step if step is None else step, self._elapsed())
 
 
 def held_by(state: TrainState) -> dict[str, int]:

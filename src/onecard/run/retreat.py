@@ -12,13 +12,14 @@ for a second model. If going back did not help, the next time leads to the check
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from onecard.checkpoint import Checkpoint, folder_of_step, list_checkpoints, read_checkpoint, step_of_folder
-from onecard.errors import CheckpointError
+from onecard.errors import CheckpointError, DoesNotFitError
+from onecard.model.folder import is_finite
+from onecard.model.shortage import Shortage, attempt
 from onecard.observe.events import Event, RecoveredEvent, RecoveredProblem, SavedEvent
 from onecard.observe.jsonl import JsonlSink
 from onecard.run.clock import Clock
@@ -75,7 +76,9 @@ class Retreat:
         """Goes back and says so; the record is cut where the checkpoint's was, as by a resume."""
         yield from self._milestones.look(waits=True)
         failed = self._state.progress
-        checkpoint = self._restore(trouble)
+        # First: on a GPU going back would need more memory than what has just failed.
+        self._state.optimizer.forget_gradients()
+        checkpoint = self._restored(trouble)
         progress = self._state.progress
         progress.num_retreats = self._count(failed, checkpoint)
         progress.failed_step, progress.retreat_step = trouble.step, progress.step
@@ -84,7 +87,6 @@ class Retreat:
         if trouble.problem == "not finite":
             remedy += f", {self._change_course(failed, trouble)}"
         self._state.is_updating = False
-        self._state.optimizer.forget_gradients()
         # The beginning is a checkpoint that was never written.
         beginning = folder_of_step(self._folder.checkpoints, 0)
         set_aside_after(checkpoint.folder if checkpoint is not None else beginning)
@@ -126,8 +128,23 @@ class Retreat:
         failed_step = self._state.progress.failed_step
         return any(step_of_folder(folder) > failed_step and _was_finite(folder) for folder in found)
 
+    def _restored(self, trouble: Trouble) -> Checkpoint | None:
+        found = attempt(partial(self._restore, trouble), self._state.device)
+        if isinstance(found, Shortage):
+            # That there is no memory to read them says nothing against the checkpoints: they stay as they are.
+            raise DoesNotFitError(
+                f"memory ran out while the run went back from step {trouble.step} to a checkpoint ({found.evidence}): "
+                "close what else uses the memory, and resume; no checkpoint is lost"
+            )
+        return found
+
     def _restore(self, trouble: Trouble) -> Checkpoint | None:
-        """Restores the newest checkpoint that is whole and good; None where the run had to begin again."""
+        """Restores the newest checkpoint that is whole and good; None where the run had to begin again.
+
+        Raises:
+            CheckpointError: none of those that are there could be read, and none of them is to blame.
+        """
+        problem: CheckpointError | None = None
         for folder in self._candidates(trouble):
             try:
                 checkpoint = read_checkpoint(folder)
@@ -135,9 +152,13 @@ class Retreat:
                 recorded_bytes(checkpoint)
             except CheckpointError as error:
                 log.warning("%s. Going back further", error)
+                problem = error
                 continue
-            if _all_finite(self._state):
+            if all(map(is_finite, self._state.optimizer.masters.values())):
                 return checkpoint
+        # As at a resume: a run whose checkpoints cannot be read must not look like one that has yet to begin.
+        if problem is not None and not trouble.is_poisoned:
+            raise problem
         start_again(self._state)
         return None
 
@@ -161,12 +182,6 @@ def _was_finite(folder: Path) -> bool:
         return isinstance(progress, dict) and progress.get("num_refused_in_a_row") == 0
     except (OSError, ValueError):
         return False
-
-
-@torch.no_grad()
-def _all_finite(state: TrainState) -> bool:
-    verdicts = [torch.isfinite(master).all() for master in state.optimizer.masters.values()]
-    return bool(torch.stack(verdicts).all())
 
 
 def recorded_bytes(checkpoint: Checkpoint) -> int:

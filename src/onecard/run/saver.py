@@ -12,7 +12,10 @@ from onecard.observe.events import SaveReason
 
 @dataclass(frozen=True)
 class SaveOrder:
-    """A checkpoint to be written; `asked_s` is the moment it was asked for, by the wall clock of this process."""
+    """A checkpoint to be written; `asked_s` is the moment it was asked for, by the wall clock of this process.
+
+    `is_good` says that the update before it was applied.
+    """
 
     step: int
     elapsed_s: float
@@ -20,6 +23,7 @@ class SaveOrder:
     reason: SaveReason
     asked_s: float
     num_own_bytes: int
+    is_good: bool
 
 
 @dataclass(frozen=True)
@@ -33,44 +37,77 @@ class SaveResult:
     problem: CheckpointError | None = None
 
 
+@dataclass
+class _InHand:
+    """A checkpoint that was begun, and for how long that kept the training waiting."""
+
+    order: SaveOrder
+    parts: Parts
+    thread: threading.Thread
+    wait_s: float
+
+
 class Saver:
     """Has at most one checkpoint in hand."""
 
     def __init__(self) -> None:
-        self._order: SaveOrder | None = None
-        self._thread: threading.Thread | None = None
-        self._wait_s = 0.0
+        self._in_hand: _InHand | None = None
+        self._broken_off: _InHand | None = None
         self._outcome: int | Exception = 0
         self._ended_s = 0.0
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a checkpoint was begun whose result has not been taken yet."""
-        return self._order is not None
 
     def write(self, order: SaveOrder, parts: Parts) -> SaveResult:
         """Writes a checkpoint here and now."""
         self._write(order, parts)
         return self._result(order, self._ended_s - order.asked_s)
 
-    def begin(self, order: SaveOrder, parts: Parts) -> None:
-        """Begins to write a checkpoint whose parts nobody changes, while the caller goes on."""
-        assert self._order is None
-        self._order = order
-        # A daemon: a second Ctrl+C ends the process at once, and what is half written is not read.
-        self._thread = threading.Thread(target=self._write, args=(order, parts), name="onecard-save", daemon=True)
-        self._thread.start()
-        self._wait_s = time.perf_counter() - order.asked_s
+    def begin(self, order: SaveOrder, parts: Parts) -> bool:
+        """Begins to write a checkpoint whose parts nobody changes, while the caller goes on.
 
-    def take(self, *, waits: bool) -> SaveResult | None:
-        """Gives the result of the checkpoint in hand; None where there is none, or without `waits` not yet."""
-        if self._order is None or self._thread is None or (self._thread.is_alive() and not waits):
+        Says whether it could: a system may refuse another thread.
+        """
+        assert self._in_hand is None
+        # A daemon: a second Ctrl+C ends the process at once, and what is half written is not read.
+        thread = threading.Thread(target=self._write, args=(order, parts), name="onecard-save", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return False
+        self._in_hand = _InHand(order, parts, thread, time.perf_counter() - order.asked_s)
+        return True
+
+    def ended(self, *, waits: bool) -> SaveOrder | None:
+        """The order in hand whose writing has come to an end; None where there is none, or without `waits` not yet."""
+        if self._in_hand is None or (self._in_hand.thread.is_alive() and not waits):
             return None
         started = time.perf_counter()
-        while self._thread.is_alive():
-            self._thread.join(0.1)  # with a limit, so that Ctrl+C is heard on Windows, too
-        order, self._order, self._thread = self._order, None, None
-        return self._result(order, self._wait_s + time.perf_counter() - started)
+        while self._in_hand.thread.is_alive():
+            self._in_hand.thread.join(0.1)  # with a limit, so that Ctrl+C is heard on Windows, too
+        self._in_hand.wait_s += time.perf_counter() - started
+        return self._in_hand.order
+
+    def take(self) -> SaveResult:
+        """Gives the result of the checkpoint whose writing has ended, or raises the error that broke it off.
+
+        After an error its parts are kept as they were, for `write_again` or until `let_go`.
+        """
+        assert self._in_hand is not None
+        found, self._in_hand = self._in_hand, None
+        self._broken_off = found
+        result = self._result(found.order, found.wait_s)
+        self._broken_off = None
+        return result
+
+    def write_again(self) -> SaveResult:
+        """Writes the checkpoint that was broken off once more, here and now."""
+        assert self._broken_off is not None
+        found, started = self._broken_off, time.perf_counter()
+        self._write(found.order, found.parts)
+        return self._result(found.order, found.wait_s + time.perf_counter() - started)
+
+    def let_go(self) -> None:
+        """Drops the parts of a checkpoint that was broken off."""
+        self._broken_off = None
 
     def _write(self, order: SaveOrder, parts: Parts) -> None:
         try:

@@ -9,6 +9,13 @@ from onecard.units import MIB
 
 # A smaller state is on the disk sooner than a thread is started and waited for.
 LEAST_BYTES_IN_BACKGROUND = 64 * MIB
+# Page-locked buffers are rounded up to powers of two, and a system without memory left ends a process unasked.
+_ROOM = 2
+
+
+def has_room(num_bytes: int, free_bytes: int) -> bool:
+    """Whether a host with so much free memory bears a copy of a state of `num_bytes`, with some left."""
+    return _ROOM * num_bytes < free_bytes
 
 
 class HostCopy:
@@ -42,6 +49,15 @@ class HostCopy:
         """Returns when the copies are there."""
         if self._copied is not None:
             self._copied.synchronize()
+
+    def release(self) -> None:
+        """Gives the memory back; page-locked buffers would stay with PyTorch, for the next ones of their size."""
+        is_pinned = any(buffer.is_pinned() for buffer in self._buffers.values())
+        if is_pinned:
+            torch.cuda.synchronize()  # copies that broke off may still be on their way
+        self._buffers.clear()
+        if is_pinned and hasattr(torch.accelerator, "empty_host_cache"):  # not in torch 2.11
+            torch.accelerator.empty_host_cache()
 
     def _copy(self, key: tuple[str, str], tensor: Tensor) -> Tensor:
         buffer = self._buffers.get(key)
