@@ -84,8 +84,8 @@ def run_session(
         observer = Observer(plan, folder.recipe(), folder.events, control)
         retreat = Retreat(state, folder, record, feed, milestones, clock)
         steps: list[StepEvent] = []
-        hearers = [record.receive, partial(_record_retreat, folder.root), *(sink.receive for sink in sinks)]
-        hearers += [on_event] if on_event else []
+        hearers: list[OnEvent] = [record.receive, partial(_note_retreat, folder.root)]
+        hearers += [sink.receive for sink in sinks] + ([on_event] if on_event else [])
         with explained_memory(state), explained_device_loss(state.device, state):
             before = milestones.catch_up(saved_event(state, restored))
             events = chain(before, probed, Loop(state, milestones, control, clock, retreat).run(feed))
@@ -166,7 +166,7 @@ def _open_sinks(stack: ExitStack, folder: RunFolder, plan: Plan, resumed_at: int
     return bearing
 
 
-def _record_retreat(root: Path, event: Event) -> None:
+def _note_retreat(root: Path, event: Event) -> None:
     """Writes down that steps are made anew with what this process has; others may have made them at first."""
     if isinstance(event, RecoveredEvent) and event.returned_from is not None:
         with contextlib.suppress(OSError):  # of a full disk others tell
