@@ -11,7 +11,6 @@ this runs on Linux only.
 import argparse
 import errno
 import importlib
-import importlib.util
 import json
 import os
 import random
@@ -22,10 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faults_memory
 import psutil
 import torch
 from record import RESULTS, read_rows, save_result
@@ -292,16 +292,16 @@ def lose_device(shop: Workshop, number: int, draw: random.Random) -> dict[str, A
     run, step = shop.folder / f"device-{number}", draw.randrange(40)
 
     def patch() -> None:
-        from onecard.run import loop
+        from onecard.run import stepping
 
-        train_step = loop.train_step
+        train_step = stepping.train_step
 
         def lose(state: Any, *arguments: Any, **settings: Any) -> Any:
             if state.progress.step == step:
                 raise torch.AcceleratorError("CUDA error: unspecified launch failure")
             return train_step(state, *arguments, **settings)
 
-        loop.train_step = lose
+        stepping.train_step = lose
 
     code, errors = shop.call(shop.words(run), number % 2 == 1, patch)
     problems = ["a traceback"] if "Traceback" in errors else []
@@ -407,20 +407,6 @@ CASES: dict[str, tuple[Callable[[Workshop, int, random.Random], dict[str, Any]],
 }
 
 
-def memory_rows(seed: int, count: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of faults of memory and numbers, which a file of their own makes where it is there."""
-    path = Path(__file__).with_name("faults_memory.py")
-    if not path.exists():
-        return
-    spec = importlib.util.spec_from_file_location("faults_memory", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for number, row in enumerate(module.run(seed, count)):
-        yield f"memory-{number:03d}", row
-
-
 def run_all(arguments: argparse.Namespace) -> dict[str, Any]:
     path = RESULTS / "faults.json"
     rows = read_rows(path) if not arguments.again else {}
@@ -440,8 +426,8 @@ def run_all(arguments: argparse.Namespace) -> dict[str, Any]:
                 print(name, json.dumps(row), flush=True)
                 save_result(path, {"summary": summarize(rows), "rows": rows})
         if not arguments.only or "memory" in arguments.only:
-            for name, row in memory_rows(arguments.seed, arguments.count or 30):
-                rows[name] = {"seed": arguments.seed, **row}
+            for number, row in enumerate(faults_memory.run(arguments.seed, arguments.count or 30)):
+                rows[f"memory-{number:03d}"] = {"seed": arguments.seed, **row}
             save_result(path, {"summary": summarize(rows), "rows": rows})
     return summarize(rows)
 
@@ -452,12 +438,20 @@ def summarize(rows: dict[str, Any]) -> dict[str, Any]:
     for name, row in rows.items():
         kind = name.rsplit("-", 1)[0]
         entry = found.setdefault(kind, {"cases": 0, "good": 0})
-        entry["cases"] += 1
-        entry["good"] += not row.get("problems")
+        num_cases, num_good = count_cases(row)
+        entry["cases"] += num_cases
+        entry["good"] += num_good
         if "while_saving" in row:
             entry["while_saving"] = entry.get("while_saving", 0) + row["while_saving"]
             entry["killed"] = entry.get("killed", 0) + row["killed"]
     return found
+
+
+def count_cases(row: dict[str, Any]) -> tuple[int, int]:
+    """How many cases a row tells of, and how many of them were good; one that met no fault is none."""
+    if "runs" in row:  # of memory and numbers: many runs each
+        return row["runs"] - row["not met"], row["right"]
+    return 1, int(not row["problems"])
 
 
 if __name__ == "__main__":

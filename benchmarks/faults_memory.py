@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import onecard
 from onecard.errors import OnecardError
-from onecard.run import loop, milestones, saver
+from onecard.run import milestones, saver, stepping
 
 MESSAGES = (
     "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes",
@@ -141,10 +141,10 @@ def start(root: Path, text: Path, optim: str) -> Path:
 
 # Where a place is worked at, and how many calls of it a run makes.
 SEAMS: dict[str, tuple[Any, str, int]] = {
-    "step": (loop, "train_step", NUM_STEPS),
-    "update": (loop, "train_step", NUM_STEPS),
-    "not finite": (loop, "train_step", NUM_STEPS),
-    "not finite in a row": (loop, "train_step", NUM_STEPS),
+    "step": (stepping, "train_step", NUM_STEPS),
+    "update": (stepping, "train_step", NUM_STEPS),
+    "not finite": (stepping, "train_step", NUM_STEPS),
+    "not finite in a row": (stepping, "train_step", NUM_STEPS),
     "evaluation": (milestones, "measure_heldout_loss", 3),
     "samples": (milestones, "complete", 2),
     "save": (saver, "write_checkpoint", 3),

@@ -3,7 +3,8 @@
     python benchmarks/saving.py [--minutes 3] [--every 0.5]
 
 One run that saves so often, on the CPU or the GPU that is there. The share is (waits + what steps took longer while a
-checkpoint was being written than the median of the others) of the time of the run.
+checkpoint was being written than the median of the others) of the time of the run. A state so small that it is written
+at once says nothing about that, and is refused.
 """
 
 import argparse
@@ -42,6 +43,11 @@ def measure(minutes: float, every: float, hidden_size: int) -> dict[str, Any]:
         run = onecard.train(recipe, output_dir=Path(folder) / "run")
         events = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     saves = [event for event in events if event["event"] == "saved" and event["reason"] == "clock"]
+    if any(save["wait_s"] >= save["seconds"] for save in saves):
+        raise SystemExit(
+            f"checkpoints of {saves[0]['num_bytes']:,} bytes were written while training stood still, which tells "
+            f"nothing of writing beside it: give more than --hidden_size {hidden_size}"
+        )
     steps = [event for event in events if event["event"] == "step"][5:]
     spans = [(save["elapsed_s"], save["elapsed_s"] + save["seconds"]) for save in saves]
     beside = [any(a < step["elapsed_s"] <= b + step["step_s"] for a, b in spans) for step in steps]
@@ -69,7 +75,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--every", type=float, default=0.5, help="minutes between checkpoints")
-    parser.add_argument("--hidden_size", type=int, default=384)
+    parser.add_argument("--hidden_size", type=int, default=512)
     given = parser.parse_args()
     result = measure(given.minutes, given.every, given.hidden_size)
     print(json.dumps(result, indent=1))

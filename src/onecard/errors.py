@@ -16,6 +16,8 @@ A message says what was given, why it cannot work and what to change. Exit 130 (
 from collections.abc import Sequence
 from typing import Any
 
+EXIT_INTERRUPTED = 130
+
 
 class OnecardError(Exception):
     """Root of all errors onecard raises for people; `exit_code` is the process status of the commands."""

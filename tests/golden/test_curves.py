@@ -119,7 +119,7 @@ def curve_of(name: str, folder: Path) -> Iterator[float]:
     from onecard.data import CorpusRequest, Source, StreamSettings, prepare
     from onecard.hardware import probe_machine
     from onecard.planner import Measurements, facts_of, make_plan
-    from onecard.run.loop import seed_step
+    from onecard.run.stepping import seed_step
     from onecard.spec import apply_device
     from onecard.training.assemble import assemble
     from onecard.training.schedule import rate_at

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+from shortages import failing
 
 import onecard
-from onecard.errors import CheckpointError, InputError
-from onecard.run import circumstances
+from onecard.errors import CheckpointError, DeviceLostError, DoesNotFitError, InputError
+from onecard.run import stepping, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,11 +33,21 @@ def test_names_that_mean_nothing_are_refused(tmp_path: Path) -> None:
 def test_other_versions_are_told_and_harmless(
     stopped: "Outcome", runner: "Runner", monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(circumstances, "find_software", lambda: {"torch": "99"})
+    assert json.loads(stopped.last_bytes("circumstances.json")).keys() == {"card", "card_bytes", "recipe"}
+    monkeypatch.setattr("onecard.run.changes.find_versions", lambda: {"torch": "99"})
     runner.resume("run")
     told = [record.message for record in caplog.records]
     assert any(message.startswith("torch is 99, the run was at work with ") for message in told)
     assert runner.outcome("run").kinds[-1] == ("finished", 6)
+
+
+def test_other_versions_are_told_before_the_first_checkpoint_too(
+    runner: "Runner", monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner.kill("run", after_events=2, max_steps=4)
+    monkeypatch.setattr("onecard.run.changes.find_versions", lambda: {"torch": "99"})
+    runner.resume("run")
+    assert "torch is 99, the run was at work with " in caplog.text
 
 
 def test_a_smaller_card_is_refused_until_it_is_accepted(
@@ -44,10 +56,13 @@ def test_a_smaller_card_is_refused_until_it_is_accepted(
     path = stopped.last / "circumstances.json"
     before = json.loads(path.read_text(encoding="utf-8"))
 
-    def was_on(card_bytes: int) -> None:
-        there = before | {"card": "A100", "card_bytes": card_bytes}
+    def was_on(card_bytes: int, card: str = "A100") -> None:
+        there = before | {"card": card, "card_bytes": card_bytes}
         monkeypatch.setattr("onecard.run.changes.read_object", lambda _: there)
 
+    was_on(12 * 10**9, card="CPU")  # of the same name, as the 3080 of 10 and of 12 GB
+    with pytest.raises(InputError, match=r"the card is CPU, the run was on CPU, which has more memory: 11.2 GiB"):
+        runner.resume("run")
     was_on(80 * 10**9)
     with pytest.raises(InputError, match=r"the card is CPU, the run was on A100, which has more.*\n.*--accept card"):
         runner.resume("run")
@@ -152,6 +167,116 @@ def test_a_run_that_does_not_repeat_itself_is_told(runner: "Runner") -> None:
     assert not found.is_same
     assert [pair.step for pair in found.pairs if pair.difference] == [8]
     assert "they differ from step 8 on" in found.describe()
+
+
+def spoil(is_bad: "Callable[[Any], bool]", monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the loss of some steps infinite."""
+    train_step = stepping.train_step
+
+    def train(state: Any, *args: Any, **keywords: Any) -> Any:
+        if is_bad(state):
+            state.loss_scale.value.fill_(float("inf"))
+        stats = train_step(state, *args, **keywords)
+        state.loss_scale.value.fill_(1.0)
+        return stats
+
+    monkeypatch.setattr(stepping, "train_step", train)
+
+
+LONG = {"max_steps": 16, "eval_steps": 0, "sample_steps": 0, "save_steps": 4, "save_total_limit": 9}
+
+
+@pytest.mark.parametrize("course", ["skip", "lower_rate"])
+def test_a_run_that_went_back_repeats_itself(course: str, runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_bad(state: Any) -> bool:
+        is_skipped = course == "skip" and state.progress.position not in range(8 * 5, 8 * 10)
+        return not is_skipped and state.progress.step >= 5 and state.progress.rate_factor == 1
+
+    with monkeypatch.context() as patched:
+        spoil(is_bad, patched)
+        outcome = runner.start("run", on_nonfinite=course, **LONG)
+    (recovered,) = outcome.events("recovered")
+    assert recovered["step"] == 4
+    found = onecard.verify(outcome.root / "checkpoints" / "step-000004", 8)
+    assert found.is_same, found.describe()
+    assert found.same_weights == {"step-000008": True, "step-000012": True}
+
+
+def test_a_run_that_was_made_in_smaller_parts_repeats_itself(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(stepping, "train_step", failing(stepping.train_step, lambda call: call == 6, 50))
+        outcome = runner.start("run", **LONG)
+    assert outcome.events("recovered")
+    found = onecard.verify(outcome.root / "checkpoints" / "step-000004", 6)
+    assert found.is_same, found.describe()
+
+
+def test_a_step_that_is_refused_again_is_the_same(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(lambda state: state.progress.step == 5, monkeypatch)
+    outcome = runner.start("run", **LONG)
+    assert [event["step"] for event in outcome.events("step") if not event["is_finite"]] == [6]
+    checkpoint = outcome.root / "checkpoints" / "step-000004"
+    assert onecard.verify(checkpoint, 6).is_same
+    spoil(lambda state: state.progress.step == 6, monkeypatch)
+    found = onecard.verify(checkpoint, 3)
+    assert not found.is_same
+    assert [pair.step for pair in found.pairs if pair.difference] == [7]
+
+
+def test_what_a_repetition_lacks_is_explained(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = runner.start("run", max_steps=4)
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(verify, "restore", fail)
+        with pytest.raises(DoesNotFitError, match="memory ran out while the run was being loaded"):
+            onecard.verify(outcome.root, 1)
+    plan = json.loads((outcome.root / "plan.json").read_text(encoding="utf-8"))
+    (outcome.root / "plan.json").write_text(json.dumps(plan | {"device": "cuda:7"}), encoding="utf-8")
+    with pytest.raises(InputError, match="device cuda:7"):
+        onecard.verify(outcome.root, 1)
+
+
+LOST = torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "words"),
+    [
+        (LOST, DeviceLostError, r"any more while the run was being loaded \(CUDA error"),
+        (MemoryError(), DoesNotFitError, "memory ran out while the run was being loaded"),
+    ],
+    ids=["GPU", "memory"],
+)
+def test_what_fails_while_a_run_is_loaded_is_explained(
+    error: Exception,
+    expected: type[Exception],
+    words: str,
+    stopped: "Outcome",
+    runner: "Runner",
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("onecard.run.session.restore", fail)
+    with pytest.raises(expected, match=words):
+        runner.resume("run")
+
+
+def test_a_resume_that_has_no_room_leaves_newer_checkpoints(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = runner.start("run", **LONG)
+
+    def fail(_: Any) -> None:
+        raise DoesNotFitError("no room")
+
+    monkeypatch.setattr("onecard.run.session._probe", fail)
+    before = outcome.checkpoints, outcome.record
+    with pytest.raises(DoesNotFitError):
+        onecard.resume(outcome.root / "checkpoints" / "step-000004")
+    assert (outcome.checkpoints, outcome.record) == before
 
 
 def test_nothing_to_repeat_is_refused(runner: "Runner") -> None:

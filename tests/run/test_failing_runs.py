@@ -73,7 +73,7 @@ def test_a_diverged_run_says_so_and_stops(runner: "Runner") -> None:
 
 
 def test_one_refused_update_is_no_divergence(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
-    from onecard.run import loop
+    from onecard.run import stepping
 
     def spoil_every_other(state: Any, *args: Any, **keywords: Any) -> Any:
         if state.progress.step % 2:
@@ -82,8 +82,8 @@ def test_one_refused_update_is_no_divergence(runner: "Runner", monkeypatch: pyte
         state.loss_scale.value.fill_(1.0)
         return stats
 
-    train_step = loop.train_step
-    monkeypatch.setattr(loop, "train_step", spoil_every_other)
+    train_step = stepping.train_step
+    monkeypatch.setattr(stepping, "train_step", spoil_every_other)
     outcome = runner.start("run", max_steps=60, eval_steps=0, sample_steps=0, save_steps=0)
     steps = [event["is_finite"] for event in outcome.record if event["event"] == "step"]
     assert steps == [True, False] * 30
@@ -272,9 +272,9 @@ def test_a_family_that_is_no_decoder_is_refused(runner: "Runner") -> None:
 def test_a_lost_device_is_explained_and_the_run_goes_on(
     step: int, runner: "Runner", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onecard.run import loop
+    from onecard.run import stepping
 
-    whole, train_step = runner.start("whole"), loop.train_step
+    whole, train_step = runner.start("whole"), stepping.train_step
 
     def lose(state: Any, *args: Any, **keywords: Any) -> Any:
         if state.progress.step == step:
@@ -282,10 +282,22 @@ def test_a_lost_device_is_explained_and_the_run_goes_on(
         return train_step(state, *args, **keywords)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "train_step", lose)
+        patched.setattr(stepping, "train_step", lose)
         with pytest.raises(
             DeviceLostError, match=rf"after step {step} \(CUDA error: unspecified launch failure\)"
         ) as lost:
             runner.start("run")
     assert lost.value.exit_code == 5
     runner.resume("run").assert_equals(whole)
+
+
+def test_a_disk_that_is_full_at_the_end_does_not_fail_the_run(
+    runner: "Runner", monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "write_outcome", full)
+    outcome = runner.start("run", max_steps=4)
+    assert outcome.record[-1]["reason"] == "completed"
+    assert "could not be written down: [Errno 28] No space left" in caplog.text

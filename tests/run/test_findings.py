@@ -144,15 +144,15 @@ def test_memory_that_a_callback_keeps_is_seen_to_grow(
 def test_steps_slower_than_planned_are_named(
     runner: "Runner", impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onecard.run import loop
+    from onecard.run import stepping
 
-    train_step = loop.train_step
+    train_step = stepping.train_step
 
     def slow(*args: Any, **keywords: Any) -> Any:
         time.sleep(0.05)
         return train_step(*args, **keywords)
 
-    monkeypatch.setattr(loop, "train_step", slow)
+    monkeypatch.setattr(stepping, "train_step", slow)
     found = found_in(runner, max_steps=80, eval_steps=0)
     # Other programs on this machine would be the better explanation.
     assert {"slower-than-planned", "cpu-shared"} & set(found)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from onecard.data import Batch
 from onecard.data.chats.batches import BatchShape, lay_out
 from onecard.data.chats.packing import Packing
-from onecard.run import probe
+from onecard.run import probe, stepping
 from onecard.run.probe import probe_worst_case
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
@@ -38,14 +39,14 @@ def test_nothing_of_the_state_changes(optimizer: str, precision: str, tiny_plan:
 
 def test_the_longest_batches_are_tried(tiny_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
-    step = probe.train_step
+    step = stepping.train_step
 
     def watch(state: TrainState, batches: list, *args: float, **keywords: float) -> StepStats:
         seen.extend(tuple(batch.ids.shape) for batch in batches)
         assert all(batch.borders is not None for batch in batches)
         return step(state, batches, *args, **keywords)
 
-    monkeypatch.setattr(probe, "train_step", watch)
+    monkeypatch.setattr(stepping, "train_step", watch)
     monkeypatch.setattr(probe, "sum_rows", lambda decoder, head, batch, backend: seen.append(tuple(batch.ids.shape)))
     state = assemble(tiny_plan(micro_batch_size=3, total_batch_size=7, eval_batch_size=6))
     probe_worst_case(state)
@@ -58,13 +59,13 @@ def test_no_batch_of_chats_is_larger_than_those_that_are_tried(
 ) -> None:
     steps: list[MicroBatch] = []
     evaluated: list[Batch] = []
-    step = probe.train_step
+    step = stepping.train_step
 
     def watch(state: TrainState, batches: list[MicroBatch], *args: float, **keywords: float) -> StepStats:
         steps.extend(batches)
         return step(state, batches, *args, **keywords)
 
-    monkeypatch.setattr(probe, "train_step", watch)
+    monkeypatch.setattr(stepping, "train_step", watch)
     monkeypatch.setattr(probe, "sum_rows", lambda decoder, head, batch, backend: evaluated.append(batch))
     corpus = tiny_plan().corpus.model_copy(update={"num_train_rows": 100})
     plan = tiny_plan(
@@ -89,3 +90,18 @@ def test_no_batch_of_chats_is_larger_than_those_that_are_tried(
         assert (batch.borders is not None) is (packing != "off")
     (heldout,) = evaluated
     assert (tuple(heldout.ids.shape), heldout.documents) == ((5, plan.max_seq_length), None)
+
+
+def test_a_compiler_that_fails_is_given_up_and_the_step_is_tried_without(
+    tiny_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise TorchDynamoException("no Triton")
+
+    monkeypatch.setattr(torch, "compile", lambda module, **_: fail)
+    state = assemble(tiny_plan(torch_compile=True))
+    before = everything(state)
+    probe_worst_case(state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in everything(state).items())
+    assert (state.decoder.is_compiled, state.plan.torch_compile) == (False, False)
+    assert state.decoder.failure == "no Triton", "kept for the loop to tell"

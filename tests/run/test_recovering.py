@@ -12,7 +12,7 @@ from shortages import MESSAGE, FailsAt, failing
 import onecard
 from onecard.data import load_tokenizer
 from onecard.errors import CheckpointError, DivergedError, DoesNotFitError, InputError
-from onecard.run import loop, milestones, retreat, saver
+from onecard.run import milestones, retreat, saver, stepping
 from onecard.spec import Plan
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def test_a_step_without_room_is_made_in_smaller_parts(
 ) -> None:
     settings = EXACT | {"optim": optimizer, "max_steps": 6}
     whole = runner.start("whole", **settings)
-    monkeypatch.setattr(loop, "train_step", failing(loop.train_step, lambda call: call == 3, num_operators))
+    monkeypatch.setattr(stepping, "train_step", failing(stepping.train_step, lambda call: call == 3, num_operators))
     outcome = runner.start("short", **settings)
     assert_close(outcome, whole)
     (recovered,) = outcome.events("recovered")
@@ -71,7 +71,7 @@ def test_what_was_adopted_outlives_the_process(runner: "Runner", monkeypatch: py
 
     def start(name: str) -> None:
         with monkeypatch.context() as patched:
-            patched.setattr(loop, "train_step", failing(loop.train_step, lambda call: call == 2, 50))
+            patched.setattr(stepping, "train_step", failing(stepping.train_step, lambda call: call == 2, 50))
             if name == "killed":
                 runner.kill(name, after_events=10)
             else:
@@ -85,7 +85,7 @@ def test_what_was_adopted_outlives_the_process(runner: "Runner", monkeypatch: py
 
 
 def test_smaller_and_smaller_until_nothing_is_left(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "train_step", failing(loop.train_step, lambda call: call > 2, 0))
+    monkeypatch.setattr(stepping, "train_step", failing(stepping.train_step, lambda call: call > 2, 0))
     with pytest.raises(DoesNotFitError, match="memory ran out at step 3 with the smallest step") as caught:
         runner.start("run", **EXACT)
     assert caught.value.exit_code == 3
@@ -97,7 +97,7 @@ def test_smaller_and_smaller_until_nothing_is_left(runner: "Runner", monkeypatch
 def test_a_step_that_needs_all_fallbacks_gives_the_same(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
     settings = EXACT | {"max_steps": 6}
     whole = runner.start("whole", **settings)
-    monkeypatch.setattr(loop, "train_step", failing(loop.train_step, lambda call: call in (3, 4, 5, 6), 60))
+    monkeypatch.setattr(stepping, "train_step", failing(stepping.train_step, lambda call: call in (3, 4, 5, 6), 60))
     outcome = runner.start("short", **settings)
     assert_close(outcome, whole)
     adopted = plan_of(outcome)
@@ -106,7 +106,7 @@ def test_a_step_that_needs_all_fallbacks_gives_the_same(runner: "Runner", monkey
 
 def tear_update(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets memory run out in the midst of an update."""
-    train_step, calls = loop.train_step, [0]
+    train_step, calls = stepping.train_step, [0]
 
     def tear(state: Any, *args: Any, **keywords: Any) -> Any:
         calls[0] += 1
@@ -121,7 +121,7 @@ def tear_update(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         with FailsAt(0, is_torn):
             return train_step(state, *args, **keywords)
 
-    monkeypatch.setattr(loop, "train_step", tear)
+    monkeypatch.setattr(stepping, "train_step", tear)
 
 
 @pytest.mark.parametrize("step", [2, 8], ids=["before the first checkpoint", "after one"])
@@ -266,7 +266,7 @@ def test_a_last_save_that_fails_is_an_error(runner: "Runner", monkeypatch: pytes
 
 def spoil(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[Any, float], bool]) -> None:
     """Makes the loss of some steps infinite, as told by the state and the learning rate."""
-    train_step = loop.train_step
+    train_step = stepping.train_step
 
     def train(state: Any, micro_batches: Any, learning_rate: float, **keywords: Any) -> Any:
         if is_bad(state, learning_rate):
@@ -275,7 +275,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[Any, float], bool])
         state.loss_scale.value.fill_(1.0)
         return stats
 
-    monkeypatch.setattr(loop, "train_step", train)
+    monkeypatch.setattr(stepping, "train_step", train)
 
 
 LONG = {"max_steps": 24, "eval_steps": 0, "sample_steps": 0, "save_steps": 6, "save_total_limit": 9}
@@ -379,14 +379,14 @@ def test_the_texts_of_a_step_are_shown(runner: "Runner", monkeypatch: pytest.Mon
     spoil(monkeypatch, lambda state, rate: state.progress.position in range(72, 112))
     outcome = runner.start("run", **LONG)
     seen: list[torch.Tensor] = []
-    train_step = loop.train_step
+    train_step = stepping.train_step
 
     def remember(state: Any, micro_batches: Any, *args: Any, **keywords: Any) -> Any:
         if state.progress.step == 9:
             seen.extend(row for batch in micro_batches for row in batch.ids)
         return train_step(state, micro_batches, *args, **keywords)
 
-    monkeypatch.setattr(loop, "train_step", remember)
+    monkeypatch.setattr(stepping, "train_step", remember)
     again = runner.start("again", **LONG)
     assert again.events("recovered")
     shown = onecard.replay(outcome.root, 10, with_loss=True)
@@ -406,7 +406,7 @@ def test_chats_are_split_too(
     settings = {"packing": packing, "optim": "adamw", "adam_epsilon": 1e-4, "per_device_train_batch_size": 4}
     runner = tuner("llama", method=method, **settings)
     whole = runner.start("whole")
-    monkeypatch.setattr(loop, "train_step", failing(loop.train_step, lambda call: call in (3, 4), 60))
+    monkeypatch.setattr(stepping, "train_step", failing(stepping.train_step, lambda call: call in (3, 4), 60))
     outcome = runner.start("short")
     assert losses(outcome) == pytest.approx(losses(whole), rel=1e-4)
     assert plan_of(outcome).micro_batch_size == 1

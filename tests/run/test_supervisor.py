@@ -1,21 +1,26 @@
 """A worker that dies is started again, as often as it gets somewhere; one that ends is left alone."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from onecard.cli import main
 from onecard.run import supervisor as module
+from onecard.run.control import Control, stopping_on_signals
 from onecard.run.supervisor import Note, Supervisor, is_supervised, read_note
 
 # A stand-in for `onecard`: each line of its script says how one worker ends, after the checkpoints it writes.
 WORKER = """
-import json, os, pathlib, signal, sys, time
+import json, os, pathlib, shutil, signal, sys, time
 root = pathlib.Path(sys.argv[1])
 (root / "calls").open("a").write(json.dumps(sys.argv[2:]) + "\\n")
 number = len((root / "calls").read_text().splitlines()) - 1
@@ -23,6 +28,9 @@ how, step, *rest = json.loads((root / "script").read_text())[number]
 note = {"run": str(root), "max_restarts": 2, "has_begun": True, "has_ended": False}
 path = pathlib.Path(os.environ["ONECARD_SUPERVISOR_NOTE"])
 path.write_text(json.dumps(note | dict(*rest)))
+if step < 0:  # went back, and came to there
+    shutil.rmtree(root / "checkpoints")
+    step = -step
 if step:
     (root / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
     (root / "checkpoints" / f"step-{step:06d}" / "manifest.json").write_text("{}")
@@ -33,6 +41,9 @@ if how == "waits":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     sys.stdin.read()
     (root / "alone").touch()
+    os._exit(0)
+if how == "trains":
+    time.sleep(5)
     os._exit(0)
 if how == "ends":
     path.write_text(json.dumps(note | {"has_ended": True}))
@@ -57,14 +68,16 @@ def run(tmp_path: Path, script: list[list[object]], words: list[str], capsys: py
 
 @pytest.mark.parametrize("code", [0, 2, 3, 4, 130])
 def test_ends_that_a_worker_chooses_pass_through(code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path, [[code, 0]], ["train", "demo"], capsys) == (code, [["train", "demo"]], "")
+    assert run(tmp_path, [[code, 0, {"has_ended": True}]], ["train", "demo"], capsys) == (code, [["train", "demo"]], "")
 
 
 def test_an_error_that_python_told_is_no_death(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, [["ends", 0]], ["train", "demo"], capsys)[:2] == (1, [["train", "demo"]])
 
 
-@pytest.mark.parametrize("death", [-9, -11, 5, 1, 255], ids=["killed", "crashed", "GPU lost", "ended", "other"])
+@pytest.mark.parametrize(
+    "death", [-9, -11, 5, 1, 3, 255], ids=["killed", "crashed", "GPU lost", "ended", "abort() on Windows", "other"]
+)
 def test_a_worker_that_died_is_started_again(death: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, calls, told = run(tmp_path, [[death, 7], [0, 9]], ["train", "demo", "--json"], capsys)
     assert (code, calls) == (0, [["train", "demo", "--json"], ["resume", str(tmp_path), "--json"]])
@@ -75,6 +88,30 @@ def test_deaths_count_until_there_is_a_new_checkpoint(tmp_path: Path, capsys: py
     code, calls, told = run(tmp_path, [[-9, 0], [-9, 5], [-9, 0], [-9, 8], [0, 0]], ["train", "demo"], capsys)
     assert (code, len(calls)) == (0, 5)
     assert "the beginning, for there is no checkpoint yet" in told
+
+
+def test_a_run_that_went_back_gets_on_from_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = [[-9, 30], [-9, -10], [-9, 20], [-9, 0], [0, 0]]
+    assert run(tmp_path, script, ["train", "demo"], capsys)[0] == 0
+
+
+GONE = [2, 0, {"run": None, "has_ended": True}]
+
+
+@pytest.mark.parametrize("num_missing", [0, 1, 2])
+def test_a_lost_gpu_is_waited_for(
+    num_missing: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[int] = []
+    monkeypatch.setattr(Supervisor, "_pause", lambda _, num_times: pauses.append(num_times))
+    script = [[5, 7], *[GONE] * num_missing, [0, 0]]
+    code, calls, told = run(tmp_path, script, ["train", "demo"], capsys)
+    if num_missing == 2:  # of as many restarts
+        assert (code, pauses) == (5, [1, 2])
+        assert "exit code 2: the GPU was lost before, and may not be back yet" in told
+    else:
+        assert (code, pauses) == (0, [1, 2][: num_missing + 1])
+        assert calls[1:] == [["resume", str(tmp_path)]] * (num_missing + 1)
 
 
 def test_a_worker_that_gets_nowhere_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,6 +144,93 @@ def test_a_named_checkpoint_is_named_again_until_the_run_has_begun(
     script = [[-9, 0, {"has_begun": False}], [-9, 5], [0, 0]]
     _, calls, _ = run(tmp_path, script, words, capsys)
     assert calls == [words, words, ["resume", str(tmp_path), "--accept=data"]]
+
+
+def test_so_is_one_that_train_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--resume", "runs/a/checkpoints/step-000003"]
+    _, calls, _ = run(tmp_path, [[-9, 0, {"has_begun": False}], [-9, 5], [0, 0]], words, capsys)
+    assert calls == [words, words, ["resume", str(tmp_path)]]
+
+
+def test_a_run_that_began_is_not_begun_a_second_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = [[-9, 3], [-9, 0, {"has_begun": False}], [0, 0]]
+    _, calls, _ = run(tmp_path, script, ["train", "demo"], capsys)
+    assert calls == [["train", "demo"], ["resume", str(tmp_path)], ["resume", str(tmp_path)]]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_worker_that_is_being_started_is_stopped_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = subprocess.Popen
+
+    def start_slowly(*args: Any, **keywords: Any) -> "subprocess.Popen[bytes]":
+        process = start(*args, **keywords)
+        signal.raise_signal(signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start_slowly)
+    (tmp_path / "calls").touch()
+    assert run(tmp_path, [["trains", 0]], ["train"], capsys)[0] == 130
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_what_nohup_ignores_stays_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run(tmp_path, [[0, 0]], ["train"], capsys)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        control = Control()
+        with stopping_on_signals(control):
+            signal.raise_signal(signal.SIGHUP)
+            assert not control.stop
+            signal.raise_signal(signal.SIGTERM)
+            assert control.stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_first_interrupt_after_another_reason_to_stop_is_no_second_one() -> None:
+    control = Control(stop=True)
+    with stopping_on_signals(control):
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+IN_BACKGROUND = """
+import os, signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+from onecard.run.lifeline import Lifeline
+Lifeline.take_up()
+time.sleep(30)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_background_job_learns_that_its_supervisor_is_gone(tmp_path: Path) -> None:
+    environment = os.environ | {module.NOTE_VARIABLE: str(tmp_path / "note")}
+    command = [sys.executable, "-c", IN_BACKGROUND]
+    ended = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, timeout=30, check=False)
+    assert ended.returncode == 7
+
+
+def test_without_a_place_for_notes_the_command_runs_by_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    monkeypatch.setattr(sys, "argv", ["onecard", "resume", "nothing"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "a run that dies is not started again by itself" in told
+    assert "nothing is no run folder" in told.replace("\n", " ")
 
 
 def test_which_commands_have_a_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,15 +291,24 @@ def test_what_becomes_of_the_worker_when_the_supervisor_is_stopped(number: int, 
     assert len((tmp_path / "calls").read_text(encoding="utf-8").splitlines()) == 1
 
 
-def test_a_real_command_is_brought_to_its_end(tmp_path: Path, corpus_text: Path) -> None:
-    """Its worker is killed after the first checkpoint."""
-    run_folder = tmp_path / "run"
-    words = ["train", "--dataset", str(corpus_text), "--tokenizer", "bytes", "--max_seq_length", "16"]
+def command_of(run_folder: Path, text: Path, *flags: str) -> list[str]:
+    words = ["train", "--dataset", str(text), "--tokenizer", "bytes", "--max_seq_length", "16", *flags]
     words += ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--max_steps", "60"]
     words += ["--model_config", '{"model_type": "llama", "intermediate_size": 32}', "--save_steps", "10"]
     words += ["--total_batch_size", "4", "--precision", "fp32", "--device", "cpu", "--report_to", "none"]
+    return [sys.executable, "-m", "onecard", *words, "--output_dir", str(run_folder)]
+
+
+def steps_of(run_folder: Path) -> list[int]:
+    events = [json.loads(line) for line in (run_folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [event["step"] for event in events if event["event"] == "step"]
+
+
+def test_a_real_command_is_brought_to_its_end(tmp_path: Path, corpus_text: Path) -> None:
+    """Its worker is killed after the first checkpoint."""
+    run_folder = tmp_path / "run"
     environment = os.environ | {"ONECARD_CACHE": str(tmp_path / "cache"), "ONECARD_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "onecard", *words, "--output_dir", str(run_folder)]
+    command = command_of(run_folder, corpus_text)
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         import psutil
 
@@ -188,5 +321,21 @@ def test_a_real_command_is_brought_to_its_end(tmp_path: Path, corpus_text: Path)
     assert process.returncode == 0, errors
     assert "signal 9" in errors
     assert "completed: 60 steps" in out
-    steps = [json.loads(line) for line in (run_folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [event["step"] for event in steps if event["event"] == "step"] == list(range(1, 61))
+    assert steps_of(run_folder) == list(range(1, 61))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_a_run_whose_reader_is_gone_goes_on(tmp_path: Path, corpus_text: Path) -> None:
+    run_folder = tmp_path / "run"
+    environment = os.environ | {"ONECARD_CACHE": str(tmp_path / "cache"), "ONECARD_HOME": str(tmp_path / "home")}
+    command = command_of(run_folder, corpus_text, "--max_restarts", "0", "--logging_steps", "1")
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while not process.stdout.readline().startswith(b"step"):
+            assert process.poll() is None
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+        assert process.wait(120) == 0, errors
+    assert "Traceback" not in errors
+    assert steps_of(run_folder) == list(range(1, 61))

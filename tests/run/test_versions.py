@@ -2,15 +2,17 @@
 
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import onecard
 from onecard.report.record import VERSIONS, read_versions
-from onecard.run import versions
+from onecard.run import stepping, versions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from run.conftest import Runner
 
 
@@ -71,3 +73,27 @@ def test_a_clone_says_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert versions.onecard_version() == f"{plain}+g{commit[:9]}"
     finally:
         versions.onecard_version.cache_clear()
+
+
+def test_steps_made_anew_after_going_back_are_those_of_the_later_versions(
+    runner: "Runner", stop_at: "Callable[[int], Any]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"max_steps": 24, "eval_steps": 0, "sample_steps": 0, "save_steps": 6, "on_nonfinite": "lower_rate"}
+    started = runner.start("run", on_event=stop_at(8), save_total_limit=9, **settings)
+    (line,) = read_versions(started.root)
+    train_step = stepping.train_step
+
+    def train(state: Any, *args: Any, **keywords: Any) -> Any:
+        # The second time leads to the checkpoint before that one, which another process wrote.
+        if state.progress.step >= 9 and state.progress.rate_factor > 0.3:
+            state.loss_scale.value.fill_(float("inf"))
+        stats = train_step(state, *args, **keywords)
+        state.loss_scale.value.fill_(1.0)
+        return stats
+
+    monkeypatch.setattr(stepping, "train_step", train)
+    other = line.versions | {"torch": "9.9"}
+    monkeypatch.setattr(versions, "find_versions", lambda: other)
+    (recovered,) = runner.resume("run").events("recovered")
+    assert recovered["step"] == 6
+    assert steps(started.root) == [(0, line.versions["torch"]), (6, "9.9")]

@@ -119,12 +119,25 @@ def verify(run: str | Path, num_steps: int = 10, *, on_progress: OnProgress | No
 
     Raises:
         InputError: no such run, no recorded steps after its checkpoints, or changed text.
+        DoesNotFitError: there is no memory for it.
     """
     from onecard.run.find import find_run
     from onecard.run.verify import verify_run
 
     folder, checkpoint = find_run(run)
+    _set_up(folder.plan(checkpoint))
     return verify_run(folder, checkpoint, num_steps, on_progress)
+
+
+def _set_up(plan: Plan) -> None:
+    """Lets this process compute as that of a run did; refuses a device that is not here."""
+    from onecard.planner import choose_device
+
+    if plan.deterministic:
+        make_cublas_deterministic()
+    choose_device(plan.device, probe_here())
+    if plan.device == "cpu":
+        keep_memory_for_steps()
 
 
 def _continue(
@@ -135,7 +148,6 @@ def _continue(
     on_progress: OnProgress | None,
     accepted: frozenset[str] = frozenset(),
 ) -> Path:
-    from onecard.planner import choose_device
     from onecard.run.changes import check_circumstances, settle_corpus
     from onecard.run.inputs import fetch_base_again, prepare_inputs
     from onecard.run.reporting import reported
@@ -145,11 +157,7 @@ def _continue(
     with folder.lock():
         checkpoint = checkpoint or folder.find_resumable()
         decided = folder.plan(checkpoint)
-        if decided.deterministic:
-            make_cublas_deterministic()
-        choose_device(decided.device, probe_here())  # refuses one that is not here
-        if decided.device == "cpu":
-            keep_memory_for_steps()
+        _set_up(decided)
         check_circumstances(folder, checkpoint, decided, accepted)
         recipe = folder.recipe()
         tasks = open_run_tasks(recipe, decided.eval_tasks)

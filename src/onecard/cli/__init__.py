@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     A command line that trains is run in a process of its own, which is started again where it dies.
     """
-    if argv is None and is_supervised(sys.argv[1:]):
-        sys.exit(supervise(sys.argv[1:]))
+    if argv is None and is_supervised(sys.argv[1:]) and (code := supervise(sys.argv[1:])) is not None:
+        sys.exit(code)
     sys.stdout, sys.stderr = _prepared(sys.stdout), _prepared(sys.stderr)
     try:
         try:

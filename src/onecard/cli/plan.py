@@ -16,8 +16,7 @@ from onecard.cli.preparation import PreparationProgress
 from onecard.cli.recipe_words import ConfigOption, JsonOption, RecipeWords, recipe_from_words
 from onecard.cli.rows import print_folded, print_rows, width_of
 from onecard.cli.side_by_side import SideBySide
-from onecard.cli.watching import EXIT_INTERRUPTED
-from onecard.errors import DoesNotFitError, InputError
+from onecard.errors import EXIT_INTERRUPTED, DoesNotFitError, InputError
 
 if TYPE_CHECKING:
     from onecard.hardware import Card

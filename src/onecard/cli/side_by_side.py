@@ -12,8 +12,7 @@ from onecard.cli.forecast_text import plan_document
 from onecard.cli.ladder_view import LadderView
 from onecard.cli.rows import print_folded, print_rows, width_of
 from onecard.cli.status import StatusLine
-from onecard.cli.watching import EXIT_INTERRUPTED
-from onecard.errors import DoesNotFitError
+from onecard.errors import EXIT_INTERRUPTED, DoesNotFitError
 from onecard.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:

@@ -16,14 +16,13 @@ from onecard.cli.outcome_text import outcome_rows
 from onecard.cli.plan_text import summary_rows
 from onecard.cli.preparation import PreparationProgress
 from onecard.cli.rows import print_rows, width_of
-from onecard.errors import DivergedError
+from onecard.errors import EXIT_INTERRUPTED, DivergedError
 from onecard.run.lifeline import Lifeline
 
 if TYPE_CHECKING:
     from onecard.observe import ConsoleSink, Event, FinishedEvent
     from onecard.spec import Plan
 
-EXIT_INTERRUPTED = 130
 _DISK_REFUSES = {errno.ENOSPC, errno.EIO, errno.EROFS, errno.EFBIG}
 # What a finished event's reason means for the process; all other reasons are success.
 _EXIT_CODES = {"interrupted": EXIT_INTERRUPTED, "diverged": DivergedError.exit_code}
@@ -102,6 +101,8 @@ class RunView:
             except OSError as error:  # output sent to a file on a full disk: the run goes on, and events.jsonl tells
                 if error.errno not in _DISK_REFUSES:
                     raise
+            except SystemExit:  # how rich tells that a reader is gone, such as `| tee log` that Ctrl+C ended, too
+                print("nobody reads what is printed any more: the run goes on", file=sys.stderr)
 
     def close(self) -> None:
         self._preparation.close()

@@ -19,16 +19,18 @@ class Decoder:
     """Calls a model's decoder without its head, compiled or not.
 
     The model itself stays uncompiled, so that its parameters keep their names. `to_eager` is the way back where the
-    compiler fails.
+    compiler fails; `failure` then says why.
     """
 
     def __init__(self, model: PreTrainedModel, *, compiled: bool) -> None:
         self._plain = model.base_model
         self._call = torch.compile(self._plain, dynamic=False) if compiled else self._plain
         self.is_compiled = compiled
+        self.failure: str | None = None
 
-    def to_eager(self) -> None:
+    def to_eager(self, failure: str | None = None) -> None:
         """Stops using the compiler."""
+        self.failure = failure
         self._call = self._plain
         self.is_compiled = False
 

@@ -1,22 +1,24 @@
 """What is not as it was when a run was last at work: told, and refused where it would change what is computed."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from onecard.checkpoint import step_of_folder
 from onecard.data import CorpusRequest, TrainingData, prepare
 from onecard.errors import CheckpointError, InputError, RecipeError
 from onecard.model.folder import load_tokenizer
 from onecard.planner import facts_of
-from onecard.report.record import read_object
+from onecard.report.record import read_object, read_versions
 from onecard.run.circumstances import circumstances_of
 from onecard.run.find import differences_of
 from onecard.run.folder import RunFolder
+from onecard.run.versions import find_versions
 from onecard.spec import CorpusFacts, Plan, Recipe, load_recipe
+from onecard.units import format_bytes
 
 log = logging.getLogger("onecard.run")
 
@@ -27,6 +29,8 @@ ACCEPTABLE = {
     "recipe": "go on under the run's own settings, whatever recipe.yaml says now",
     "card": "go on on this card",
 }
+# The same card tells a little more or less memory by another driver.
+_SAME_MEMORY = 0.95
 
 
 def check_names(accepted: Collection[str]) -> frozenset[str]:
@@ -51,21 +55,19 @@ def check_circumstances(run: RunFolder, checkpoint: Path | None, plan: Plan, acc
     Raises:
         InputError: with all that is refused, and how to accept it.
     """
+    for line in _other_versions(run, checkpoint):
+        log.warning("%s: the run goes on, and its digits may differ from now on", line)
     before = read_object(checkpoint / "circumstances.json") if checkpoint is not None else {}
     if not before:  # nothing was saved yet, or by a version that did not write it down
         return
-    recipe = run.recipe()
+    recipe, refused = run.recipe(), {}
     now = circumstances_of(plan, recipe)
-    for line in _describe_versions(before, now):
+    was, found = before.get("card_bytes") or 0, now["card_bytes"] or 0
+    line = f"the card is {now['card']}, the run was on {before.get('card')}"
+    if found < _SAME_MEMORY * was:
+        refused["card"] = f"{line}, which has more memory: {format_bytes(was)}, here {format_bytes(found)}"
+    elif before.get("card") != now["card"]:
         log.warning("%s: the run goes on, and its digits may differ from now on", line)
-    refused = {}
-    if before.get("card") != now["card"]:
-        was, found = before.get("card_bytes") or 0, now["card_bytes"] or 0
-        line = f"the card is {now['card']}, the run was on {before.get('card')}"
-        if found < was:
-            refused["card"] = f"{line}, which has more memory"
-        else:
-            log.warning("%s: the run goes on, and its digits may differ from now on", line)
     if edited := _edited(before.get("recipe"), recipe):
         refused["recipe"] = "recipe.yaml of the run was edited: " + "; ".join(edited)
     _refuse({name: text for name, text in refused.items() if name not in accepted})
@@ -119,16 +121,14 @@ def _has_other_tokenizer(corpus: TrainingData, checkpoint: Path) -> bool:
     return before.get_vocab() != corpus.tokenizer.get_vocab()
 
 
-def _describe_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    then = before.get("versions", {})
-    lines = [
-        f"{name} is {here}, the run was at work with {then[name]}"
-        for name, here in now["versions"].items()
-        if name in then and then[name] != here
-    ]
-    if before.get("platform", now["platform"]) != now["platform"]:
-        lines.append(f"the system is {now['platform']}, the run was at work on {before['platform']}")
-    return lines
+def _other_versions(run: RunFolder, checkpoint: Path | None) -> Iterator[str]:
+    """Says what is of another version than when the run was last at work; of the card its memory tells more."""
+    step = step_of_folder(checkpoint) if checkpoint is not None else 0
+    lines = [line for line in read_versions(run.root) if line.step <= step]
+    then, now = lines[-1].versions if lines else {}, find_versions()
+    for name, here in now.items():
+        if name != "GPU" and then.get(name, here) != here:
+            yield f"{name} is {here}, the run was at work with {then[name]}"
 
 
 def _edited(before: str | None, recipe: Recipe) -> list[str]:

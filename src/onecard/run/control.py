@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from onecard.observe.events import FinishReason
+from onecard.run.signals import take_signals
 
 # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT (Win32 API).
 _WINDOWS_ENDS = (2, 5, 6)
@@ -34,15 +35,16 @@ def stopping_on_signals(control: Control) -> Iterator[None]:
         yield
         return
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if control.stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        control.stop = True
+    was_asked = False
 
-    # SIGBREAK: a closed console window on Windows; SIGHUP: a lost connection elsewhere.
-    wanted = [signal.SIGINT, signal.SIGTERM]
-    wanted += [getattr(signal, name) for name in ("SIGBREAK", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, handle) for number in wanted}
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal was_asked
+        # Not `control.stop`, which a detector may have set: then the first Ctrl+C is no second one.
+        if was_asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        was_asked = control.stop = True
+
+    before = take_signals(handle)
     try:
         with _waiting_at_close(control):
             yield

@@ -4,10 +4,13 @@ import _thread
 import atexit
 import json
 import os
+import signal
+import sys
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from onecard.run.signals import is_ignored
 from onecard.run.supervisor import NOTE_VARIABLE, Note
 
 
@@ -58,4 +61,7 @@ def _stop_when_alone() -> None:
     except OSError:
         pass
     # As Ctrl+C: a run in its loop saves and stops, one that is still being prepared ends.
-    _thread.interrupt_main()
+    if sys.platform != "win32" and is_ignored(signal.SIGINT):  # a background job of a shell without job control
+        os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        _thread.interrupt_main()

@@ -13,11 +13,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 
 from onecard.errors import DivergedError, DoesNotFitError
-from onecard.model.decoder import CompilerError
-from onecard.model.shortage import Shortage, attempt, is_out_of_memory
+from onecard.model.shortage import Shortage, attempt
 from onecard.observe.detectors import as_event, make_finding
 from onecard.observe.events import Event, FindingEvent, FinishedEvent, FinishReason, StepEvent
 from onecard.run.clock import Clock
@@ -27,10 +25,11 @@ from onecard.run.milestones import Milestones
 from onecard.run.recovery import Recovery
 from onecard.run.refusals import Refusals
 from onecard.run.retreat import Retreat, Trouble
+from onecard.run.stepping import make_step
 from onecard.spec import Plan
 from onecard.training.schedule import rate_at
 from onecard.training.state import TrainState
-from onecard.training.step import MicroBatch, StepStats, place, train_step
+from onecard.training.step import StepStats, place
 
 # Hours become steps by a short measurement; a machine that slows down afterwards may take so many times as long.
 _OVERTIME = 1.25
@@ -71,7 +70,6 @@ class Loop:
         self._retreat = retreat
         self._recovery = Recovery(state, clock)
         self._refusals = Refusals(state, clock)
-        self._untold: list[Event] = []
         self._begun_s, self._last_read = clock(), time.perf_counter()
         self._tokens_before = state.progress.tokens_seen
         self._pending: _Pending | None = None
@@ -107,8 +105,7 @@ class Loop:
                 return False
             yield self._recovery.split_step(made)
             feed.reopen()
-        while self._untold:
-            yield self._untold.pop(0)
+        yield from self._tell_of_compiler()
         state, progress = self._state, self._state.progress
         progress.step += 1
         progress.position += self._plan.total_batch_size
@@ -129,30 +126,17 @@ class Loop:
         micro_batches = [place(batch, state) for batch in batches]
         learning_rate = self._plan.optimizer.learning_rate * rate_at(self._plan.schedule, state.progress.step)
         learning_rate *= state.progress.rate_factor
-        try:
-            stats = self._train_step(micro_batches, learning_rate)
-        except CompilerError as error:
-            if is_out_of_memory(error):
-                raise
-            self._untold.append(self._give_up_compiling(error))
-            stats = self._train_step(micro_batches, learning_rate)
+        stats = make_step(state, micro_batches, learning_rate)
         return _Made(learning_rate, sum(batch.num_tokens for batch in batches), stats)
 
-    def _train_step(self, micro_batches: list[MicroBatch], learning_rate: float) -> StepStats:
-        seed_step(self._plan.seed, self._state.progress.step)
-        limit = self._plan.optimizer.max_grad_norm
-        try:
-            return train_step(self._state, micro_batches, learning_rate, max_grad_norm=limit)
-        except TorchDynamoException as error:  # the backward pass is compiled when it first runs
-            raise CompilerError(str(error)) from error
-
-    def _give_up_compiling(self, error: Exception) -> FindingEvent:
-        self._state.decoder.to_eager()
-        self._state.optimizer.forget_gradients()
-        reasons = self._plan.reasons | {"torch_compile": "the compiler failed in the run"}
-        self._state.plan = self._plan.model_copy(update={"torch_compile": False, "reasons": reasons})
-        finding = make_finding("compile-failed", str(error).strip().splitlines()[0][:200], "")
-        return as_event(finding, self._state.progress.step, self._elapsed())
+    def _tell_of_compiler(self) -> Iterator[FindingEvent]:
+        """Tells once that the compiler was given up, in the step that was just made or in the probe."""
+        decoder = self._state.decoder
+        if decoder.failure is None:
+            return
+        reason, decoder.failure = decoder.failure.strip() or "no reason given", None
+        finding = make_finding("compile-failed", reason.splitlines()[0][:200], "")
+        yield as_event(finding, self._state.progress.step, self._elapsed())
 
     def _torn(self, shortage: Shortage) -> Trouble:
         """An update that broke off: what it had changed is not known, so all of it is taken back."""
@@ -246,11 +230,6 @@ class Loop:
             tokens_per_s=(progress.tokens_seen - self._tokens_before) / max(seconds, 1e-9),
             seconds=seconds,
         )
-
-
-def seed_step(seed: int, step: int) -> None:
-    """Seeds dropout of one step from (seed, step), so that a resumed run draws what an uninterrupted one would."""
-    torch.manual_seed((seed * 1_000_003 + step) & 0x7FFF_FFFF_FFFF_FFFF)
 
 
 def _to_host(stats: StepStats) -> tuple[Tensor, torch.cuda.Event | None]:

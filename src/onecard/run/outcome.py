@@ -1,5 +1,6 @@
 """A finished run beside its plan."""
 
+import logging
 import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,6 +21,8 @@ from onecard.planner.trace_cache import CannotTrace
 from onecard.run.folder import RunFolder
 from onecard.spec import Plan
 
+log = logging.getLogger("onecard.run")
+
 # Steps that say how fast a run is: not the first ones, in which libraries load and compilers work.
 _LEAST_STEPS = 20
 _WARM_UP = 10
@@ -32,18 +35,25 @@ _SETTINGS = (
 
 
 def compare(folder: RunFolder, machine: Machine, steps: Sequence[StepEvent]) -> None:
-    """Sets what a run took beside its plan: in its folder, and of a GPU for the next plan on this card."""
+    """Sets what a run took beside its plan: in its folder, and of a GPU for the next plan on this card.
+
+    What a disk refuses is a warning: the run itself is done.
+    """
     decided = folder.plan()
     if decided.forecast is None:
         return
     if decided.device == "cpu":
-        if (outcome := make_outcome_on_cpu(decided, machine, steps, peak_process_bytes())) is not None:
-            folder.write_outcome(outcome)
+        outcome = make_outcome_on_cpu(decided, machine, steps, peak_process_bytes())
+    else:
+        outcome = make_outcome(decided, find_target(decided.device, machine), machine, steps)
+    if outcome is None:
         return
-    outcome = make_outcome(decided, find_target(decided.device, machine), machine, steps)
-    if outcome is not None:
+    try:
         folder.write_outcome(outcome)
-        remember(outcome)
+        if decided.device != "cpu":
+            remember(outcome)
+    except OSError as error:
+        log.warning("what the run took beside its plan could not be written down: %s", error)
 
 
 def make_outcome(plan: Plan, target: Target, machine: Machine, steps: Sequence[StepEvent]) -> Outcome | None:

@@ -4,10 +4,11 @@ import torch
 
 from onecard.data import NO_TARGET, Batch
 from onecard.evaluation.heldout import sum_rows
-from onecard.model.decoder import CompilerError, Decoder
+from onecard.model.decoder import Decoder
+from onecard.run.stepping import make_step
 from onecard.spec import Plan
 from onecard.training.state import LossScale, TrainState
-from onecard.training.step import place, train_step
+from onecard.training.step import place
 
 
 def probe_worst_case(state: TrainState) -> int | None:
@@ -31,9 +32,7 @@ def probe_step(state: TrainState) -> None:
     batches = [place(_full_step_batch(plan), state) for _ in range(num_micro_batches)]
     scale, state.loss_scale = state.loss_scale, _not_a_number(state.device)
     try:
-        train_step(state, batches, plan.optimizer.learning_rate, max_grad_norm=plan.optimizer.max_grad_norm)
-    except CompilerError:
-        state.optimizer.zero_grad()  # the loop meets it again at its first step, says so, and goes on without
+        make_step(state, batches, plan.optimizer.learning_rate)
     finally:
         state.loss_scale = scale
 

@@ -1,8 +1,10 @@
 """A run from start to end: folder, lock, record, sinks, and the loop between them."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from onecard.errors import CheckpointError, DoesNotFitError
 from onecard.model.hub import find_cached
 from onecard.model.shortage import is_out_of_memory
 from onecard.model.weight_files import fingerprint
-from onecard.observe.events import Event, StepEvent
+from onecard.observe.events import Event, RecoveredEvent, StepEvent
 from onecard.observe.jsonl import JsonlSink
 from onecard.observe.sinks import SinkThatMayFail, make_sinks
 from onecard.run.checkpoints import Checkpoints
@@ -63,8 +65,7 @@ def run_session(
     """
     plan = plan or folder.plan(checkpoint)
     _check_corpus(plan, corpus)
-    state, restored = _make_state(plan, folder, corpus, checkpoint)
-    probed = _probe(state)
+    state, restored, probed = _make_state(plan, folder, corpus, checkpoint)
     with ExitStack() as stack:
         # A run that died before its first checkpoint begins its record anew.
         was_begun = folder.has_record()
@@ -83,8 +84,9 @@ def run_session(
         observer = Observer(plan, folder.recipe(), folder.events, control)
         retreat = Retreat(state, folder, record, feed, milestones, clock)
         steps: list[StepEvent] = []
-        hearers = [record.receive, *(sink.receive for sink in sinks), *([on_event] if on_event else [])]
-        with _explained_memory(state), explained_device_loss(state):
+        hearers: list[OnEvent] = [record.receive, partial(_note_retreat, folder.root)]
+        hearers += [sink.receive for sink in sinks] + ([on_event] if on_event else [])
+        with explained_memory(state), explained_device_loss(state.device, state):
             before = milestones.catch_up(saved_event(state, restored))
             events = chain(before, probed, Loop(state, milestones, control, clock, retreat).run(feed))
             for event in observer.watch(_with_last_save(events, checkpoints)):
@@ -97,17 +99,25 @@ def run_session(
 
 def _make_state(
     plan: Plan, folder: RunFolder, corpus: TrainingData, checkpoint: Path | None
-) -> tuple[TrainState, Checkpoint | None]:
+) -> tuple[TrainState, Checkpoint | None, list[Event]]:
+    """Loads what a run goes on from and tries whether it has room; only then newer checkpoints are set aside."""
     remove_leftovers(folder.checkpoints)
     check_space(folder.checkpoints, plan)
-    state = assemble_run(plan, corpus, checkpoint)
-    return state, _restore(state, checkpoint) if checkpoint is not None else None
+    with explained_memory(), explained_device_loss(torch.device(plan.device)):
+        state = assemble_run(plan, corpus, checkpoint)
+        restored = read_checkpoint(checkpoint) if checkpoint is not None else None
+        if restored is not None:
+            restore(state, restored)
+    probed = _probe(state)
+    if restored is not None:
+        set_aside_after(restored.folder)
+    return state, restored, probed
 
 
 def _probe(state: TrainState) -> list[Event]:
     if state.device.type != "cuda":
         return []
-    with _explained_memory(state), explained_device_loss(state):
+    with explained_memory(state), explained_device_loss(state.device, state):
         return list(Recovery(state, Clock(state.progress.elapsed_s)).probe())
 
 
@@ -156,11 +166,11 @@ def _open_sinks(stack: ExitStack, folder: RunFolder, plan: Plan, resumed_at: int
     return bearing
 
 
-def _restore(state: TrainState, path: Path) -> Checkpoint:
-    checkpoint = read_checkpoint(path)
-    restore(state, checkpoint)
-    set_aside_after(path)
-    return checkpoint
+def _note_retreat(root: Path, event: Event) -> None:
+    """Writes down that steps are made anew with what this process has; others may have made them at first."""
+    if isinstance(event, RecoveredEvent) and event.returned_from is not None:
+        with contextlib.suppress(OSError):  # of a full disk others tell
+            record_versions(root, event.step)
 
 
 def _check_corpus(plan: Plan, corpus: TrainingData) -> None:
@@ -172,12 +182,18 @@ def _check_corpus(plan: Plan, corpus: TrainingData) -> None:
 
 
 @contextmanager
-def _explained_memory(state: TrainState) -> Iterator[None]:
+def explained_memory(state: TrainState | None = None) -> Iterator[None]:
+    """Turns memory that ran out, at a step of `state` or while it is being loaded, into a `DoesNotFitError`."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+        if state is None:
+            raise DoesNotFitError(
+                "memory ran out while the run was being loaded: close what else uses it, on the card and on the host, "
+                "and resume"
+            ) from error
         plan = state.plan
         raise DoesNotFitError(
             f"memory ran out after step {state.progress.step} with per_device_train_batch_size "

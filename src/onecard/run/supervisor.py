@@ -21,22 +21,34 @@ from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
+from onecard.errors import (
+    EXIT_INTERRUPTED,
+    DeviceLostError,
+    DivergedError,
+    DoesNotFitError,
+    InputError,
+    OnecardError,
+)
+from onecard.run.signals import is_ignored, take_signals
+
 # The worker learns from it that it has a supervisor, and where the note is to be written.
 NOTE_VARIABLE = "ONECARD_SUPERVISOR_NOTE"
-DEFAULT_MAX_RESTARTS = 3
-DEVICE_LOST, INTERRUPTED, GAVE_UP = 5, 130, 1
-# Ends that a worker chooses: done, broken pipe, bad input, does not fit, diverged, interrupted.
-_CHOSEN = frozenset({0, 1, 2, 3, 4, INTERRUPTED})
+_GAVE_UP, _DEVICE_LOST = OnecardError.exit_code, DeviceLostError.exit_code
+_CHOSEN = frozenset({0, InputError.exit_code, DivergedError.exit_code, EXIT_INTERRUPTED})
+# Also how a broken process may end: 1 by whatever the system does, 3 by abort() of Windows' C runtime.
+_CHOSEN_IF_TOLD = frozenset({OnecardError.exit_code, DoesNotFitError.exit_code})
 # A driver that resets a card needs some seconds; another program that took all memory may need more.
 _PAUSE_S = 5.0
 _LIKELY_CAUSES = {
-    9: "killed, as a system does that runs out of memory",
-    11: "a crash inside a library (segmentation fault)",
-    7: "a crash inside a library (bus error: a file on a disk that is gone, or a full one)",
-    6: "a crash inside a library (abort)",
+    -9: "killed, as a system does that runs out of memory",
+    -11: "a crash inside a library (segmentation fault)",
+    -7: "a crash inside a library (bus error: a file on a disk that is gone, or a full one)",
+    -6: "a crash inside a library (abort)",
     0xC0000005: "a crash inside a library (access violation)",
     0xC0000017: "no memory left",
-    DEVICE_LOST: "the GPU was lost",
+    _DEVICE_LOST: "the GPU was lost",
+    InputError.exit_code: "the GPU was lost before, and may not be back yet",
+    DoesNotFitError.exit_code: "a crash inside a library (abort)",
 }
 
 
@@ -45,7 +57,7 @@ class Note:
     """What a worker has told: its run, how often it may be started again, and how far it got."""
 
     run: str | None = None
-    max_restarts: int = DEFAULT_MAX_RESTARTS
+    max_restarts: int = 0
     has_begun: bool = False
     has_ended: bool = False
 
@@ -61,12 +73,19 @@ def is_supervised(words: Sequence[str]) -> bool:
     return not is_off and not own & {"--help", "--verify"}
 
 
-def supervise(words: Sequence[str]) -> int:
+def supervise(words: Sequence[str]) -> int | None:
     """Runs a command in a worker, and `resume` in another where it dies; gives the exit code of the last one.
 
-    A worker that has left a new checkpoint behind starts the count of restarts anew.
+    A worker that has left a new checkpoint behind starts the count of restarts anew. None where nothing was run, for
+    there is no place for the note.
     """
-    with tempfile.TemporaryDirectory(prefix="onecard-") as folder:
+    try:
+        place = tempfile.TemporaryDirectory(prefix="onecard-", ignore_cleanup_errors=True)
+    except OSError as error:
+        told = f"there is no room for a temporary file ({error}): a run that dies is not started again by itself"
+        print(told, file=sys.stderr)
+        return None
+    with place as folder:
         return Supervisor(Path(folder) / "note.json").run(list(words))
 
 
@@ -82,29 +101,33 @@ class Supervisor:
 
     def run(self, words: list[str]) -> int:
         """Gives the exit code of the last worker; 1 where workers die without getting anywhere."""
-        self._take_signals()
-        num_deaths, furthest, known = 0, -1, Note()
-        next_words = words
+        take_signals(self._pass_on)
+        if sys.platform != "win32" and not is_ignored(signal.SIGTSTP):
+            signal.signal(signal.SIGTSTP, self._suspend)
+        num_deaths, before, known, was_lost = 0, -1, Note(), False
         while True:
-            code = self._run_worker(next_words)
+            code = self._run_worker(words)
             note = read_note(self._note_path)
-            if code in _CHOSEN and (code != GAVE_UP or note.has_ended):
+            # A GPU that was lost is missing until it is back, and a missing one is bad input.
+            is_lost = code == _DEVICE_LOST or (was_lost and code == InputError.exit_code)
+            if not is_lost and _is_chosen(code, note):
                 return code
             if self._is_stopping:
-                return INTERRUPTED
+                return EXIT_INTERRUPTED
             # One that died while it was loading has told nothing; its run is the one of the worker before.
             note = known = note if note.run is not None else known
             reached = newest_step(note.run)
-            num_deaths = 1 if reached > furthest else num_deaths + 1
-            furthest = max(furthest, reached)
+            # Beside the worker before, not the furthest of all: a run that has gone back gets on from there.
+            num_deaths = 1 if reached > before else num_deaths + 1
+            before, was_lost = reached, is_lost
             if note.run is None or num_deaths > note.max_restarts:
                 print(_describe_end(code, note, num_deaths), file=sys.stderr)
-                return GAVE_UP if code != DEVICE_LOST else code
+                return _DEVICE_LOST if is_lost else _GAVE_UP
             print(_describe_restart(code, note, reached, num_deaths), file=sys.stderr, flush=True)
-            self._pause(num_deaths - 1)
+            self._pause(num_deaths if is_lost else num_deaths - 1)
             if self._is_stopping:
-                return INTERRUPTED
-            next_words = _words_to_resume(words, note)
+                return EXIT_INTERRUPTED
+            words = _words_to_resume(words, note)
 
     def _run_worker(self, words: Sequence[str]) -> int:
         self._note_path.unlink(missing_ok=True)
@@ -113,19 +136,15 @@ class Supervisor:
         self._worker = subprocess.Popen(
             [*self._command, *words], stdin=subprocess.PIPE, env=environment, process_group=0
         )
+        # Whoever stopped it while it was being started could not be told to the worker then.
+        if self._is_stopping and sys.platform != "win32":
+            self._worker.send_signal(signal.SIGTERM)
         try:
             return self._worker.wait()
         finally:
             assert self._worker.stdin is not None
             self._worker.stdin.close()
             self._worker = None
-
-    def _take_signals(self) -> None:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._pass_on)
-        if sys.platform != "win32":
-            signal.signal(signal.SIGTSTP, self._suspend)
 
     def _pass_on(self, number: int, _: FrameType | None) -> None:
         self._is_stopping = True
@@ -155,6 +174,15 @@ def read_note(path: Path) -> Note:
         return Note()
 
 
+def _is_chosen(code: int, note: Note) -> bool:
+    """Whether a worker ended as it meant to, rather than died."""
+    if code in _CHOSEN:
+        return True
+    if code not in _CHOSEN_IF_TOLD:
+        return False
+    return note.has_ended or (code != _GAVE_UP and note.run is None)
+
+
 def newest_step(run: str | None) -> int:
     """Step of the newest checkpoint of a run, -1 before the first."""
     found = Path(run).glob("checkpoints/step-*/manifest.json") if run else ()
@@ -163,8 +191,9 @@ def newest_step(run: str | None) -> int:
 
 
 def _words_to_resume(words: Sequence[str], note: Note) -> list[str]:
+    """What the next worker is to do after one that was given `words`."""
     assert note.run is not None
-    if words[0] == "resume" and not note.has_begun:
+    if not note.has_begun:
         return list(words)  # which may name a checkpoint that is not the newest
     return ["resume", note.run, *_kept_flags(words)]
 
@@ -181,9 +210,8 @@ def _interpreter_flags() -> list[str]:
 
 
 def _cause_of(code: int) -> str:
-    number = -code if code < 0 else code & 0xFFFFFFFF
-    name = f"signal {number}" if code < 0 else f"exit code {number:#x}" if number > 255 else f"exit code {number}"
-    cause = _LIKELY_CAUSES.get(number)
+    name = f"signal {-code}" if code < 0 else f"exit code {code:#x}" if code > 255 else f"exit code {code}"
+    cause = _LIKELY_CAUSES.get(code)
     return f"{name}: {cause}" if cause else name
 
 

@@ -1,6 +1,7 @@
 """Steps of a run once more, from one of its checkpoints, beside what its record says of them."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,20 @@ import torch
 
 from onecard.checkpoint import folder_of_step, list_checkpoints, read_checkpoint, step_of_folder
 from onecard.errors import InputError
-from onecard.model.decoder import CompilerError
 from onecard.model.folder import load_adapter, load_masters
-from onecard.observe.events import StepEvent
+from onecard.observe.events import Event, RecoveredEvent, StepEvent
 from onecard.report.record import read_runs
 from onecard.run.changes import settle_corpus
 from onecard.run.feed import Feed
 from onecard.run.folder import RunFolder
 from onecard.run.inputs import fetch_base_again, prepare_inputs
-from onecard.run.loop import seed_step
-from onecard.run.session import assemble_run
-from onecard.spec import Plan
-from onecard.training.schedule import rate_at
+from onecard.run.replay import position_of
+from onecard.run.session import assemble_run, explained_memory
+from onecard.run.stepping import make_step
+from onecard.training.assemble import adopt
 from onecard.training.snapshot import restore
 from onecard.training.state import TrainState
-from onecard.training.step import place, train_step
+from onecard.training.step import place
 
 OnProgress = Callable[[str, int, int | None], None]
 
@@ -41,9 +41,15 @@ class StepPair:
 
     @property
     def difference(self) -> float:
-        """The larger relative difference."""
-        pairs = (self.loss, self.grad_norm)
-        return max(0.0 if was == now else abs(was - now) / max(abs(was), 1e-30) for was, now in pairs)
+        """The larger relative difference; of numbers that are none, which a refused step may have, there is none."""
+        return max(_difference(*self.loss), _difference(*self.grad_norm))
+
+
+def _difference(was: float, now: float) -> float:
+    if was == now or not (math.isfinite(was) or math.isfinite(now)):
+        return 0.0
+    difference = abs(was - now) / max(abs(was), 1e-30)
+    return difference if math.isfinite(difference) else math.inf
 
 
 @dataclass(frozen=True)
@@ -94,24 +100,26 @@ def verify_run(
 
     Raises:
         InputError: the record has no steps after the checkpoint, the text has changed, or the checkpoint is damaged.
+        DoesNotFitError: there is no memory for it.
     """
-    recorded = {event.step: event for event in read_runs([run.root])[0].of(StepEvent)}
+    record = read_runs([run.root])[0]
+    recorded = {event.step: event for event in record.steps}
     checkpoint = checkpoint or _find_start(run, max(recorded, default=0), num_steps)
     first = step_of_folder(checkpoint)
-    steps = [step for step in range(first + 1, first + num_steps + 1) if step in recorded]
+    steps = [recorded[step] for step in range(first + 1, first + num_steps + 1) if step in recorded]
     if not steps:
         raise InputError(f"the record of {run.root} has no steps after {checkpoint.name}: name an earlier checkpoint")
     plan, recipe = run.plan(checkpoint), run.recipe()
     corpus = prepare_inputs(recipe, fetch_base_again(recipe, plan, checkpoint, progress), progress)
     corpus, plan = settle_corpus(recipe, plan, corpus, checkpoint, ())
-    state = assemble_run(plan, corpus, checkpoint)
-    restore(state, read_checkpoint(checkpoint))
+    with explained_memory():
+        state = assemble_run(plan, corpus, checkpoint)
+        restore(state, read_checkpoint(checkpoint))
     pairs, same_weights = [], {}
-    with Feed(state, corpus) as feed:
-        for step, loss, grad_norm in _repeat(state, feed, len(steps)):
-            was = recorded[step]
-            pairs.append(StepPair(step, (was.loss, loss), (was.grad_norm, grad_norm)))
-            if (other := folder_of_step(run.checkpoints, step)).is_dir():
+    with explained_memory(state), Feed(state, corpus) as feed:
+        for pair in _repeat(state, feed, steps, record.events):
+            pairs.append(pair)
+            if (other := folder_of_step(run.checkpoints, pair.step)).is_dir():
                 same_weights[other.name] = _has_state_of(state, other)
     return Verification(checkpoint.name, tuple(pairs), same_weights, plan.device == "cpu" or plan.deterministic)
 
@@ -124,22 +132,23 @@ def _find_start(run: RunFolder, last: int, num_steps: int) -> Path:
     return (enough or found)[-1]
 
 
-def _repeat(state: TrainState, feed: Feed, num_steps: int) -> Iterator[tuple[int, float, float]]:
-    plan: Plan = state.plan
-    for _ in range(num_steps):
+def _repeat(state: TrainState, feed: Feed, steps: Sequence[StepEvent], events: Sequence[Event]) -> Iterator[StepPair]:
+    """Makes steps again as they were made at last: with the samples, the rate and the micro-batch of that time."""
+    plan, progress, first = state.plan, state.progress, state.progress.step
+    recovered = [event for event in events if isinstance(event, RecoveredEvent) and event.step >= first]
+    for was in steps:
+        while recovered and recovered[0].step < was.step:
+            adopt(state, state.plan.model_copy(update=recovered.pop(0).settings))
+            feed.reopen()
+        if (position := position_of(plan, events, was.step)) != progress.position:
+            progress.position = position
+            feed.reopen()
         micro_batches = [place(batch, state) for batch in next(feed)]
-        rate = plan.optimizer.learning_rate * rate_at(plan.schedule, state.progress.step) * state.progress.rate_factor
-        seed_step(plan.seed, state.progress.step)
-        limit = plan.optimizer.max_grad_norm
-        try:
-            stats = train_step(state, micro_batches, rate, max_grad_norm=limit)
-        except CompilerError:  # as the loop does, which tells of it
-            state.decoder.to_eager()
-            state.optimizer.zero_grad()
-            stats = train_step(state, micro_batches, rate, max_grad_norm=limit)
-        state.progress.step += 1
-        state.progress.position += plan.total_batch_size
-        yield state.progress.step, float(stats.loss), float(stats.gradient_norm)
+        stats = make_step(state, micro_batches, was.learning_rate)
+        progress.step += 1
+        progress.position += plan.total_batch_size
+        loss, grad_norm = float(stats.loss), float(stats.gradient_norm)
+        yield StepPair(was.step, (was.loss, loss), (was.grad_norm, grad_norm))
 
 
 def _has_state_of(state: TrainState, folder: Path) -> bool:

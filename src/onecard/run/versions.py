@@ -13,16 +13,11 @@ from onecard.report.record import VERSIONS, read_versions
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes")
 
 
-def find_software() -> dict[str, str]:
-    """Gives the versions of Python, of onecard and of what it computes with."""
-    found = {"python": platform.python_version(), "onecard": onecard_version()}
-    return found | {name: package_version(name) for name in _PACKAGES}
-
-
 def find_versions() -> dict[str, str]:
-    """Gives the software, the platform and the hardware of this process."""
+    """Gives Python, onecard and what it computes with, the platform and the hardware of this process."""
     machine = probe_machine()
-    found = find_software() | {"platform": platform.platform()}
+    found = {"python": platform.python_version(), "onecard": onecard_version()}
+    found |= {name: package_version(name) for name in _PACKAGES} | {"platform": platform.platform()}
     found["processor"] = f"{platform.processor() or platform.machine()}, {machine.num_cores} cores"
     if machine.gpus:
         found["GPU"] = ", ".join(gpu.name for gpu in machine.gpus)

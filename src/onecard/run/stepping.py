@@ -1,0 +1,39 @@
+"""One step of a run, with the compiler or without."""
+
+from collections.abc import Sequence
+
+import torch
+from torch._dynamo.exc import TorchDynamoException
+
+from onecard.model.decoder import CompilerError
+from onecard.model.shortage import is_out_of_memory
+from onecard.training.state import TrainState
+from onecard.training.step import MicroBatch, StepStats, train_step
+
+
+def make_step(state: TrainState, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepStats:
+    """Makes the update of the step that a state stands before.
+
+    Where torch.compile fails, the step is made without it, and so are all that follow: the plan of the state and
+    `state.decoder.failure` tell.
+    """
+    try:
+        return _train(state, micro_batches, learning_rate)
+    except (CompilerError, TorchDynamoException) as error:  # the backward pass is compiled when it first runs
+        if is_out_of_memory(error):
+            raise
+        state.decoder.to_eager(str(error))
+    state.optimizer.forget_gradients()
+    reasons = state.plan.reasons | {"torch_compile": "the compiler failed in the run"}
+    state.plan = state.plan.model_copy(update={"torch_compile": False, "reasons": reasons})
+    return _train(state, micro_batches, learning_rate)
+
+
+def _train(state: TrainState, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepStats:
+    seed_step(state.plan.seed, state.progress.step)
+    return train_step(state, micro_batches, learning_rate, max_grad_norm=state.plan.optimizer.max_grad_norm)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seeds dropout of one step from (seed, step), so that a resumed run draws what an uninterrupted one would."""
+    torch.manual_seed((seed * 1_000_003 + step) & 0x7FFF_FFFF_FFFF_FFFF)
