@@ -34,10 +34,10 @@ def export(
     from onecard.checkpoint import reading
     from onecard.handover.export import DEFAULT_DTYPE, ExportRequest
     from onecard.handover.export import export as write
-    from onecard.run.find import find_model_folder
+    from onecard.run.find import find_folder, find_model_folder
     from onecard.run.provenance import record_export, trace_model, trace_run
 
-    path = expand(model)
+    path = find_folder(model)
     folder = find_model_folder(path, checkpoint)
     run = _run_of(path)
     provenance = trace_run(run, folder) if run else trace_model(folder)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecard.api.here import OnProgress, probe_here
-from onecard.spec.paths import expand
 
 if TYPE_CHECKING:
     from onecard.run.replay import ReplayedStep
@@ -27,7 +26,7 @@ def replay(
     from onecard.run.inputs import fetch_base, prepare_inputs
     from onecard.run.replay import find_step, replay_step
 
-    folder, _ = find_run(run if str(run) == "latest" else expand(run))
+    folder, _ = find_run(run)
     (record,) = read_runs([folder.root])
     find_step(record, step)  # before anything is prepared
     plan, recipe = folder.plan(), folder.recipe()

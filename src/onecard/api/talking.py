@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from onecard.api.here import probe_here
 from onecard.errors import InputError
-from onecard.spec.paths import expand
 
 if TYPE_CHECKING:
     import socket
@@ -30,17 +29,17 @@ def open_chat(
     from onecard.model.generate import Sampling
     from onecard.planner import choose_device
     from onecard.run.answers import load_for_use
-    from onecard.run.find import find_model_folder, has_chat_template
+    from onecard.run.find import find_folder, find_model_folder, has_chat_template
 
     settings = Sampling(**sampling)
     settings.check()
-    if not has_chat_template(find_model_folder(expand(model), checkpoint)):
+    if not has_chat_template(find_model_folder(find_folder(model), checkpoint)):
         raise InputError(
             f"{model} has no chat template: it was trained to go on with text, not to answer. Let it write with "
             f'`onecard generate {model} --prompt "..."`, or train it on chats (docs/fine-tuning.md)'
         )
     chosen, _ = choose_device(device, probe_here())
-    return Chat(Writer(*load_for_use(expand(model), checkpoint, chosen)), settings, system)
+    return Chat(Writer(*load_for_use(find_folder(model), checkpoint, chosen)), settings, system)
 
 
 def serve(
@@ -72,6 +71,7 @@ def serve(
     from onecard.model.generate import Sampling
     from onecard.planner import choose_device
     from onecard.run.answers import load_for_use
+    from onecard.run.find import find_folder
 
     host, name = settings.pop("host", "127.0.0.1"), settings.pop("name", None)
     api_key, allow_origins = settings.pop("api_key", None), tuple(settings.pop("allow_origins", ()))
@@ -80,9 +80,9 @@ def serve(
     sampling.check()
     chosen, _ = choose_device(device, probe_here())
     # A name of a folder that is no UTF-8 could not be told to any client.
-    name = (name or expand(model).resolve().name).encode("utf-8", "replace").decode("utf-8")
+    name = (name or find_folder(model).resolve().name).encode("utf-8", "replace").decode("utf-8")
     with _listen(host, port) as listening:
-        writer = Writer(*load_for_use(expand(model), checkpoint, chosen))
+        writer = Writer(*load_for_use(find_folder(model), checkpoint, chosen))
         served = ServerSettings(name, sampling, api_key, allow_origins, is_private=_is_loopback(listening))
         worker = Worker(writer)
         app = make_app(Service(writer, worker, served), served)

@@ -16,9 +16,9 @@ def is_chat_model(model: str | Path, *, checkpoint: str = "best") -> bool:
     Raises:
         InputError: no such model.
     """
-    from onecard.run.find import find_model_folder, has_chat_template
+    from onecard.run.find import find_folder, find_model_folder, has_chat_template
 
-    return has_chat_template(find_model_folder(expand(model), checkpoint))
+    return has_chat_template(find_model_folder(find_folder(model), checkpoint))
 
 
 def generate(
@@ -45,13 +45,14 @@ def generate(
     from onecard.model.generate import Sampling, check_prompts, complete
     from onecard.planner import choose_device
     from onecard.run.answers import answer, load_for_use
+    from onecard.run.find import find_folder
 
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, seed)
     sampling.check()
     if not prompts:
         raise InputError("no prompt is given")
     chosen, _ = choose_device(device, probe_here())
-    loaded, tokenizer = load_for_use(expand(model), checkpoint, chosen)
+    loaded, tokenizer = load_for_use(find_folder(model), checkpoint, chosen)
     check_prompts(tokenizer, prompts)
     if not (chat or (chat is None and tokenizer.chat_template)):
         return complete(loaded, tokenizer, prompts, sampling)

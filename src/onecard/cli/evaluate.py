@@ -13,7 +13,7 @@ from onecard.errors import InputError
 _REPORT_INTERVAL_S = 10.0
 
 RunArgument = Annotated[
-    str | None, typer.Argument(metavar="[RUN]", help="A run folder, a checkpoint or a model folder.")
+    str | None, typer.Argument(metavar="[RUN]", help="A run or model folder, a checkpoint, or latest.")
 ]
 TasksOption = Annotated[
     str, typer.Option(help="loss, ifeval, tasks of lm-evaluation-harness by name or YAML file; with commas.")

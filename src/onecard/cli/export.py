@@ -8,7 +8,7 @@ import typer
 from onecard.cli.recipe_words import JsonOption
 from onecard.units import format_bytes
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a checkpoint or a model folder.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run or model folder, a checkpoint, or latest.")]
 ToOption = Annotated[
     str, typer.Option(help="hf, merged (an adapter in its base), adapter (PEFT) or gguf (llama.cpp, Ollama).")
 ]

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a checkpoint or a model folder.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run or model folder, a checkpoint, or latest.")]
 TokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Tokens to write at most.")]
 TemperatureOption = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
 TopKOption = Annotated[int | None, typer.Option("--top-k", help="Choose among the K likeliest tokens.")]

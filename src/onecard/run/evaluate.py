@@ -23,13 +23,13 @@ from onecard.model.in_place import load_in_place
 from onecard.planner import kind_of
 from onecard.report.record import read_rows
 from onecard.run.answers import dtype_of
-from onecard.run.find import find_model_folder, find_run
+from onecard.run.find import find_folder, find_model_folder, find_run
 from onecard.run.folder import RunFolder
 from onecard.run.inputs import OnProgress, fetch_base, prepare_inputs
 from onecard.run.scores import SCORES, keep_items, keep_responses, protocol_of, record_scores
 from onecard.run.tasks import OnItem, TaskSettings, make_task
 from onecard.spec import CheckpointScores, Comparison, Evaluation
-from onecard.spec.paths import expand, locate
+from onecard.spec.paths import locate
 from onecard.training.assemble import DTYPES
 
 # What a pass leaves in a processor's caches: 8,192 tokens at 64 wide take 1.5 times the time of 1,024 (LOG.md).
@@ -156,7 +156,7 @@ def find_places(model: str | Path, which: str) -> tuple[RunFolder | None, list[_
         InputError: neither a run nor a model, or no such checkpoints.
         CheckpointError: damaged ones, all of them together.
     """
-    path = expand(model)
+    path = find_folder(model)
     is_model = any(locate(path / name) for name in ("config.json", "adapter_config.json"))
     is_of_run = path.parent.name == "checkpoints" and locate(path.parent.parent / "plan.json")
     if is_model and not is_of_run:

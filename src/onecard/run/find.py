@@ -11,9 +11,14 @@ from onecard.spec import Recipe
 from onecard.spec.paths import expand, locate, make_absolute
 
 
+def find_folder(name: str | Path) -> Path:
+    """The folder that a user names; `latest` is the run under runs/ that was written to last."""
+    return newest_run(Path("runs")) if str(name) == "latest" else expand(name)
+
+
 def find_run(run: str | Path) -> tuple[RunFolder, Path | None]:
     """Finds the folder of a run and, where one is named, the checkpoint."""
-    path = newest_run(Path("runs")) if str(run) == "latest" else expand(run)
+    path = find_folder(run)
     if path.parent.name == "checkpoints":
         folder = RunFolder.open(path.parent.parent)
         return folder, folder.find_checkpoint(path.name.removeprefix("step-"))
