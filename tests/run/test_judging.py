@@ -214,7 +214,8 @@ def test_a_finalist_that_is_damaged_is_left_out(judged: "Runner") -> None:
     (chosen,) = outcome.events("chosen")
     assert chosen["finalists"] == others
     (finding,) = outcome.events("finding")
-    assert finding["symptom"].startswith(f"{damaged} led by ifeval and cannot be read")
+    assert finding["id"] == "finalist-damaged"
+    assert finding["evidence"].startswith(f"{damaged}, which led by ifeval: ")
     assert "model.safetensors has other content" in finding["evidence"]
     # Nor is it in the way of a run that is done.
     before = outcome.record

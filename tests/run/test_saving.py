@@ -189,8 +189,8 @@ def test_a_checkpoint_for_which_there_is_no_memory_is_told_by_its_own_step(
     whole = runner.start("whole", save_total_limit=10)
     monkeypatch.setattr(saver, "write_checkpoint", without_memory({1, 2}))
     found = runner.start("short", save_total_limit=10)
-    (finding,) = found.events("finding")
-    assert "no memory for the checkpoint" in finding["symptom"]
+    (finding,) = found.findings
+    assert finding["evidence"].startswith("checkpoint: ")
     assert finding["step"] == whole.events("saved")[1]["step"]
     assert set(whole.checkpoints) - set(found.checkpoints) == {whole.checkpoints[1]}
     assert found.last_bytes("model.safetensors") == whole.last_bytes("model.safetensors")

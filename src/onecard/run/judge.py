@@ -201,14 +201,8 @@ class Judge:
         return as_event(finding, self._state.progress.step, self._clock())
 
     def _left_out(self, task: RunTask, step: int, error: CheckpointError) -> FindingEvent:
-        return FindingEvent(
-            step=self._state.progress.step,
-            elapsed_s=self._clock(),
-            symptom=f"{_name(step)} led by {task.name} and cannot be read; the best is chosen among the others",
-            evidence=str(error),
-            likely_cause="a disk that loses data, or somebody changed the folder",
-            remedy="check the disk; the folder can be deleted",
-        )
+        finding = make_finding("finalist-damaged", f"{_name(step)}, which led by {task.name}: {error}", "")
+        return as_event(finding, self._state.progress.step, self._clock())
 
     def _rank(self, task: Task, results: dict[int, Result], num_looked_at: int = 0) -> tuple[int, list[Comparison]]:
         steps = sorted(results)
