@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from onecard.errors import InputError
+from onecard.model.adapt import adapt
 from onecard.model.attention import find_borders
 from onecard.model.build import build_model, make_config
 from onecard.model.decoder import Decoder
@@ -15,6 +16,7 @@ from onecard.model.families import find_backend
 from onecard.model.generate import complete_ids
 from onecard.model.loss import find_head, sum_loss
 from onecard.model.sampling import Sampling
+from onecard.spec import AdaptPlan
 
 ROWS = ((5, 3, 8), (16,), (1, 15))
 SIZES = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "eos_token_id": 0}
@@ -86,6 +88,21 @@ def learn(model: PreTrainedModel, ids: Tensor, targets: Tensor, documents: Tenso
     loss = sum_loss(hidden, find_head(model), targets.flatten())
     loss.backward()
     return loss.detach()
+
+
+@pytest.mark.filterwarnings("ignore:.*rank_pattern keys")  # PEFT's, of experts
+@pytest.mark.parametrize("name", ["mamba", "rwkv", "jamba", "lfm2", "qwen3_next"])
+def test_adapters_of_all_linear_layers_move_what_the_model_computes(name: str) -> None:
+    model = sharp_model(name).eval()
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        adapt(model, AdaptPlan(method="lora", r=1), seed=0)
+        torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-5, atol=1e-5)
+    learn(model, ids, ids)
+    moving = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert moving
+    assert all(grad is not None and grad.any() for name, grad in moving.items() if "lora_B" in name)
 
 
 def take_gradients(model: PreTrainedModel) -> dict[str, Tensor]:
