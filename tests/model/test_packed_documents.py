@@ -160,12 +160,6 @@ def test_a_document_in_a_sliding_window_sees_neither_beyond_the_window_nor_its_n
     assert changed == [4, 8, 9, 10, 11]
 
 
-def test_an_architecture_that_leaks_across_documents_is_refused() -> None:
-    leaky = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 32, "state_size": 4}
-    with pytest.raises(InputError):
-        build_model(leaky, dropout=0.0, init="transformers", seed=0)
-
-
 def test_borders_are_checked_before_output_projections_are_zeroed(monkeypatch: pytest.MonkeyPatch) -> None:
     # A mask that is ignored must be noticed although zeroed projections would hide it.
     monkeypatch.setattr("onecard.model.checks.find_borders", lambda *_: DocumentBorders(torch.arange(6)[None]))

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from onecard.errors import CheckpointError, InputError
 from onecard.model.build import build_model, finish
 from onecard.model.dropout import set_config_dropout
-from onecard.model.families import implementation_of, refuse_family
+from onecard.model.families import implementation_of, keep_weights, refuse_family
 from onecard.model.folder import load_plain, refuse_broken
 from onecard.model.new_tokens import add_tokens
 from onecard.model.weight_files import find_weight_files, fingerprint, is_16_bit
@@ -88,6 +88,7 @@ def make_pretrained_config(settings: dict[str, Any], dropout: float) -> PreTrain
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"config.json of this {settings['model_type']} cannot be used: {reason}") from error
     refuse_family(config)
+    keep_weights(config)
     set_config_dropout(config, dropout)
     return config
 

@@ -227,6 +227,8 @@ def _choose_compile(recipe: Recipe, target: Target, run_s: float, attention: str
         return False, "documents of any length run one at a time, each a shape to compile"
     if recipe.torch_compile != "auto":
         return recipe.torch_compile, "asked for"
+    if attention == "apart":
+        return False, "its own code counts positions or goes from token to token in Python, which compiles for long"
     if problem := find_compiler_problem(target):
         return False, problem
     threshold = _COMPILE_PAYS_AFTER_S[target.kind]

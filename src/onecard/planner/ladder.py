@@ -165,7 +165,8 @@ def _changes(plan: Plan, target: Target) -> Iterator[dict[str, Any]]:
         if share != plan.gradient_checkpointing:
             yield {"gradient_checkpointing": share}
     yield from _other_losses(plan)
-    if plan.torch_compile or find_compiler_problem(target) is None:
+    may_compile = plan.attn_implementation != "apart" and find_compiler_problem(target) is None
+    if plan.torch_compile or may_compile:
         yield {"torch_compile": not plan.torch_compile}
     for name in other_optimizers(plan):
         yield {"optimizer": plan.optimizer.model_copy(update={"name": name})}
