@@ -146,7 +146,7 @@ def twice(responses: dict[str, str], prompts: Path) -> dict[str, float]:
         ]
     assert outputs[0] == outputs[1], "two runs differ"
     document = json.loads(outputs[0])
-    return {score["name"]: score["value"] for score in document["scores"]}
+    return {score["name"]: score["value"] for score in document["checkpoints"][0]["scores"]}
 
 
 if __name__ == "__main__":
