@@ -49,9 +49,7 @@ def main() -> None:
     rows = {}
     for path, (responses, told) in zip(args.published, files, strict=True):
         seen = harness_range(responses, prompts, args.draws)
-        rows[path.name] = compare(responses, told, seen, prompts, checker) | {
-            "scores": twice(responses, args.prompts)
-        }
+        rows[path.name] = compare(responses, told, seen, prompts, checker) | {"scores": twice(responses, args.prompts)}
     result: dict[str, Any] = {"num_draws": args.draws, "versions": checker.versions, "rows": rows}
     if args.gpt4 is not None:
         found = read_jsonl(args.gpt4, "--gpt4")

@@ -31,7 +31,8 @@ def served(run: Path) -> Iterator[str]:
     """The command, in a process of its own; gives its address."""
     command = [sys.executable, "-m", "onecard", "serve", str(run), "--port", "0", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8") as server:
-        assert server.stdout is not None and server.stderr is not None
+        assert server.stdout is not None
+        assert server.stderr is not None
         try:
             said = server.stdout.readline()
             address = re.search(r"http://\S+", said)
