@@ -4,8 +4,9 @@ python benchmarks/ifeval_throughput.py PROMPTS.jsonl FOLDER [--limit 48] [--new 
 
 FOLDER holds a trained model, or a tokenizer alone: then a random Llama is made for it, whose texts run to the limit
 unless `--end-bias` lifts the end of text. Prompts go through the chat template of a trained model, and those that leave
-less than `--new` of its positions are passed over. The same model object, prompts, greedy choice, fp32 and limit on both
-sides; they take turns, and each ratio is of the least of several rounds. Texts that agree but for spaces around them are counted: the harness keeps one before an end.
+less than `--new` of its positions are passed over. The same model object, prompts, greedy choice, fp32 and limit on
+both sides; they take turns, and each ratio is of the least of several rounds. Texts that agree but for spaces around
+them are counted: the harness keeps one before an end.
 On a CPU, `cpu_s` is the time of all threads: the figure to read on a machine that does other things, too.
 """
 
