@@ -86,7 +86,10 @@ def match_responses(path: Path, prompts: Sequence[dict[str, Any]]) -> list[tuple
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "response")):
             problems.append(f'line {number}: it takes two texts, {{"prompt": …, "response": …}}')
         elif row["prompt"] not in known:
-            problems.append(f"line {number}: this prompt is not one of the data: {row['prompt'][:60]!r}")
+            problems.append(
+                f"line {number}: this prompt is not one of the data, to the letter: {row['prompt'][:60]!r}: leave the "
+                "line out, or name the prompts it answers by --ifeval_data"
+            )
         elif row["prompt"] in found:
             problems.append(f"line {number}: a second response to {row['prompt'][:60]!r}")
         else:
