@@ -22,7 +22,8 @@ _BATCH_ELEMENTS = 1 << 22
 def orthogonalize(matrices_GMN: Tensor) -> Tensor:
     """Replaces the singular values of each matrix of [G, M, N] by values near one (0.7 to 1.2), in its dtype."""
     scratch = _Scratch([matrices_GMN.shape], matrices_GMN.dtype, matrices_GMN.device)
-    return _orthogonalize(matrices_GMN, scratch)
+    scratch.iterates(matrices_GMN.shape)[0].copy_(matrices_GMN)
+    return _orthogonalize(matrices_GMN.shape, scratch)
 
 
 class _Scratch:
@@ -32,9 +33,10 @@ class _Scratch:
         num_elements = max(shape.numel() for shape in shapes)
         num_products = max(shape[0] * min(shape[1:]) ** 2 for shape in shapes)
         self._gradients = torch.empty(num_elements, device=device)
+        self.is_mixed = compute_dtype != torch.float32
         # In fp32 the iteration begins where the gradients lie.
         self._first = self._gradients
-        if compute_dtype != torch.float32:
+        if self.is_mixed:
             self._first = torch.empty(num_elements, dtype=compute_dtype, device=device)
         self._second = torch.empty(num_elements, dtype=compute_dtype, device=device)
         self._products = torch.empty(2, num_products, dtype=compute_dtype, device=device)
@@ -55,15 +57,13 @@ class _Scratch:
 
     def tensors(self) -> list[Tensor]:
         own = [self._gradients, self._second, self._products, self._norms]
-        return own if self._first is self._gradients else [*own, self._first]
+        return [*own, self._first] if self.is_mixed else own
 
 
-def _orthogonalize(matrices_GMN: Tensor, scratch: _Scratch) -> Tensor:
-    """As `orthogonalize`; the result lies in the scratch."""
+def _orthogonalize(shape: torch.Size, scratch: _Scratch) -> Tensor:
+    """As `orthogonalize`, of the first iterate; the result lies in the scratch, too."""
     a, b, c = _COEFFICIENTS
-    x, other = scratch.iterates(matrices_GMN.shape)
-    if x.data_ptr() != matrices_GMN.data_ptr():
-        x.copy_(matrices_GMN)
+    x, other = scratch.iterates(shape)
     is_tall = x.shape[1] > x.shape[2]
     gram, polynomial = scratch.products(x.shape[0], min(x.shape[1:]))
     norms = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, out=scratch.norms(x.shape[0]))
@@ -129,8 +129,10 @@ class Muon:
             torch.where(is_finite, gradients, nothing, out=gradients)
             batch.momentum.lerp_(gradients, weight)
             nesterov = gradients.lerp_(batch.momentum, self._momentum)
-            direction = _orthogonalize(nesterov, self._scratch)
-            if direction.dtype != torch.float32:
+            if self._scratch.is_mixed:
+                self._scratch.iterates(shape)[0].copy_(nesterov)
+            direction = _orthogonalize(shape, self._scratch)
+            if self._scratch.is_mixed:
                 direction = gradients.copy_(direction)
             step = direction.mul_(-learning_rate * batch.rate_factor).mul_(applied)
             torch._foreach_mul_(batch.masters, kept)
