@@ -56,7 +56,7 @@ report_to: [tensorboard]
 
 @dataclass(frozen=True)
 class Way:
-    """A recipe, flags beside it, what is changed in the process, and what shows that a save or a retreat is going on."""
+    """A recipe, flags beside it, what is changed in the process, and what shows that it saves or goes back."""
 
     recipe: Path
     flags: tuple[str, ...] = ()
