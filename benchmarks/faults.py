@@ -32,7 +32,8 @@ import torch
 from record import RESULTS, read_rows, save_result
 
 from onecard.cli import main
-from onecard.observe.events import CLOCK_FIELDS, CLOCK_REASONS
+from onecard.observe.events import CLOCK_FIELDS, CLOCK_REASONS, depends_on_clock
+from onecard.observe.lines import parse_event
 
 RECIPE = """
 tokenizer: bytes
@@ -170,7 +171,9 @@ def fork(words: list[str], in_background: bool, log: Path, patch: Callable[[], N
 
 
 def events_of(run: Path) -> list[dict[str, Any]]:
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    """The record without what a clock or a sensor decides."""
+    lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines if not depends_on_clock(parse_event(line))]
     kept = [event for event in events if event.get("reason") not in CLOCK_REASONS or event["event"] != "saved"]
     return [{key: value for key, value in event.items() if key not in CLOCK_FIELDS} for event in kept]
 
@@ -304,11 +307,16 @@ def fail_disk(shop: Workshop, number: int, draw: random.Random) -> dict[str, Any
         problems += shop.resume(run, in_background, way)
     else:
         problems += [text for text in shop.problems(run, in_background, way) if text != "events differ"]
-    findings = [event for event in events_of(run) if event["event"] == "finding"]
+    record = (run / "events.jsonl").read_text(encoding="utf-8")
     steps = [event["step"] for event in events_of(run) if event["event"] == "step"]
     problems += [] if steps == list(range(1, 41)) else ["steps are missing from the record"]
     shutil.rmtree(run)
-    return {"way": way, "exit_code": code, "refused_saves_told": len(findings), "problems": problems}
+    return {
+        "way": way,
+        "exit_code": code,
+        "refused_saves_told": record.count("checkpoint-not-written"),
+        "problems": problems,
+    }
 
 
 def lose_device(shop: Workshop, number: int, draw: random.Random) -> dict[str, Any]:

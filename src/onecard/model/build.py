@@ -191,6 +191,18 @@ def _may_mix(model: PreTrainedModel) -> bool:
     return bool(getattr(model, "_is_stateful", False)) or has_convolution or not is_all_attention
 
 
+@lru_cache(maxsize=8)
+def parameter_sizes(settings_json: str) -> tuple[tuple[int, bool], ...]:
+    """Gives the number of values of each parameter, and whether it is a matrix inside the layers.
+
+    `settings_json` are settings as JSON, so that the answer is remembered.
+    """
+    with torch.device("meta"):
+        model = build_shape(json.loads(settings_json))
+    matrices = {id(module.weight) for module in model.base_model.modules() if isinstance(module, nn.Linear | Conv1D)}
+    return tuple((parameter.numel(), id(parameter) in matrices) for parameter in model.parameters())
+
+
 def count_parameters(settings: dict[str, Any]) -> tuple[int, int]:
     """Counts parameters and, of them, those in matrix products per token (the head once, no input embedding).
 
