@@ -12,6 +12,7 @@ from onecard.evaluation.paired import Items
 from onecard.evaluation.task import Result
 from onecard.report.record import read_object
 from onecard.spec import Score
+from onecard.spec.moving import move
 
 _MARK = "best.json"
 _RESULTS = "evaluations"
@@ -81,4 +82,4 @@ def _read(path: Path) -> Result | None:
 def _write_whole(path: Path, content: Any) -> None:
     beside = path.with_name(f".{path.name}")
     beside.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    beside.replace(path)
+    move(beside, path)
