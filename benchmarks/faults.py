@@ -299,6 +299,8 @@ def fail_writes(draw: random.Random) -> Callable[[], None]:
 def fail_disk(shop: Workshop, number: int, draw: random.Random) -> dict[str, Any]:
     """A disk that refuses some saves: the run ends by itself, or at worst is resumed, with the same weights."""
     in_background, way = number % 2 == 1, way_of(shop, number)
+    if way == "refused":  # goes back to the newest checkpoint that is there, which depends on what was refused
+        way = "plain"
     run = shop.folder / f"disk-{number}"
     code, errors = shop.call(shop.words(run, way), in_background, both(shop.ways[way].patch, fail_writes(draw)))
     problems = ["a traceback"] if "Traceback" in errors else []

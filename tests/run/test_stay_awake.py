@@ -39,7 +39,7 @@ def test_the_inhibitor_lives_as_long_as_the_run(platform: str, tmp_path: Path, m
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(stay_awake.sys, "platform", platform)
-    monkeypatch.setattr(stay_awake.os.path, "isdir", lambda _: True)
+    monkeypatch.setattr(stay_awake.os.path, "isdir", lambda path: path == "/run/systemd/system")
     started: list[subprocess.Popen[bytes]] = []
     popen = subprocess.Popen
 
