@@ -29,8 +29,9 @@ from onecard.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
-from onecard.checkpoint.moving import discard, force_names_to_disk, force_to_disk, move
+from onecard.checkpoint.moving import discard, force_names_to_disk, force_to_disk
 from onecard.errors import CheckpointError
+from onecard.spec.moving import move
 from onecard.units import MIB, format_bytes
 
 _PARTIAL = ".partial"

@@ -1,5 +1,7 @@
 """Models from scratch, from any causal-LM config of transformers."""
 
+import json
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -146,6 +148,18 @@ def _zero_output_projections(model: PreTrainedModel) -> None:
 def build_shape(settings: dict[str, Any]) -> PreTrainedModel:
     """Builds a model as its config says on the current default device, unchecked: its shape on the meta device."""
     return _from_config(make_config(settings), None)
+
+
+@lru_cache(maxsize=8)
+def parameter_sizes(settings_json: str) -> tuple[tuple[int, bool], ...]:
+    """Gives the number of values of each parameter, and whether it is a matrix inside the layers.
+
+    `settings_json` are settings as JSON, so that the answer is remembered.
+    """
+    with torch.device("meta"):
+        model = build_shape(json.loads(settings_json))
+    matrices = {id(module.weight) for module in model.base_model.modules() if isinstance(module, nn.Linear | Conv1D)}
+    return tuple((parameter.numel(), id(parameter) in matrices) for parameter in model.parameters())
 
 
 def count_parameters(settings: dict[str, Any]) -> tuple[int, int]:

@@ -1,9 +1,11 @@
 """A plan to what it takes on a card."""
 
+import json
 import os
 from dataclasses import dataclass
 
 from onecard.hardware import Card, context_bytes, workspace_bytes
+from onecard.model.build import parameter_sizes
 from onecard.planner.allocator_settings import AllocatorSettings
 from onecard.planner.compiled import CannotTraceCompiled
 from onecard.planner.depth import TracedPlan, trace_any_depth, trace_work
@@ -247,11 +249,27 @@ def _host_bytes(plan: Plan) -> int:
     An existing model is read tensor by tensor, but its pages may stay in memory.
     """
     trained, weights = _trained(plan)[0] * _SINGLE_PRECISION_BYTES, plan.model.num_parameters * _SINGLE_PRECISION_BYTES
-    return _PROCESS_BYTES + max(weights + trained, weights + max(_moment_bytes(plan), copy_bytes(plan)))
+    copied = _page_locked_bytes(plan) if copy_bytes(plan) else 0
+    return _PROCESS_BYTES + max(weights + trained, weights + max(_moment_bytes(plan), copied))
+
+
+def _page_locked_bytes(plan: Plan) -> int:
+    """What `copy_bytes` take of a GPU's state: PyTorch rounds each page-locked buffer up to a power of two."""
+    if plan.adapt is not None or plan.optimizer.is_8bit:
+        return 2 * checkpoint_bytes(plan)  # at most: few large tensors, whose sizes are not known here
+    is_muon = plan.optimizer.name == "muon"
+    sizes = parameter_sizes(json.dumps(plan.model.settings))
+    return sum(
+        (2 if is_muon and is_inner else 3) * _round_up(_SINGLE_PRECISION_BYTES * number) for number, is_inner in sizes
+    )
+
+
+def _round_up(num_bytes: int) -> int:
+    return 1 << (num_bytes - 1).bit_length()
 
 
 def copy_bytes(plan: Plan) -> int:
-    """Memory of the host for the copy of a state that is written while training goes on; none for a small one."""
+    """Bytes of the copy of a state that is written while training goes on; none for a small one."""
     num_bytes = checkpoint_bytes(plan)
     return num_bytes if num_bytes >= LEAST_BYTES_IN_BACKGROUND else 0
 

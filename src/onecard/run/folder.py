@@ -59,7 +59,7 @@ class RunFolder:
                 (root / _AUDIT).write_text(audit.model_dump_json(indent=1), encoding="utf-8")
             # Last and in one motion: a folder with a plan is a whole one.
             (root / f".{_PLAN}").write_text(plan.model_dump_json(indent=1), encoding="utf-8")
-            (root / f".{_PLAN}").replace(root / _PLAN)
+            move(root / f".{_PLAN}", root / _PLAN)
         except OSError as error:
             folder._remove()
             raise InputError(f"run folder {root} cannot be made: {error}. Give another --output_dir") from error

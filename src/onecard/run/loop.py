@@ -147,9 +147,9 @@ class Loop:
             )
         held_bytes = self._recovery.held(shortage)
         # What a smaller step lets go of is there for the update.
-        instead = self._recovery.shrink_step()
-        settings, step = instead.settings if instead is not None else {}, self._state.progress.step
-        return Trouble("out of memory", "update", shortage.evidence, False, step, settings, held_bytes)
+        self._recovery.shrink_step()
+        step = self._state.progress.step
+        return Trouble("out of memory", "update", shortage.evidence, False, step, held_bytes)
 
     def _go_back(self, trouble: Trouble) -> Iterator[Event]:
         self._pending = None

@@ -27,7 +27,8 @@ from onecard.training.paged import PageableZeros
 class Optimizer:
     """Owns the fp32 masters of a model's trainable parameters, their gradients and moments.
 
-    All moments exist from the start, so that an update needs no more memory in the first step than in the last.
+    All moments, and the scratch of Muon, exist from the start, so that an update needs no more memory in the first step
+    than in the last.
     """
 
     def __init__(self, model: PreTrainedModel, plan: OptimizerPlan) -> None:
@@ -139,7 +140,8 @@ class Optimizer:
 
     def constant_tensors(self) -> list[Tensor]:
         """What lies on the device for the updates and is the same in every run."""
-        return self._adamw_8bit.constants() if self._adamw_8bit is not None else []
+        own = (self._adamw_8bit, self._muon)
+        return [tensor for part in own if part is not None for tensor in part.constants()]
 
     def paged_tensors(self) -> list[Tensor]:
         """State that rests in host memory and comes to the device page by page; on a CPU, what would."""
