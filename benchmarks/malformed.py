@@ -22,9 +22,11 @@ import shutil
 import signal
 import sys
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,12 @@ from onecard.cli import main
 _LOADED_ONCE = (
     *("onecard.api", "onecard.cli.app", "onecard.run.session", "onecard.run.outcome", "onecard.run.changes"),
     *("onecard.run.evaluate", "onecard.run.verify", "onecard.handover.export", "onecard.model.lora"),
-    *("onecard.planner.on_cpu", "onecard.planner.ladder", "transformers.models.qwen3.modeling_qwen3", "pyarrow.parquet"),
+    *(
+        "onecard.planner.on_cpu",
+        "onecard.planner.ladder",
+        "transformers.models.qwen3.modeling_qwen3",
+        "pyarrow.parquet",
+    ),
 )
 # A command that has not ended by then hangs, and a document that grows to that is a bomb.
 _LIMIT_S, _LIMIT_BYTES = 120, 24 << 30
@@ -85,7 +92,6 @@ class Workshop:
             assert outcome.code == 0, f"{words}: {outcome.stderr}"
         self.place.rename(self.pristine)
         self.restore()
-        self.before = snapshot(self.place)
 
     def restore(self) -> None:
         shutil.rmtree(self.place, ignore_errors=True)
@@ -118,7 +124,7 @@ class Workshop:
             for number, name in enumerate(("stdin", "stdout", "stderr")):
                 flags = os.O_RDONLY if name == "stdin" else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
                 os.dup2(os.open(self.root / name, flags), number)
-            sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115
+            sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
             if is_probe:
                 signal.alarm(_LIMIT_S)
                 resource.setrlimit(resource.RLIMIT_AS, (_LIMIT_BYTES, _LIMIT_BYTES))
@@ -127,8 +133,6 @@ class Workshop:
         except SystemExit as ended:
             code = int(ended.code or 0)
         except BaseException:
-            import traceback
-
             traceback.print_exc()
             code = 1
         finally:
@@ -213,29 +217,63 @@ def row_of(shop: Workshop, words: str, outcome: Outcome, problems: list[str]) ->
 
 
 def run_all(arguments: argparse.Namespace) -> dict[str, Any]:
-    rows: dict[str, Any] = {}
+    """Runs the cases in some processes, each with a workshop of its own."""
     with tempfile.TemporaryDirectory(prefix="malformed-") as folder:
-        shop = Workshop(Path(folder).resolve())
-        jobs: list[tuple[str, Callable[[], dict[str, Any]]]] = [
-            (f"hand-{number:03d}: {case.what}", lambda case=case: run_case(shop, case))
-            for number, case in enumerate(CASES)
-        ]
-        for number, draw in enumerate(DRAWS):
-            for turn in range(draw.times):
-                seed = f"{arguments.seed}-{number}-{turn}"
-                name = f"drawn-{number:03d}.{turn}: {draw.target or 'flags'}"
-                jobs.append((name, lambda draw=draw, seed=seed: run_draw(shop, draw, seed)))
-        for name, job in jobs:
-            if arguments.only and not any(word in name for word in arguments.only):
-                continue
-            rows[name] = row = job()
-            if row["problems"] or arguments.show:
-                print(f"{name}\n    {row['command']}\n    {row.get('drawn', '')}\n    {row.get('exit_code')}", end=" ")
-                print(f"{row.get('message')}\n    {'; '.join(row['problems']) or 'good'}", flush=True)
+        root = Path(folder).resolve()
+        parts = [root / str(number) for number in range(arguments.jobs)]
+        children = []
+        for number, part in enumerate(parts):
+            part.mkdir()
+            if not (child := os.fork()):
+                run_part(arguments, number, part)
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        assert not any(codes), f"a process failed: {codes}"
+        found = [json.loads((part / "rows.json").read_text(encoding="utf-8")) for part in parts]
+    rows = dict(sorted(pair for part in found for pair in part.items()))
     summary = summarize(rows)
     if not arguments.only:
         save_result(RESULTS / "malformed.json", {"seed": arguments.seed, "summary": summary, "rows": rows})
     return summary
+
+
+def run_part(arguments: argparse.Namespace, number: int, folder: Path) -> None:
+    """Runs every `jobs`-th case, prints what is wrong, leaves the rows in the folder, and ends the process."""
+    code = 1
+    try:
+        shop, rows = Workshop(folder), {}
+        cases = [pair for pair in all_cases(arguments.seed) if is_wanted(pair[0], arguments.only)]
+        for name, run in cases[number :: arguments.jobs]:
+            rows[name] = row = run(shop)
+            if row["problems"] or arguments.show:
+                told = (row["command"], row.get("drawn", ""), f"{row.get('exit_code')} {row.get('message')}")
+                print("\n    ".join([name, *told, "; ".join(row["problems"]) or "good"]), flush=True)
+        (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+        code = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def is_wanted(name: str, only: list[str] | None) -> bool:
+    return not only or any(word in name for word in only)
+
+
+def all_cases(seed: int) -> list[tuple[str, Callable[[Workshop], dict[str, Any]]]]:
+    """Every case by its name."""
+    found: list[tuple[str, Callable[[Workshop], dict[str, Any]]]] = [
+        (f"hand-{number:03d}: {case.what}", partial(run_case, case=case)) for number, case in enumerate(CASES)
+    ]
+    for number, draw in enumerate(DRAWS):
+        found += [
+            (
+                f"drawn-{number:03d}.{turn:02d}: {draw.target}",
+                partial(run_draw, draw=draw, seed=f"{seed}-{number}-{turn}"),
+            )
+            for turn in range(draw.times)
+        ]
+    return found
 
 
 def summarize(rows: dict[str, Any]) -> dict[str, Any]:
@@ -277,6 +315,7 @@ def print_table(summary: dict[str, Any]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument("--only", nargs="*", help="cases with one of these words in their name")
     parser.add_argument("--show", action="store_true", help="print every message, not only those with a problem")
     print_table(run_all(parser.parse_args()))

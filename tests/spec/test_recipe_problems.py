@@ -33,8 +33,11 @@ NOT_UTF8 = "sample_prompts is ['a\\udcff'], but has bytes that are not UTF-8: wr
     [
         ({"lerning_rate": 1}, "lerning_rate is not a setting; did you mean learning_rate?"),
         ({"Max-Itres": 1}, "Max-Itres is not a setting; did you mean max_iters?"),
-        ({"zzzzzzz": 1}, "zzzzzzz is not a setting"),
-        ({7: 1}, "7 is not a setting"),
+        ({"zzzzzzz": 1}, "zzzzzzz is not a setting; `onecard recipes --keys` lists them all"),
+        ({None: 1}, "null is not a setting; `onecard recipes --keys` lists them all"),
+        ({"dataset": ""}, "dataset[0] is empty: give a file, a folder, a glob or a name"),
+        ({"dataset": [{"path": ""}]}, "dataset[0] is empty: give a file, a folder, a glob or a name"),
+        ({7: 1}, "7 is not a setting; `onecard recipes --keys` lists them all"),
         ({"lr": "fast"}, "lr is 'fast', but takes a number above 0"),
         ({"lr": "nan"}, "lr is 'nan', but takes a number above 0"),
         ({"lr": "inf"}, "lr is 'inf', but takes a number above 0"),

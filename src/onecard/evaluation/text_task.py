@@ -42,7 +42,10 @@ class TextLossTask:
         except UnicodeDecodeError as error:
             raise DataError(f"--text {path}: it is no UTF-8 text (byte {error.start}): convert it") from error
         if not self._text:
-            raise DataError(f"--text {path}: it is empty")
+            raise DataError(f"--text {path}: it is empty: give a text to measure")
+        if "\0" in self._text:
+            place = len(self._text.partition("\0")[0].encode("utf-8"))
+            raise DataError(f"--text {path}: a binary file (NUL byte at offset {place:,}), not text: give a text")
         self._batch_size = batch_size
         self._limit = limit
         self._num_bytes = len(self._text.encode("utf-8"))

@@ -31,7 +31,7 @@ class DatasetSource(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str
+    path: Annotated[str, Field(min_length=1)]  # an empty one would be the folder one stands in
     weight: Annotated[float, Field(gt=0, le=10**6)] = 1.0
     text_column: str = "text"
     split: str = "train"
