@@ -19,6 +19,23 @@ BESIDE = (
     *("meta.pkl", "tokenizer.pkl", "tokenizer.pickle", "vocab.pkl", "dataset.pkl", "cache.pkl", "state.pickle"),
     *("tokens.npy", "heldout.npy", "tokens.npz", "model.joblib", "data.pt", "cache-0.arrow", "manifest.pkl"),
 )
+_READ_WEIGHTS = (
+    *("resume run", "resume run --verify 2", "resume chatrun", "evaluate run", "generate run --prompt the"),
+    *("generate base --prompt the", "chat chatrun", "serve base --port 0", "export run --to hf"),
+    *("export chatrun --to merged", "plan chat.yaml", "prepare tiny.yaml", "train chat.yaml --output_dir chatout"),
+)
+_READ_CONFIGS = (
+    *("resume chatrun", "evaluate run", "generate run --prompt the", "generate base --prompt the", "chat base"),
+    *(
+        "chat chatrun",
+        "serve base --port 0",
+        "export base --to gguf",
+        "plan chat.yaml",
+        "prepare tiny.yaml --dataset data",
+    ),
+    *("prepare tiny.yaml --tokenizer base", "train chat.yaml --model_name_or_path nobody/model"),
+)
+_READ_PARQUET = ("prepare tiny.yaml --dataset text.parquet", "prepare chat.yaml --dataset chats.parquet")
 VERBS = (
     *("resume run", "resume run --verify 2", "resume chatrun", "report run", "monitor run --once"),
     *("compare run chatrun", "replay run --step 3 --loss", "replay chatrun --step 2 --loss"),
@@ -135,7 +152,6 @@ def put_code(place: Path, canary: Path) -> int:
         path.write_text(json.dumps(document), encoding="utf-8")
         (path.parent / "evil.py").write_text(f"import os\nos.system('touch {canary}')\n", encoding="utf-8")
         count += 1
-    (place / "data").mkdir(exist_ok=True)
     (place / "data" / "data.py").write_text(f"import os\nos.system('touch {canary}')\n", encoding="utf-8")
     return count
 
@@ -158,37 +174,36 @@ def put_arrow(place: Path, canary: Path) -> int:
     return count
 
 
-WAYS: dict[str, Callable[[Path, Path], int]] = {
-    "beside": put_beside,
-    "instead, bare": put_instead("bare"),
-    "instead, archive": put_instead("archive"),
-    "instead, array": put_instead("array"),
-    "code": put_code,
-    "arrow": put_arrow,
+# How pickles are planted, and the commands that come across them.
+WAYS: dict[str, tuple[Callable[[Path, Path], int], tuple[str, ...]]] = {
+    "beside": (put_beside, VERBS),
+    "instead, bare": (put_instead("bare"), _READ_WEIGHTS),
+    "instead, archive": (put_instead("archive"), _READ_WEIGHTS),
+    "instead, array": (put_instead("array"), _READ_WEIGHTS),
+    "code": (put_code, _READ_CONFIGS),
+    "arrow": (put_arrow, _READ_PARQUET),
 }
 
 
 def plant_pickle(shop: Shop, number: int, draw: random.Random) -> dict[str, Any]:
     """Plants pickles in one way wherever onecard reads, and uses all of its verbs there."""
     way = list(WAYS)[number % len(WAYS)]
-    place, canary = shop.folder / f"planted-{number}", shop.folder / f"executed-{number}"
-    place.mkdir()
+    # Always the same place: runs know by whole paths where their text lies.
+    place, made, canary = (shop.folder / name for name in ("planted", "planted-before", f"executed-{number}"))
+    put, verbs = WAYS[way]
     check_poisons(canary)
     before, folder = dict(os.environ), Path.cwd()
-    os.chdir(place)
     os.environ |= {name: str(place / name.lower()) for name in ("ONECARD_CACHE", "ONECARD_HOME", "HF_HOME")}
     try:
-        malformed_cases.write_inputs(place)
-        (place / "answers.txt").write_text("y\n" * 40, encoding="utf-8")
-        for words in malformed_cases.MADE_BY:
-            code, errors = shop.call(words.split(), False)
-            assert code == 0, f"{words}: {errors}"
-        _cache_a_model(place)
-        (place / "data").mkdir()
-        shutil.copy(place / "text.txt", place / "data" / "text.txt")
-        num_planted = WAYS[way](place, canary)
+        if not made.exists():
+            _make(shop, place)
+            shutil.copytree(place, made)
+        else:
+            shutil.copytree(made, place)
+        os.chdir(place)
+        num_planted = put(place, canary)
         codes, problems = {}, []
-        for words in [*VERBS, *(f"chat bare/{name}" for name in _bare(place))]:
+        for words in [*verbs, *(f"chat bare/{name}" for name in _bare(place))]:
             code, errors = shop.call(words.split(), False, _answer_and_end)
             codes[words] = code
             problems += [f"a traceback of {words}: {errors[-300:]}"] if "Traceback" in errors else []
@@ -203,16 +218,25 @@ def plant_pickle(shop: Shop, number: int, draw: random.Random) -> dict[str, Any]
     return {"way": way, "planted": num_planted, "exit_codes": codes, "problems": problems}
 
 
-def _bare(place: Path) -> list[str]:
-    return [name for name in (malformed_cases.LAST, malformed_cases.LAST_CHAT) if (place / "bare" / name).is_dir()]
-
-
-def _cache_a_model(place: Path) -> None:
-    """Puts a copy of the base into the cache of the Hub, as if it had been downloaded."""
+def _make(shop: Shop, place: Path) -> None:
+    """Makes the inputs of all commands: texts, recipes, a model, a run on text and one of an adapter."""
+    place.mkdir()
+    os.chdir(place)
+    malformed_cases.write_inputs(place)
+    (place / "answers.txt").write_text("y\n" * 40, encoding="utf-8")
+    for words in malformed_cases.MADE_BY:
+        code, errors = shop.call(words.split(), False)
+        assert code == 0, f"{words}: {errors}"
     cached = place / "hf_home" / "hub" / "models--nobody--model"
     shutil.copytree(place / "base", cached / "snapshots" / "0123")
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("0123", encoding="utf-8")
+    (place / "data").mkdir()
+    shutil.copy(place / "text.txt", place / "data" / "text.txt")
+
+
+def _bare(place: Path) -> list[str]:
+    return [name for name in (malformed_cases.LAST, malformed_cases.LAST_CHAT) if (place / "bare" / name).is_dir()]
 
 
 def _answer_and_end() -> None:
@@ -223,5 +247,5 @@ def _answer_and_end() -> None:
 
     constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = str(Path("hf_home", "hub").absolute()), True
     os.dup2(os.open("answers.txt", os.O_RDONLY), 0)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     server.run_server = lambda *_: None

@@ -53,9 +53,10 @@ _NUM_STEPS = 6
 _MAX_DRAWS = 40
 # A message says what to change by one of these, or names what would have been right.
 _REMEDY = re.compile(
-    r"\b(use|give|choose|set|check|copy|download|restore|did you mean|write|mend|save|delete|start|name|leave|keep|lower"
-    r"|put|install|take|takes|must|try|fetch|needs?|look|lies?|one of|remove|run|make|extract|add|is not a valid"
-    r"|is not in the range|is not one of|try '|resume|say|end|raise|there (is|are)|by their|instead|known)\b",
+    r"\b(use|give|choose|set|check|copy|download|restore|did you mean|write|mend|save|delete|start|name|leave|keep|end"
+    r"|lower|put|install|takes?|must|try|fetch|needs?|look|lies?|one of|remove|run|make|extract|add|resume|say|raise"
+    r"|change|is not a valid|is not in the range|is not one of|lists (them|all)|is one word|leads?|it has|known|instead"
+    r"|there (is|are)|no such (option|command))\b",
     re.IGNORECASE,
 )
 _RAW = re.compile(r"Traceback|defect of onecard|\b[A-Z]\w+(Error|Exception)\b|NoneType|<class|object at 0x|KeyError")
@@ -233,8 +234,15 @@ def run_all(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = dict(sorted(pair for part in found for pair in part.items()))
     summary = summarize(rows)
     if not arguments.only:
-        save_result(RESULTS / "malformed.json", {"seed": arguments.seed, "summary": summary, "rows": rows})
+        told = {name: row if row["problems"] else tell(row) for name, row in rows.items()}
+        save_result(RESULTS / "malformed.json", {"seed": arguments.seed, "summary": summary, "rows": told})
     return summary
+
+
+def tell(row: dict[str, Any]) -> str:
+    """A good row on one line."""
+    how = f" ({row['drawn']})" if "drawn" in row else ""
+    return f"{row['command'][:60]}{how}: exit {row.get('exit_code')}: {row.get('message', '')[:150]}"
 
 
 def run_part(arguments: argparse.Namespace, number: int, folder: Path) -> None:

@@ -374,7 +374,9 @@ def _recipes() -> list[Case]:
         with_line("an unknown architecture", "model_config: {model_type: qwenn3}", "qwenn3"),
         with_line("an architecture without causal text", "model_config: {model_type: vit}", "vit"),
         with_line("a setting the architecture lacks", "model_config: {model_type: qwen3, intermediate_siz: 3}", "siz"),
-        with_line("a wrong type in the architecture", "model_config: {model_type: qwen3, rms_norm_eps: [1]}"),
+        with_line(
+            "a wrong type in the architecture", "model_config: {model_type: qwen3, rms_norm_eps: [1]}", "rms_norm_eps"
+        ),
         with_line("a model_config file that is not there", "model_config: nothing.json", "nothing.json"),
         with_line("an unknown tokenizer", "tokenizer: bpee", "bpee"),
         with_line("a tokenizer that is not there", "tokenizer: ./tokens/none.json", "none.json", verb="prepare"),
@@ -437,7 +439,7 @@ def _flags() -> list[Case]:
         ("plan: to explain what is no run", "plan --explain full", ("full",)),
         ("plan: to explain nothing", "plan --explain nothing", ("nothing",)),
         ("plan: an unknown card", "plan tiny.yaml --card rtx-9999", ("rtx-9999",)),
-        ("plan: an unknown platform", "plan tiny.yaml --card rtx-3060-12gb --platform amiga", ("amiga",)),
+        ("plan: an unknown platform", "plan tiny.yaml --device auto --card rtx-3060-12gb --platform amiga", ("amiga",)),
         ("plan: a platform without a card", "plan tiny.yaml --platform windows", ("--platform",)),
         ("plan: no card between commas", "plan tiny.yaml --card ,", ("card",)),
         ("plan: to resume", "plan tiny.yaml --resume run", ("resume",)),
@@ -493,7 +495,11 @@ def _flags() -> list[Case]:
         ("evaluate: a text that is not there", "evaluate base --text nothing.txt", ("nothing.txt",)),
         ("evaluate: a model without a text", "evaluate base", ("text",)),
         ("evaluate: responses and a run", "evaluate run --responses responses.jsonl", ("--responses",)),
-        ("evaluate: responses that are not there", "evaluate --responses nothing.jsonl", ("nothing.jsonl",)),
+        (
+            "evaluate: responses that are not there",
+            "evaluate --responses nothing.jsonl --ifeval-data ifeval.jsonl",
+            ("nothing.jsonl",),
+        ),
         ("evaluate: shots below none", "evaluate run --tasks loss --num-fewshot -1", ("fewshot",)),
         ("evaluate: the file of a task that is not there", "evaluate run --tasks mine.yaml", ("mine.yaml",)),
         ("generate: nothing at all", "generate", ("RUN",)),
@@ -700,6 +706,10 @@ def _data() -> list[Case]:
     ]
 
 
+# What says nothing of the folder, for it may come from elsewhere.
+_NAMED = {"a config with a size below none": ("qwen3",), "a config with no layers": ()}
+
+
 def _models() -> list[Case]:
     config, tensors, tokenizer = "base/config.json", "base/model.safetensors", "base/tokenizer.json"
     adapter = f"{LAST_CHAT}/adapter_config.json"
@@ -772,7 +782,9 @@ def _models() -> list[Case]:
         chosen = {uses[number % len(uses)], uses[(number * 5 + 1 + number // len(uses)) % len(uses)]}
         if "tokenizer" in what:
             chosen = chosen - {"plan chat.yaml"} or {uses[0]}
-        found += [Case(f"{words.split()[0]}: {what}", words, spoil, ("base",)) for words in sorted(chosen)]
+        found += [
+            Case(f"{words.split()[0]}: {what}", words, spoil, _NAMED.get(what, ("base",))) for words in sorted(chosen)
+        ]
     chat = "chat chatrun"
     unsealed = files({f"{LAST_CHAT}/manifest.json": None})
     model = f"chat {LAST_CHAT}"
@@ -984,4 +996,4 @@ def _runs() -> list[Case]:
     ]
 
 
-CASES = tuple([*_recipes(), *_flags(), *_data(), *_models(), *_runs()])
+CASES = (*_recipes(), *_flags(), *_data(), *_models(), *_runs())

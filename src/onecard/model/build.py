@@ -132,8 +132,8 @@ def _check(model: PreTrainedModel) -> None:
     # Whatever a family's own code stumbles over: settings that do not go together, or no decoder at all.
     except Exception as error:
         raise InputError(
-            f"{model.config.model_type} cannot run as a decoder with these settings: {explain_error(error)}. Choose another "
-            "model_type, or give all of its sizes in model_config"
+            f"{model.config.model_type} cannot run as a decoder with these settings: {explain_error(error)}. Choose "
+            "another model_type, or give all of its sizes in model_config"
         ) from error
 
 

@@ -16,12 +16,14 @@ _REMEDIES = {
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # Names of classes of errors, which say nothing to people.
 _CLASS = re.compile(r"\b[A-Z]\w*(?:Error|Exception): ")
+_KIND = re.compile(r"<class '(\w+)'>")
 _MOST_LETTERS = 300
 
 
 def explain_error(error: Exception) -> str:
     """Gives an error's text on one line, and says what kind of mistake it is where the text is a word alone."""
-    text = " ".join(_CLASS.sub("", _COLOUR.sub("", str(error))).split())[:_MOST_LETTERS].rstrip(".")
+    text = _KIND.sub(r"\1", _CLASS.sub("", _COLOUR.sub("", str(error)))).replace("NoneType", "null")
+    text = " ".join(text.split())[:_MOST_LETTERS].rstrip(".")
     if isinstance(error, KeyError):
         return f"{text} is missing, or unknown"
     if isinstance(error, TypeError | AttributeError | IndexError):
