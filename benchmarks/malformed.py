@@ -22,6 +22,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -247,15 +248,19 @@ def tell(row: dict[str, Any]) -> str:
 
 def run_part(arguments: argparse.Namespace, number: int, folder: Path) -> None:
     """Runs every `jobs`-th case, prints what is wrong, leaves the rows in the folder, and ends the process."""
-    code = 1
+    code, started = 1, time.monotonic()
     try:
         shop, rows = Workshop(folder), {}
         cases = [pair for pair in all_cases(arguments.seed) if is_wanted(pair[0], arguments.only)]
+        # In any order, so that what is done when somebody stops it is a fair part.
+        random.Random(arguments.seed).shuffle(cases)
         for name, run in cases[number :: arguments.jobs]:
             rows[name] = row = run(shop)
             if row["problems"] or arguments.show:
                 told = (row["command"], row.get("drawn", ""), f"{row.get('exit_code')} {row.get('message')}")
                 print("\n    ".join([name, *told, "; ".join(row["problems"]) or "good"]), flush=True)
+            if time.monotonic() - started > arguments.minutes * 60:
+                break
         (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
         code = 0
     except Exception:
@@ -323,6 +328,7 @@ def print_table(summary: dict[str, Any]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=60, help="end with the cases done by then")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument("--only", nargs="*", help="cases with one of these words in their name")
     parser.add_argument("--show", action="store_true", help="print every message, not only those with a problem")

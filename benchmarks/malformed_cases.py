@@ -717,7 +717,7 @@ def _models() -> list[Case]:
         "generate base --prompt a",
         "train chat.yaml",
         "plan chat.yaml",
-        "serve base",
+        "serve base --port 0",
         "export base --to hf --output out",
         "evaluate base --text text.txt",
     )
@@ -797,7 +797,7 @@ def _models() -> list[Case]:
         Case("train: LoRA on no layer", "train chat.yaml --lora_target_modules nothing", names=("nothing",)),
         Case("plan: longer than the model", "plan chat.yaml --max_seq_length 4096", names=("4096",)),
         Case("chat: a base that is gone", chat, files({"base": None}), ("base",)),
-        Case("serve: a base that is gone", "serve chatrun", files({"base": None}), ("base",)),
+        Case("serve: a base that is gone", "serve chatrun --port 0", files({"base": None}), ("base",)),
         Case("export: a base that is gone", "export chatrun --to merged", files({"base": None}), ("base",)),
         Case(
             "chat: a base that is another",
@@ -839,7 +839,7 @@ def _models() -> list[Case]:
         ),
         Case(
             "serve: a template that is broken",
-            f"serve {LAST_CHAT}",
+            f"serve {LAST_CHAT} --port 0",
             both(unsealed, files({f"{LAST_CHAT}/chat_template.jinja": "{% for %}"})),
         ),
         Case(
@@ -859,7 +859,7 @@ def _runs() -> list[Case]:
             "replay": "replay run --step 3",
             "evaluate": "evaluate run",
             "generate": "generate run --prompt a",
-            "serve": "serve run",
+            "serve": "serve run --port 0",
             "export": "export run --to hf",
             "explain": "plan --explain run",
         }

@@ -120,7 +120,7 @@ def recipe_of_flags(path: Path, draw: random.Random) -> str:
 
 _BASE = (
     "generate base --prompt a",
-    "serve base",
+    "serve base --port 0",
     "export base --to hf --output out",
     "export base --to gguf --output out",
     "evaluate base --text text.txt",
@@ -147,7 +147,7 @@ _RUN = (
     ("replay run --step 3", "run/recipe.yaml"),
     ("generate run --prompt a", "run/checkpoints/step-000004/manifest.json"),
     ("evaluate run", "run/checkpoints/step-000002/manifest.json"),
-    ("serve run", "run/checkpoints/step-000004/config.json"),
+    ("serve run --port 0", "run/checkpoints/step-000004/config.json"),
     ("export run --to hf", "run/checkpoints/step-000004/tokenizer.json"),
     ("resume run/checkpoints/step-000002", "run/checkpoints/step-000002/progress.json"),
     ("chat chatrun", f"{LAST_CHAT}/adapter_model.safetensors"),

@@ -36,7 +36,7 @@ NOT_UTF8 = "sample_prompts is ['a\\udcff'], but has bytes that are not UTF-8: wr
         ({"Max-Itres": 1}, "Max-Itres is not a setting; did you mean max_iters?"),
         ({"zzzzzzz": 1}, "zzzzzzz is not a setting; `onecard recipes --keys` lists them all"),
         ({None: 1}, "null is not a setting; `onecard recipes --keys` lists them all"),
-        ({"dataset": ""}, "dataset[0] is empty: give a file, a folder, a glob or a name"),
+        ({"dataset": ""}, "dataset is empty: give a file, a folder, a glob or a name"),
         ({"dataset": [{"path": ""}]}, "dataset[0] is empty: give a file, a folder, a glob or a name"),
         ({"report_to": 0}, "report_to is 0, but takes tensorboard, wandb, none or a list"),
         ({"report_to": float("inf")}, "report_to is inf, but takes tensorboard, wandb, none or a list"),

@@ -15,7 +15,7 @@ from onecard.evaluation.heldout import measure_blocks, summarize
 from onecard.evaluation.task import Result, Subject
 from onecard.model.attention import attention_of
 from onecard.model.families import find_backend, implementation_of
-from onecard.model.generate import opening_of
+from onecard.model.generate import check_ids, opening_of
 from onecard.model.loss import IGNORE, find_head
 from onecard.spec import Score
 
@@ -57,6 +57,7 @@ class TextLossTask:
         model, tokenizer = subject.model, subject.tokenizer
         opening = opening_of(model, tokenizer)
         ids = [*opening, *tokenizer.encode(self._text, add_special_tokens=False)]
+        check_ids(model, [ids])
         length = min(getattr(model.config, "max_position_embeddings", None) or _LONGEST_BLOCK, _LONGEST_BLOCK)
         backend = find_backend(model.config)
         with attention_of(model, implementation_of(model.config, backend)):
