@@ -128,7 +128,9 @@ class Workshop:
                 os.dup2(os.open(self.root / name, flags), number)
             sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
             if is_probe:
-                signal.alarm(_LIMIT_S)
+                # Of its own seconds: a busy machine is no mistake of the command.
+                resource.setrlimit(resource.RLIMIT_CPU, (_LIMIT_S, _LIMIT_S))
+                signal.alarm(10 * _LIMIT_S)
                 resource.setrlimit(resource.RLIMIT_AS, (_LIMIT_BYTES, _LIMIT_BYTES))
             _stop_early()
             main(words)
@@ -259,6 +261,7 @@ def run_part(arguments: argparse.Namespace, number: int, folder: Path) -> None:
             if row["problems"] or arguments.show:
                 told = (row["command"], row.get("drawn", ""), f"{row.get('exit_code')} {row.get('message')}")
                 print("\n    ".join([name, *told, "; ".join(row["problems"]) or "good"]), flush=True)
+            (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
             if time.monotonic() - started > arguments.minutes * 60:
                 break
         (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
