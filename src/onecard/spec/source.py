@@ -103,6 +103,7 @@ _REMEDIES = {
     "is given twice": "keep one of them",
     "another document": "keep one recipe in a file, without a line ---",
     "end of stream": "close the quote or bracket that was opened above",
+    "alphabetic or numeric": "put text that begins with * in quotes",
     "alias": "put text that begins with * in quotes",
     "tag": "put text that begins with ! in quotes; objects of programs are never read",
     "unacceptable character": "save the file as plain text in UTF-8",
