@@ -27,6 +27,7 @@ from typing import Any
 
 import faults_memory
 import faults_ways
+import faults_pickles
 import psutil
 import torch
 from record import RESULTS, read_rows, save_result
@@ -377,67 +378,13 @@ def damage_file(shop: Workshop, number: int, draw: random.Random) -> dict[str, A
     return {"file": path.name, "how": how, "problems": problems}
 
 
-def plant_pickle(shop: Workshop, number: int, draw: random.Random) -> dict[str, Any]:
-    """Puts files that run a command when they are unpickled wherever onecard reads, and uses all of its verbs there."""
-    place = shop.folder / f"planted-{number}"
-    run, data = place / "run", place / "data"
-    shutil.copytree(half_done(shop), run)
-    shutil.copytree(shop.folder / "cache", place / "cache")
-    data.mkdir()
-    shutil.copy(shop.folder / "text.txt", data / "text.txt")
-    canary = place / "executed"
-    folders = {path for root in (run, data, place / "cache") for path in (root, *root.rglob("*")) if path.is_dir()}
-    num_planted = sum(plant(folder, canary) for folder in folders)
-    # A model of which nothing but the pickle is left.
-    bare = place / "bare"
-    shutil.copytree(sorted((run / "checkpoints").glob("step-*"))[-1], bare)
-    (bare / "model.safetensors").unlink()
-    (bare / "manifest.json").unlink()
-    plant(bare, canary)
-    verbs = [
-        ["resume", str(run)],
-        ["generate", str(run), "--prompt", "the"],
-        ["generate", str(bare), "--prompt", "the"],
-        ["evaluate", str(run)],
-        ["export", str(run), "--to", "hf", "--output", str(place / "exported")],
-        ["prepare", str(shop.folder / "tiny.yaml"), "--dataset", str(data)],
-        ["train", "--model_name_or_path", str(bare), "--dataset", str(data), "--max_steps", "2", "--device", "cpu"],
-    ]
-    os.environ["ONECARD_CACHE"], before = str(place / "cache"), os.environ["ONECARD_CACHE"]
-    codes, problems = {}, []
-    for words in verbs:
-        code, errors = shop.call([*words], False)
-        codes[" ".join((words[0], Path(words[1]).name))] = code
-        problems += [f"a traceback of {words[0]}: {errors[-300:]}"] if "Traceback" in errors else []
-    os.environ["ONECARD_CACHE"] = before
-    problems += ["a pickle was loaded"] if canary.exists() else []
-    shutil.rmtree(place)
-    return {"planted": num_planted, "exit_codes": codes, "problems": problems}
-
-
-PICKLES = (
-    *("pytorch_model.bin", "adapter_model.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"),
-    *("meta.pkl", "tokenizer.pkl", "tokenizer.pickle", "dataset.pkl", "cache.pkl", "tokens.npy", "state.pt", "0.pkl"),
-)
-
-
-def plant(folder: Path, canary: Path) -> int:
-    """Puts the files into a folder, beside what is there; gives their number."""
-    poison = b"cposix\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."
-    head = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little")
-    array = head + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n" + poison
-    for name in PICKLES:
-        (folder / name).write_bytes(array if name.endswith(".npy") else poison)
-    return len(PICKLES)
-
-
 CASES: dict[str, tuple[Callable[[Workshop, int, random.Random], dict[str, Any]], int]] = {
     "kills": (kill_once, 50),
     "supervised": (kill_supervised, 4),
     "disk": (fail_disk, 30),
     "device": (lose_device, 10),
     "files": (damage_file, 60),
-    "pickles": (plant_pickle, 1),
+    "pickles": (faults_pickles.plant_pickle, len(faults_pickles.WAYS)),
 }
 
 

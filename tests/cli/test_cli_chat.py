@@ -245,7 +245,13 @@ def test_what_is_typed_and_no_text_can_be_typed_again(
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"host": ""}, "host is empty"), ({"api_key": ""}, "api_key is empty"), ({"allow_origins": ["a.b"]}, "'a.b'")],
+    [
+        ({"host": ""}, "host is empty"),
+        ({"api_key": ""}, "api_key is empty"),
+        ({"api_key": "a\n"}, "api_key has characters"),
+        ({"name": " "}, "name is empty"),
+        ({"allow_origins": ["a.b"]}, "'a.b'"),
+    ],
 )
 def test_serve_lets_in_nobody_by_mistake(settings: dict[str, Any], words: str) -> None:
     import onecard

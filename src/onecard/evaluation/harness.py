@@ -51,8 +51,8 @@ class HarnessTask:
     def __init__(self, name: str, settings: HarnessSettings, report: Report | None = None) -> None:
         if find_spec("lm_eval") is None:
             raise InputError(
-                f"task {name} belongs to lm-evaluation-harness, which cannot be imported: install the extra with "
-                "pip install 'onecard[eval]'"
+                f"task {name} is neither loss nor ifeval, so it belongs to lm-evaluation-harness, which cannot be "
+                "imported: check the spelling, or install the extra with pip install 'onecard[eval]'"
             )
         self._settings = settings
         self._report = report

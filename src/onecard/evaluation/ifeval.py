@@ -49,7 +49,8 @@ def read_prompts(path: Path | None) -> list[dict[str, Any]]:
     rows: list[Any] = read_jsonl(path, "--ifeval_data") if path is not None else _from_hub()
     problems = [f"line {number}: {problem}" for number, row in enumerate(rows, 1) if (problem := _problem_of(row))]
     if problems:
-        raise DataError(_told(f"{path or 'google/IFEval'} holds no IFEval prompts", problems))
+        source = path or "google/IFEval"
+        raise DataError(_told(f"{source} holds no IFEval prompts: give its own input_data.jsonl", problems))
     return rows
 
 

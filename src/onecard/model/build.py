@@ -1,6 +1,7 @@
 """Models from scratch, from any causal-LM config of transformers."""
 
 import json
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from onecard.errors import InputError
 from onecard.model.checks import check_architecture
 from onecard.model.dropout import add_missing_dropout, set_config_dropout
+from onecard.model.explain import explain_error
 from onecard.model.families import find_backend, implementation_of, keep_weights, refuse_family
 from onecard.model.kernels import fuse_kernels
 
@@ -48,12 +50,15 @@ def make_config(settings: dict[str, Any], dropout: float = 0.0) -> PreTrainedCon
     # Not every family of older code lists the ids that all of them take.
     allowed = {*known.to_dict(), *known.attribute_map, "bos_token_id", "eos_token_id", "pad_token_id"}
     if unknown := sorted(key for key in settings if key not in allowed and not _is_value(known, key)):
-        raise InputError(f"model_config: {model_type} has no setting named {', '.join(unknown)}")
+        near = get_close_matches(unknown[0], allowed, n=1)
+        hint = f"did you mean {near[0]}?" if near else "leave it out, or look into a config.json of such a model"
+        raise InputError(f"model_config: {model_type} has no setting named {', '.join(unknown)}; {hint}")
     try:
         config = AutoConfig.for_model(model_type, **settings)
     except (TypeError, ValueError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"model_config: {model_type} refuses these settings: {reason}") from error
+        raise InputError(
+            f"model_config: {model_type} refuses these settings: {explain_error(error)}. Change what is named"
+        ) from error
     refuse_family(config)
     keep_weights(config)
     set_config_dropout(config, dropout)
@@ -114,10 +119,9 @@ def _check(model: PreTrainedModel) -> None:
         raise
     # Whatever a family's own code stumbles over: settings that do not go together, or no decoder at all.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"{model.config.model_type} cannot run as a decoder with these settings: {reason}. Choose another "
-            "model_type, or give all of its sizes in model_config"
+            f"{model.config.model_type} cannot run as a decoder with these settings: {explain_error(error)}. Choose "
+            "another model_type, or give all of its sizes in model_config"
         ) from error
 
 
@@ -127,7 +131,8 @@ def _from_config(config: PreTrainedConfig, backend: str | None) -> PreTrainedMod
         return AutoModelForCausalLM.from_config(config, attn_implementation=name, dtype=torch.float32)
     except (ValueError, RuntimeError, ZeroDivisionError, KeyError) as error:
         raise InputError(
-            f"no causal language model can be built from this config of {config.model_type}: {error}"
+            f"no causal language model can be built from this config of {config.model_type}: {explain_error(error)}. "
+            "Look at its sizes"
         ) from error
 
 

@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from onecard.errors import CheckpointError, InputError
 from onecard.model.build import build_model, finish
 from onecard.model.dropout import set_config_dropout
+from onecard.model.explain import explain_error
 from onecard.model.families import implementation_of, keep_weights, refuse_family
 from onecard.model.folder import load_plain, refuse_broken
 from onecard.model.new_tokens import add_tokens
@@ -72,12 +73,12 @@ def check_weights(folder: Path) -> None:
         CheckpointError: weights that are missing, damaged, too many, integers, or of other shapes than the config says.
         InputError: it describes no causal language model of transformers whose weights can be trained.
     """
-    config = make_pretrained_config(read_settings(folder), 0.0)
+    config = make_pretrained_config(read_settings(folder), 0.0, str(folder))
     load_plain(folder, _DTYPES[is_16_bit(find_weight_files(folder))], config=config)
 
 
-def make_pretrained_config(settings: dict[str, Any], dropout: float) -> PreTrainedConfig:
-    """Makes the config that a model's own settings describe, with one dropout everywhere.
+def make_pretrained_config(settings: dict[str, Any], dropout: float, name: str) -> PreTrainedConfig:
+    """Makes the config that the settings of the model `name` describe, with one dropout everywhere.
 
     Raises:
         InputError: the settings contradict each other.
@@ -85,8 +86,10 @@ def make_pretrained_config(settings: dict[str, Any], dropout: float) -> PreTrain
     try:
         config = type(AutoConfig.for_model(settings["model_type"])).from_dict(dict(settings))
     except Exception as error:  # each family's config class has errors of its own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"config.json of this {settings['model_type']} cannot be used: {reason}") from error
+        raise InputError(
+            f"{name}: its config.json of a {settings['model_type']} cannot be used: {explain_error(error)}. Copy or "
+            "download it again"
+        ) from error
     refuse_family(config)
     keep_weights(config)
     set_config_dropout(config, dropout)
@@ -109,7 +112,7 @@ def load_pretrained(plan: ModelPlan, *, seed: int, backend: str = "sdpa", with_w
         model.config.name_or_path = _name_for_others(plan.base)
         return model
     folder = _find_planned_weights(plan.base)
-    config = make_pretrained_config(read_settings(folder), plan.dropout)
+    config = make_pretrained_config(read_settings(folder), plan.dropout, str(folder))
     model = _load(folder, config, implementation_of(config, backend))
     refuse_broken(model, folder, "it cannot be trained on; use another copy of it")
     torch.manual_seed(seed)

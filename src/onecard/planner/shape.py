@@ -135,7 +135,11 @@ def _read_config(path: Path) -> dict[str, Any]:
         path = path / "config.json" if path.is_dir() else path
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"model_config {path} cannot be read as a config: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"model_config {path} cannot be read as a config ({reason}): give a config.json of transformers, or "
+            "a mapping with model_type"
+        ) from error
     if not isinstance(settings, dict):
         raise InputError(f"model_config {path} holds a {type(settings).__name__}, but a config is a JSON object")
     return settings
