@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from onecard.observe.events import DeviceEvent, Event, FindingEvent
 GIB = 1024**3
 # A byte that stands in some of the sentences only.
 RARE = "~"
+_WORDS = "the quick brown fox jumps over a lazy dog while seven wizards brew potent jade elixir"
 USUAL: dict[str, Any] = {
     "tokenizer": "bytes",
     "max_seq_length": 16,
@@ -80,7 +82,8 @@ class Place:
 class Kind:
     """A kind of run: settings beside the usual ones (None: left out), what befalls it, and what is to be found.
 
-    `may_find` are findings that it may have besides; `family` names the model of a run on chats, `chats` those.
+    `may_find` are findings that it may have besides; `family` names the model of a run on chats, `chats` those;
+    `says` are words of the evidence or the remedy.
     """
 
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -92,6 +95,7 @@ class Kind:
     chats: Callable[[], list[Any]] | None = None
     is_timed: bool = False
     on_event: Callable[[], Callable[[Event], None]] | None = None
+    says: tuple[str, ...] = ()
 
 
 def run(kind: Kind, place: Place, patch: pytest.MonkeyPatch) -> dict[str, FindingEvent]:
@@ -138,8 +142,7 @@ def _settings(kind: Kind, place: Place) -> dict[str, Any]:
 
 def sentences(number: int = 4000, seed: int = 1) -> str:
     """Sentences of a small vocabulary, never the same for long."""
-    words = "the quick brown fox jumps over a lazy dog while seven wizards brew potent jade elixir".split()
-    draw = random.Random(seed)
+    draw, words = random.Random(seed), _WORDS.split()
     return " ".join(draw.choice(words) + (".\n" if index % 9 == 8 else "") for index in range(number))
 
 
@@ -157,6 +160,12 @@ def random_words(number: int, seed: int) -> Callable[[], str]:
         return " ".join("".join(draw.choices("abcdefgh", k=draw.randint(2, 6))) for _ in range(number))
 
     return make
+
+
+def pairs() -> str:
+    """Letters that come in pairs: half of them can be known, and none by how often it stands there."""
+    draw = random.Random(4)
+    return "".join(2 * draw.choice("abcdefgh") for _ in range(8000))
 
 
 def sums() -> list[Any]:
@@ -245,15 +254,11 @@ def _in_fp16(patch: pytest.MonkeyPatch) -> None:
 
     def overflow(state: Any) -> None:
         name = next(name for name in state.optimizer.masters if "embed" in name)
-        state.optimizer.masters[name][_id_of_rare(state)] = 1e6
+        # The separator comes first, then the bytes that can be printed.
+        state.optimizer.masters[name][1 + ord(RARE) - ord("!")] = 1e6
         state.optimizer.load_masters(state.optimizer.masters)
 
     _assembled(patch, overflow)
-
-
-def _id_of_rare(state: Any) -> int:
-    # The tokenizer of bytes numbers them after its special tokens.
-    return ord(RARE) + state.plan.corpus.vocab_size - 256 if state.plan.corpus.separator_id < 256 else ord(RARE)
 
 
 def _assembled(patch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
@@ -283,7 +288,15 @@ class Card:
         pass
 
     def __init__(self, **states: Any) -> None:
-        usual = {"share": 97, "celsius": 65, "throttle": 0, "limit_w": 170, "used": 8 * GIB, "others": 0, "joined": None}
+        usual = {
+            "share": 97,
+            "celsius": 65,
+            "throttle": 0,
+            "limit_w": 170,
+            "used": 8 * GIB,
+            "others": 0,
+            "joined": None,
+        }
         self.state = usual | states
         self.num_read = 0
 
@@ -306,7 +319,9 @@ class Card:
             "nvmlDeviceGetUUID": "GPU-1",
             "nvmlDeviceGetCudaComputeCapability": (8, 6),
             "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=state["share"], memory=40),
-            "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=12 * GIB, free=12 * GIB - state["used"], used=state["used"]),
+            "nvmlDeviceGetMemoryInfo": SimpleNamespace(
+                total=12 * GIB, free=12 * GIB - state["used"], used=state["used"]
+            ),
             "nvmlDeviceGetTemperature": state["celsius"],
             "nvmlDeviceGetCurrentClocksThrottleReasons": state["throttle"],
             "nvmlDeviceGetPowerUsage": 150_000,
@@ -399,26 +414,45 @@ def _ids(*names: str) -> frozenset[str]:
 # Whatever else runs on the machine of a test.
 MACHINE = _ids("cpu-shared", "slower-than-planned")
 _DRILLED = {"learning_rate": 3e-3, "max_steps": 160}
+_PAIRS = {"tokenizer": "char", "lr_scheduler_type": "constant", "eval_steps": 0, "num_key_value_heads": None}
+_PAIRS |= {"model_config": {"model_type": "gpt2"}}
 DISEASES: dict[str, Kind] = {
-    "everything masked": Kind({"max_steps": 30}, _batches(_mask), _ids("everything-masked"), family="llama"),
+    "everything masked": Kind(
+        {"max_steps": 30}, _batches(_mask), _ids("everything-masked"), family="llama", says=("0 of ",)
+    ),
     "adapters without a part": Kind(
-        {"method": "lora", "max_steps": 30}, _with_dead_adapters, _ids("nothing-trains"), family="llama"
+        {"method": "lora", "max_steps": 30},
+        _with_dead_adapters,
+        _ids("nothing-trains"),
+        family="llama",
+        says=("method: full (a gradient above 0",),
     ),
-    "a rate that diverges": Kind({"learning_rate": 5.0, "max_grad_norm": None}, finds=_ids("divergence")),
+    "a rate that diverges": Kind(
+        {"learning_rate": 5.0, "max_grad_norm": None},
+        finds=_ids("divergence"),
+        says=(
+            "and guessing gives 5.55",
+            "(the loss falls instead of rising)",
+        ),
+    ),
     "a rate that rises too far": Kind(
-        {"learning_rate": 0.5, "lr_scheduler_type": "constant", "warmup_steps": 500, "max_steps": 500},
+        _PAIRS | {"learning_rate": 0.3, "warmup_steps": 450, "max_steps": 520},
         finds=_ids("loss-rising"),
-        may_find=_ids("divergence"),
+        may_find=_ids("rate-too-high"),
+        text=pairs,
     ),
-    "a rate too low": Kind({"learning_rate": 1e-9}, finds=_ids("rate-too-low")),
+    "a rate too low": Kind(
+        {"learning_rate": 1e-9}, finds=_ids("rate-too-low"), says=("learning_rate: 1e-03 (updates large enough",)
+    ),
     "a rate too high": Kind(
-        {"learning_rate": 0.3, "warmup_steps": 0}, finds=_ids("rate-too-high"), may_find=_ids("divergence")
+        _PAIRS | {"learning_rate": 0.3, "warmup_steps": 0}, finds=_ids("rate-too-high"), text=pairs
     ),
-    "a poisoned batch": Kind(_DRILLED, _batches(_poison), _ids("loss-spike")),
+    "a poisoned batch": Kind(_DRILLED, _batches(_poison), _ids("loss-spike"), says=("at step 110",)),
     "fp16 that overflows": Kind(
         {"max_steps": 160, "tie_word_embeddings": False, "eval_steps": 0},
         _in_fp16,
         _ids("loss-scale-collapsing"),
+        _ids("update-refused"),
         text=sentences_with_rare,
     ),
     "weights that begin at nothing": Kind(
@@ -426,11 +460,19 @@ DISEASES: dict[str, Kind] = {
         | {"adam_epsilon": 1.0},
         finds=_ids("gradient-vanishing"),
     ),
-    "a limit far below the norm": Kind({"max_grad_norm": 1e-3, "max_steps": 140}, finds=_ids("clipping-always")),
+    "a limit far below the norm": Kind(
+        {"max_grad_norm": 1e-3, "max_steps": 140},
+        finds=_ids("clipping-always"),
+        says=("100% of the last 100 gradients were clipped",),
+    ),
     "little text read often": Kind(
         {"eval_dataset": random_words(200, 9), "eval_batches": None, "learning_rate": 1e-2, "max_steps": 120},
         finds=_ids("overfitting"),
         text=random_words(60, 3),
+        says=(
+            "best checkpoint: step-",
+            "without",
+        ),
     ),
     "few chats read often": Kind(
         {"learning_rate": 1e-3, "max_steps": 60},
@@ -438,60 +480,131 @@ DISEASES: dict[str, Kind] = {
         family="llama",
         chats=lambda: sums()[::32],
     ),
-    "a card that is not used": Kind({"device": "auto", "max_steps": 12}, _beside_a_card, _ids("gpu-unused")),
+    "a card that is not used": Kind(
+        {"device": "auto", "max_steps": 12},
+        _beside_a_card,
+        _ids("gpu-unused"),
+        says=(
+            "this machine has NVIDIA GeForce RTX 3060",
+            "PyTorch is built without CUDA",
+        ),
+    ),
     "a slow disk": Kind(
         {"dataloader_num_workers": 0, "max_steps": 40},
         _slowed("onecard.data.stream.BatchStream._build_step", 0.05),
         _ids("starved-by-data"),
         MACHINE,
         is_timed=True,
+        says=("dataloader_num_workers: 2 instead of 0 (without waiting",),
     ),
     "saving at every step": Kind(
         {"save_steps": 1, "save_total_limit": 2, "max_steps": 40, "eval_steps": 0},
         finds=_ids("saving-too-often"),
         may_find=MACHINE,
         is_timed=True,
+        says=(" instead of 1 (saving then takes about 1% of the time)",),
     ),
     "evaluating at every step": Kind(
         {"eval_steps": 1, "max_steps": 40, "eval_batches": None, "eval_fraction": 0.5, "learning_rate": 1e-9},
         finds=_ids("evaluating-too-often"),
         may_find=MACHINE | _ids("saving-too-often"),
         is_timed=True,
+        says=("eval_steps: ",),
     ),
     "steps slower than planned": Kind(
         {"eval_steps": 0}, _slow_steps(cpu=60.0, own=58.0), _ids("slower-than-planned"), is_timed=True
     ),
-    "a busy machine": Kind({"eval_steps": 0}, _slow_steps(cpu=95.0, own=40.0), _ids("cpu-shared"), is_timed=True),
-    "a battery": Kind({"max_steps": 30}, _on_battery, _ids("on-battery"), MACHINE, is_timed=True),
+    "a busy machine": Kind(
+        {"eval_steps": 0},
+        _slow_steps(cpu=95.0, own=40.0),
+        _ids("cpu-shared"),
+        is_timed=True,
+        says=("other programs use 55% of the CPU",),
+    ),
+    "a battery": Kind(
+        {"max_steps": 30},
+        _on_battery,
+        _ids("on-battery"),
+        MACHINE,
+        is_timed=True,
+        says=(
+            "the mains are not connected",
+            "full power again",
+        ),
+    ),
     "a callback that keeps": Kind(
         {"max_steps": 60}, _low_mark, _ids("host-memory-grows"), MACHINE, is_timed=True, on_event=keep_all
     ),
     "heat": Kind(
-        {"max_steps": 30}, _on_card(throttle=0x20, celsius=88), _ids("throttled-by-heat"), MACHINE, is_timed=True
+        {"max_steps": 30},
+        _on_card(throttle=0x20, celsius=88),
+        _ids("throttled-by-heat"),
+        MACHINE,
+        is_timed=True,
+        says=(
+            "in 6 of the last 6 readings",
+            "88 degrees",
+            "nvidia-smi -pl 136",
+        ),
     ),
     "a lowered power limit": Kind(
-        {"max_steps": 30}, _on_card(throttle=0x4, limit_w=100), _ids("throttled-by-power"), MACHINE, is_timed=True
+        {"max_steps": 30},
+        _on_card(throttle=0x4, limit_w=100),
+        _ids("throttled-by-power"),
+        MACHINE,
+        is_timed=True,
+        says=(
+            "100 W",
+            "170 W",
+            "nvidia-smi -pl 170",
+            "1.7 times the power",
+        ),
     ),
     "a power brake": Kind(
         {"max_steps": 30}, _on_card(throttle=0x80), _ids("throttled-by-power"), MACHINE, is_timed=True
     ),
     "others on the card": Kind(
-        {"max_steps": 40}, _on_card(others=1, is_slow=True), _ids("card-shared"), is_timed=True
+        {"max_steps": 40},
+        _on_card(others=1, is_slow=True),
+        _ids("card-shared"),
+        is_timed=True,
+        says=("1 other processes compute on the card, which hold 1.0 GiB",),
     ),
     "others on the card under Windows": Kind(
         {"max_steps": 40},
         _on_card(platform="windows", others=12, joined=13, is_slow=True),
         _ids("card-shared"),
         is_timed=True,
+        says=("13 other programs hold memory of the card, 12 did when the run began",),
     ),
     "a full card under Windows": Kind(
-        {"max_steps": 40}, _on_card(platform="windows", used=12 * GIB - 1, is_slow=True), _ids("memory-spilled"), is_timed=True
+        {"max_steps": 40},
+        _on_card(platform="windows", used=12 * GIB - 1, is_slow=True),
+        _ids("memory-spilled"),
+        is_timed=True,
+        says=(
+            "12.0 GiB are taken on a card of 12.0 GiB",
+            "per_device_train_batch_size: 2",
+        ),
     ),
     "a card that waits for Python": Kind(
-        {"max_steps": 40}, _on_card(share=40), _ids("compile-missing"), MACHINE, is_timed=True
+        {"max_steps": 40},
+        _on_card(share=40),
+        _ids("compile-missing"),
+        MACHINE,
+        is_timed=True,
+        says=(
+            "the card computed in 40% of the time",
+            "torch_compile: true",
+        ),
     ),
     "a card with too little to do": Kind(
-        {"max_steps": 40, "torch_compile": "auto"}, _on_card(share=40), _ids("batch-too-small"), MACHINE, is_timed=True
+        {"max_steps": 40, "torch_compile": "auto"},
+        _on_card(share=40),
+        _ids("batch-too-small"),
+        MACHINE,
+        is_timed=True,
+        says=("per_device_train_batch_size: 8, gradient_accumulation_steps: 1",),
     ),
     "an allocator that grows": Kind(
         {"max_steps": 640, "eval_steps": 0, "hidden_size": 16, "num_hidden_layers": 1},
@@ -500,3 +613,44 @@ DISEASES: dict[str, Kind] = {
         MACHINE | _ids("data-repeated"),
     ),
 }
+
+LONG_TEXT: dict[str, Callable[[], str]] = {"text": lambda: sentences(400_000)}
+_TWO_ROUNDS = [[*first, *second] for first, second in pairwise(sums())]
+_CHATS = {"max_steps": 60, "learning_rate": 1e-3}
+_LORA = {"method": "lora", "max_steps": 60, "learning_rate": 5e-3}
+HEALTHY: dict[str, Kind] = {
+    "muon": Kind({"optim": "muon"}),
+    "adamw": Kind(),
+    "8-bit": Kind({"optim": "adamw_8bit"}),
+    "bf16": Kind({"precision": "bf16"}),
+    "gpt2": Kind({"model_config": {"model_type": "gpt2"}, "num_key_value_heads": None}),
+    "llama": Kind({"model_config": {"model_type": "llama", "intermediate_size": 48}}),
+    "characters": Kind({"tokenizer": "char"}),
+    "bpe": Kind({"tokenizer": "bpe", "vocab_size": 300}),
+    "cosine": Kind({"lr_scheduler_type": "cosine", "warmup_ratio": 0.1}),
+    "linear": Kind({"lr_scheduler_type": "linear", "warmup_steps": 20}),
+    "constant": Kind({"lr_scheduler_type": "constant"}),
+    "high rate": Kind({"learning_rate": 2e-2}),
+    "low rate": Kind({"learning_rate": 5e-4}),
+    "batch of one": Kind({"total_batch_size": 1, "per_device_train_batch_size": 1}),
+    "no clipping": Kind({"max_grad_norm": None}),
+    "early stopping": Kind({"early_stopping_patience": 3, "eval_steps": 10}),
+    "tiny text": Kind(
+        {"max_steps": 25, "eval_steps": 5}, text=lambda: 60 * "the quick brown fox jumps over a lazy dog\n"
+    ),
+    "long": Kind({"max_steps": 250, "eval_steps": 50}),
+    "nothing held out": Kind({"eval_fraction": 0.0, "eval_batches": None, "eval_steps": 0}),
+    "dropout": Kind({"dropout": 0.2}),
+    "samples": Kind({"sample_steps": 20, "sample_prompts": ["the "], "sample_max_new_tokens": 4}),
+    "saving": Kind({"save_steps": 20, "save_total_limit": 2}),
+    "half of the time": Kind({"max_power_share": 0.5}),
+    "chats": Kind(_CHATS, family="llama"),
+    "chats of gpt2": Kind(_CHATS, family="gpt2"),
+    "chats, a row each": Kind(_CHATS | {"packing": False}, family="llama"),
+    "chats of several rounds": Kind(_CHATS | {"max_seq_length": 64}, family="qwen3", chats=lambda: _TWO_ROUNDS),
+    "lora": Kind(_LORA, family="llama"),
+    "lora of gpt2": Kind(_LORA, family="gpt2"),
+    "qlora": Kind(_LORA | {"method": "qlora"}, family="llama"),
+}
+# With what the package needs of others.
+NEEDS_BITSANDBYTES = ("qlora",)

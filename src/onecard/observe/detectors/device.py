@@ -206,4 +206,3 @@ def _held(history: History, reasons: Sequence[str]) -> list[DeviceEvent]:
     readings = _last_readings(history)
     held = [reading for reading in readings if any(reason in reading.throttled_by for reason in reasons)]
     return held if len(readings) == _NUM_READINGS and len(held) > len(readings) / 2 else []
-

@@ -63,7 +63,7 @@ class Evaluation(NamedTuple):
 Foresee = Callable[[Plan, Mapping[str, Any], float], Alternative | None]
 
 
-def foresee_nothing(plan: Plan, changes: Mapping[str, Any], left_s: float) -> None:
+def foresee_nothing(plan: Plan, changes: Mapping[str, Any], left_s: float) -> Alternative | None:
     """Stands for a plan that cannot be asked."""
     return None
 

@@ -73,8 +73,13 @@ def find_flat_loss(history: History) -> Finding | None:
     num_steps = history.num_steps - plan.schedule.num_warmup_steps
     if len(first) < _NUM_FIRST or len(last) < _NUM_LAST or num_steps < least:
         return None
-    before, now = mean(first), mean(last)
-    noise = math.sqrt(statistics.pvariance(first) / len(first) + statistics.pvariance(last) / len(last))
+    before, now, spread = mean(first), mean(last), statistics.pvariance(last)
+    noise = math.sqrt(statistics.pvariance(first) / len(first) + spread / len(last))
+    began = ""
+    if not is_trained and first[0] < before:
+        # A rate far too high throws fresh weights off at once: coming back from there is no fall.
+        before, noise = first[0], math.sqrt(spread + spread / len(last))
+        began = f"; {phrase('began', began=f'{before:.4f}')}"
     # A model that has been trained before may have little to learn: only what does not fall at all counts.
     if before - now > (noise if is_trained else max(noise, _FALL * before)) or now < _LEAST_LOSS:
         return None
@@ -82,14 +87,14 @@ def find_flat_loss(history: History) -> Finding | None:
     rates = _rates(history)
     flat = phrase(
         "flat",
-        before=f"{before:.4f}",
+        before=f"{mean(first):.4f}",
         num=len(first),
         now=f"{now:.4f}",
         last=len(last),
         all=history.num_steps,
     )
     told = [*(f"{key} {rate:.2g}" for key, rate, _ in rates), phrase("gradient-norm", norm=f"{norms:.2g}")]
-    evidence = f"{flat}; {', '.join(told)}"
+    evidence = f"{flat}{began}; {', '.join(told)}"
     # Muon moves the matrices and Adam the rest: only where both are slow nothing moves.
     if all(rate <= usual / _FAR for _, rate, usual in rates):
         return make_finding("rate-too-low", evidence, _name_rates((key, usual) for key, _, usual in rates))

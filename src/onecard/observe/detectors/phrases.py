@@ -34,7 +34,8 @@ class Phrasebook:
     def _translate(self, text: str, separators: tuple[tuple[str, str], ...]) -> str:
         for pattern, other in self._patterns:
             if found := pattern.fullmatch(text):
-                return other.format(**found.groupdict())
+                values = {name: self._translate(value, ()) for name, value in found.groupdict().items()}
+                return other.format(**values)
         if not separators:
             return text
         (separator, mark), *finer = separators
@@ -44,7 +45,7 @@ class Phrasebook:
         return (separator if told == parts else mark).join(told)
 
 
-def phrase(name: str, **values: Any) -> str:
+def phrase(name: str, /, **values: Any) -> str:
     """Says a phrase in English.
 
     Raises `KeyError` for a phrase that the catalogue lacks.

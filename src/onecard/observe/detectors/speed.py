@@ -50,9 +50,7 @@ def find_starvation(history: History) -> Finding | None:
         setting = f"{instead('dataloader_prefetch_factor', 4 * ahead, ahead)}, {phrase('faster-disk')}"
     return make_finding(
         "starved-by-data",
-        phrase(
-            "waiting", share=f"{share:.0%}", num=len(steps), waited=f"{each_s * share:.3g}", each=f"{each_s:.3g}"
-        ),
+        phrase("waiting", share=f"{share:.0%}", num=len(steps), waited=f"{each_s * share:.3g}", each=f"{each_s:.3g}"),
         setting,
         effect=phrase("without-waiting", seconds=f"{each_s * (1 - share):.3g}"),
     )
@@ -113,9 +111,7 @@ def find_frequent_evaluation(history: History) -> Finding | None:
         ("sample_steps", plan.sample_steps, history.sampling_s),
     )
     least_s = 0.5 * _AIMED_EVALUATING_SHARE * history.elapsed_s
-    settings = [
-        instead(key, math.ceil(now * factor), now) for key, now, seconds in parts if now and seconds > least_s
-    ]
+    settings = [instead(key, math.ceil(now * factor), now) for key, now, seconds in parts if now and seconds > least_s]
     return make_finding(
         "evaluating-too-often",
         phrase(
