@@ -30,6 +30,8 @@ def test_a_phrase_is_found_again_in_chinese(name: str) -> None:
 def test_phrases_side_by_side_are_translated_each_and_settings_keep_their_commas() -> None:
     book = Phrasebook({"{n} steps": "{n} 步", "{n} of {m} steps": "{m} 步中的 {n} 步", "and so on": "等等"})
     assert book.translate("3 of 4 steps; lr: 1, wd: 2") == "4 步中的 3 步；lr: 1, wd: 2"
+    assert book.translate("3 steps; 4 steps") == "3 步；4 步"
+    assert book.translate("3 steps, 4 steps") == "3 步，4 步"
     assert book.translate("lr: 1, and so on") == "lr: 1，等等"
     assert book.translate("said by others") == "said by others"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from eight_chats import write_chats
+from sick_runs import Place
 from tiny_models import make_base
 
 import onecard
@@ -214,3 +215,11 @@ def tuner(
         return Runner(tmp_path / "runs", given | FINE_TUNING | settings)
 
     return make
+
+
+@pytest.fixture
+def place(tmp_path: Path, cache: Path, bases: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setenv("ONECARD_CACHE", str(cache))
+    monkeypatch.setattr("onecard.planner.measure._PEAK_SIZE", {"cpu": 64})
+    monkeypatch.chdir(tmp_path)
+    return Place(tmp_path, bases)

@@ -332,8 +332,17 @@ class Card:
         return answers.get(name)
 
 
-def _on_card(*, platform: str = "linux", is_slow: bool = False, plan: Mapping[str, Any] | None = None, **states: Any):
-    """Lets the run be watched as one on this card; where it is slow, a tenth of its step was planned."""
+def on_card(
+    *,
+    platform: str = "linux",
+    is_slow: bool = False,
+    plan: Callable[[Any], dict[str, Any]] = lambda _: {},
+    **states: Any,
+) -> Callable[[pytest.MonkeyPatch], None]:
+    """Lets the run be watched as one on this card; where it is slow, a twentieth of its step was planned.
+
+    `plan` gives what else the plan of such a run would have.
+    """
 
     def befall(patch: pytest.MonkeyPatch) -> None:
         from onecard.run import session
@@ -341,7 +350,7 @@ def _on_card(*, platform: str = "linux", is_slow: bool = False, plan: Mapping[st
 
         class OnCard(Observer):
             def __init__(self, made: Any, *others: Any) -> None:
-                changes: dict[str, Any] = {"device": "cuda:0"} | dict(plan or {})
+                changes: dict[str, Any] = {"device": "cuda:0"} | plan(made)
                 if is_slow:
                     time = made.forecast.time
                     keys = ("step_s", "step_low_s", "step_high_s")
@@ -382,7 +391,7 @@ def _beside_a_card(patch: pytest.MonkeyPatch) -> None:
 
 def _growing_allocator(patch: pytest.MonkeyPatch) -> None:
     """The mark of CUDA's allocator, which a CPU has not."""
-    _on_card()(patch)
+    on_card()(patch)
     begun = [4 * GIB]
 
     def reserved(_: Any) -> int:
@@ -537,7 +546,7 @@ DISEASES: dict[str, Kind] = {
     ),
     "heat": Kind(
         {"max_steps": 30},
-        _on_card(throttle=0x20, celsius=88),
+        on_card(throttle=0x20, celsius=88),
         _ids("throttled-by-heat"),
         MACHINE,
         is_timed=True,
@@ -549,7 +558,7 @@ DISEASES: dict[str, Kind] = {
     ),
     "a lowered power limit": Kind(
         {"max_steps": 30},
-        _on_card(throttle=0x4, limit_w=100),
+        on_card(throttle=0x4, limit_w=100),
         _ids("throttled-by-power"),
         MACHINE,
         is_timed=True,
@@ -561,25 +570,25 @@ DISEASES: dict[str, Kind] = {
         ),
     ),
     "a power brake": Kind(
-        {"max_steps": 30}, _on_card(throttle=0x80), _ids("throttled-by-power"), MACHINE, is_timed=True
+        {"max_steps": 30}, on_card(throttle=0x80), _ids("throttled-by-power"), MACHINE, is_timed=True
     ),
     "others on the card": Kind(
         {"max_steps": 40},
-        _on_card(others=1, is_slow=True),
+        on_card(others=1, is_slow=True),
         _ids("card-shared"),
         is_timed=True,
         says=("1 other processes compute on the card, which hold 1.0 GiB",),
     ),
     "others on the card under Windows": Kind(
         {"max_steps": 40},
-        _on_card(platform="windows", others=12, joined=13, is_slow=True),
+        on_card(platform="windows", others=12, joined=13, is_slow=True),
         _ids("card-shared"),
         is_timed=True,
         says=("13 other programs hold memory of the card, 12 did when the run began",),
     ),
     "a full card under Windows": Kind(
         {"max_steps": 40},
-        _on_card(platform="windows", used=12 * GIB - 1, is_slow=True),
+        on_card(platform="windows", used=12 * GIB - 1, is_slow=True),
         _ids("memory-spilled"),
         is_timed=True,
         says=(
@@ -589,7 +598,7 @@ DISEASES: dict[str, Kind] = {
     ),
     "a card that waits for Python": Kind(
         {"max_steps": 40},
-        _on_card(share=40),
+        on_card(share=40),
         _ids("compile-missing"),
         MACHINE,
         is_timed=True,
@@ -600,7 +609,7 @@ DISEASES: dict[str, Kind] = {
     ),
     "a card with too little to do": Kind(
         {"max_steps": 40, "torch_compile": "auto"},
-        _on_card(share=40),
+        on_card(share=40),
         _ids("batch-too-small"),
         MACHINE,
         is_timed=True,

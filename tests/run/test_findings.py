@@ -18,14 +18,6 @@ QUIET: dict[str, Any] = {"sample_steps": 0, "save_steps": 0, "eval_steps": 20, "
 QUIET |= {"optim": "adamw", "learning_rate": 3e-3, "dropout": 0.0, "max_steps": 80}
 
 
-@pytest.fixture
-def place(tmp_path: Path, cache: Path, bases: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setenv("ONECARD_CACHE", str(cache))
-    monkeypatch.setattr("onecard.planner.measure._PEAK_SIZE", {"cpu": 64})
-    monkeypatch.chdir(tmp_path)
-    return Place(tmp_path, bases)
-
-
 def test_each_finding_of_a_run_has_a_real_run_that_has_it() -> None:
     named = set().union(*(kind.finds for kind in DISEASES.values()))
     assert named == {entry.id for entry in entries().values() if entry.has_detector}

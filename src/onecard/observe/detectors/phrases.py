@@ -14,6 +14,8 @@ from typing import Any
 _FILE = Path(__file__).with_name("phrases.toml")
 # Phrases stand side by side, and within one of them settings do.
 _SEPARATORS = (("; ", "；"), (", ", "，"))
+# Values that may hold separators; in all others one would be the begin of the next phrase.
+_LISTS = ("names", "told", "error", "problem", "asked")
 
 
 class Phrasebook:
@@ -61,7 +63,8 @@ def phrasebook() -> Phrasebook:
 
 def _as_pattern(template: str) -> re.Pattern[str]:
     parts = re.split(r"\{(\w+)\}", template)
-    texts = [f"(?P<{part}>.+?)" if number % 2 else re.escape(part) for number, part in enumerate(parts)]
+    values = {part: ".+?" if part in _LISTS else "(?:(?!; |, ).)+?" for part in parts[1::2]}
+    texts = [f"(?P<{part}>{values[part]})" if number % 2 else re.escape(part) for number, part in enumerate(parts)]
     return re.compile("".join(texts))
 
 
