@@ -92,13 +92,14 @@ def watched(watch: Stopwatch, patch: pytest.MonkeyPatch) -> None:
 def measure(shape: dict[str, Any], seconds: float) -> dict[str, Any]:
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        text = Path(folder) / "text.txt"
+        text.write_text("".join(f"{number} times {number} is {number * number}.\n" for number in range(60_000)))
         recipe = onecard.load_recipe(
             {
-                "dataset": "python-stdlib",
+                "dataset": str(text),
                 "tokenizer": "bytes",
                 "max_seq_length": 128,
-                "total_batch_size": 8,
-                "model_config": {"model_type": "qwen3"},
+                "total_batch_size": 2,
                 "max_hours": seconds / 2 / 3600,
                 "eval_steps": 0,
                 "save_steps": 0,

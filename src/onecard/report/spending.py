@@ -34,19 +34,19 @@ def time_of(run: RunRecord, say: Say) -> Spending | None:
     start_s = max(0.0, steps[0].step_s - typical) if len(steps) > 2 else 0.0
     waited_s = sum(min(step.wait_s, step.step_s) for step in steps)
     computed_s = sum(step.step_s for step in steps) - waited_s - start_s
-    share = run.plan.max_power_share or 1.0
+    busy = run.plan.max_power_share or 1.0
     parts = {
-        say("training"): share * computed_s,
+        say("training"): busy * computed_s,
         say("waiting for data"): waited_s,
         say("first step: compiling, warming up"): start_s,
         say("evaluating"): sum(event.seconds for event in run.of(EvaluatedEvent)),
         say("samples"): sum(event.seconds for event in run.of(SampledEvent)),
         say("saving"): sum(event.paused_s for event in run.of(SavedEvent)),
     }
-    if share < 1:
+    if busy < 1:
         # Steps are told with their rests, all else without.
         beside_s = sum(parts[say(name)] for name in ("evaluating", "samples", "saving"))
-        parts[say("resting (max_power_share)")] = (1 - share) * computed_s + (1 / share - 1) * beside_s
+        parts[say("resting (max_power_share)")] = (1 - busy) * computed_s + (1 / busy - 1) * beside_s
     parts[say("other")] = max(0.0, run.events[-1].elapsed_s - sum(parts.values()))
     # Scores count in no elapsed time.
     parts[say("scoring checkpoints")] = sum(event.seconds for event in run.of(ScoredEvent))
