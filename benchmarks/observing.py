@@ -1,7 +1,7 @@
 """What metrics, findings and guards cost: whole steps of a run beside bare updates of the same state, in turn.
 
-    python benchmarks/observing.py                  # two minutes; nothing else may run meanwhile
-    python benchmarks/observing.py --hidden_size 64 --num_hidden_layers 2 --seconds 20
+    python benchmarks/observing.py                  # minutes; nothing else may run meanwhile
+    python benchmarks/observing.py --hidden_size 64 --num_hidden_layers 2 --steps 500
 
 One real run with all that watches it: record, TensorBoard, console, sensors, detectors, guards. After each of its steps
 a bare one is made with the next batch of the same feed: place, train step, its loss read; nothing else. The two differ
@@ -89,7 +89,7 @@ def watched(watch: Stopwatch, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loop.Loop, "_step", step)
 
 
-def measure(shape: dict[str, Any], seconds: float) -> dict[str, Any]:
+def measure(shape: dict[str, Any], num_steps: int) -> dict[str, Any]:
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         text = Path(folder) / "text.txt"
@@ -100,7 +100,7 @@ def measure(shape: dict[str, Any], seconds: float) -> dict[str, Any]:
                 "tokenizer": "bytes",
                 "max_seq_length": 128,
                 "total_batch_size": 2,
-                "max_hours": seconds / 2 / 3600,
+                "max_steps": num_steps,
                 "eval_steps": 0,
                 "save_steps": 0,
                 "save_minutes": None,
@@ -145,9 +145,9 @@ if __name__ == "__main__":
     parser.add_argument("--hidden_size", type=int, default=384)
     parser.add_argument("--num_hidden_layers", type=int, default=6)
     parser.add_argument("--num_attention_heads", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=120.0, help="of the run with its bare steps, about")
+    parser.add_argument("--steps", type=int, default=150, help="of the run, and as many bare ones")
     given = vars(parser.parse_args())
-    seconds = given.pop("seconds")
-    result = measure(given, seconds)
+    num_steps = given.pop("steps")
+    result = measure(given, num_steps)
     print(json.dumps(result, indent=1))
     write_result("observing", result)
