@@ -114,6 +114,14 @@ def test_a_damaged_trace_is_made_again(draft: Callable[..., Plan], target: Targe
         assert gzip.decompress(file.read_bytes()) == gzip.decompress(whole)
 
 
+def test_rests_are_part_of_the_time_on_a_card(draft: Callable[..., Plan], target: Target) -> None:
+    whole, half = (fit_plan(draft(max_power_share=share), recipe_of(), target).forecast.time for share in (None, 0.5))
+    assert half.step_s == pytest.approx(2 * whole.step_s)
+    assert half.total_s == pytest.approx(2 * whole.total_s)
+    assert half.energy_wh == pytest.approx(whole.energy_wh)
+    assert half.note.startswith("max_power_share 0.5: rests for 50% of the time; energy without")
+
+
 def test_what_is_given_stays(draft: Callable[..., Plan], target: Target) -> None:
     recipe = recipe_of(per_device_train_batch_size=2, gradient_accumulation_steps=4, gradient_checkpointing=True)
     plan = fit_plan(draft(micro_batch_size=2, gradient_checkpointing=True), recipe, target)

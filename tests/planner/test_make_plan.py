@@ -675,3 +675,10 @@ def test_a_reserve_is_taken_from_the_card_and_a_cpu_has_none() -> None:
     assert keep_reserve(target, None) == target
     recipe = load_recipe(SMALL | {"device": "cpu", "reserve_gb": 2})
     assert choose._find_idle_limit(recipe, Target("cpu", "")) == "reserve_gb is for GPUs: on a CPU it changes nothing"
+
+
+def test_hours_hold_fewer_steps_where_the_run_rests() -> None:
+    hours = {"max_steps": None, "max_hours": 1.0}
+    whole, half = (plan_of(**hours, max_power_share=share) for share in (None, 0.5))
+    assert half.schedule.num_steps == whole.schedule.num_steps // 2
+    assert "with its rests" in half.reasons["schedule.num_steps"]

@@ -13,6 +13,7 @@ from onecard.planner.device import Target
 from onecard.planner.efficiency import default_efficiencies
 from onecard.planner.outcomes import corrected_efficiencies, count_left_out, memory_factor
 from onecard.planner.replay import Peak
+from onecard.planner.rests import stretched_s, with_rests
 from onecard.planner.roofline import count_milestones, predict_time
 from onecard.planner.shape import count_adapters
 from onecard.planner.state_size import least_state
@@ -86,7 +87,7 @@ def predict_eager_step_s(plan: Plan, target: Target) -> float | None:
     if target.card is None:
         return None
     trace = trace_work(plan.model_copy(update={"torch_compile": False}), target.capability)
-    return predict_time(trace, plan, target.card, corrected_efficiencies(target.card)).step_s
+    return stretched_s(predict_time(trace, plan, target.card, corrected_efficiencies(target.card)).step_s, plan)
 
 
 def forecast_state(plan: Plan, target: Target) -> Forecast:
@@ -157,7 +158,7 @@ def _time(plan: Plan, card: Card, trace: Trace) -> TimeForecast:
     found = predict_time(trace, plan, card, corrected_efficiencies(card))
     num_evaluations, num_saves = count_milestones(plan)
     before = predict_time(trace, plan, card, default_efficiencies(card))
-    return TimeForecast(
+    time = TimeForecast(
         step_s=found.step_s,
         step_low_s=found.low_s,
         step_high_s=found.high_s,
@@ -172,6 +173,7 @@ def _time(plan: Plan, card: Card, trace: Trace) -> TimeForecast:
         energy_wh=found.energy_wh,
         note=_join(_tell_correction(found.step_s / before.step_s), _tell_left_out(count_left_out(card)[1])),
     )
+    return with_rests(time, plan)
 
 
 def _memory(plan: Plan, target: Target, traced: TracedPlan, note: str | None) -> MemoryForecast:

@@ -24,6 +24,7 @@ from onecard.run.feed import Feed
 from onecard.run.milestones import Milestones
 from onecard.run.recovery import Recovery
 from onecard.run.refusals import Refusals
+from onecard.run.rests import Rests
 from onecard.run.retreat import Retreat, Trouble
 from onecard.run.stepping import make_step
 from onecard.spec import Plan
@@ -70,6 +71,7 @@ class Loop:
         self._retreat = retreat
         self._recovery = Recovery(state, clock)
         self._refusals = Refusals(state, clock)
+        self._rests = Rests(state.plan.max_power_share, lambda: control.stop)
         self._begun_s, self._last_read = clock(), time.perf_counter()
         self._tokens_before = state.progress.tokens_seen
         self._pending: _Pending | None = None
@@ -117,8 +119,13 @@ class Loop:
         if not (yield from self._drain()):
             return False
         self._pending = launched
+        if self._rests.are_taken:
+            _wait_for(launched)  # a device that still computes would not rest
+            self._rests.take()
         # A CPU is never ahead of Python, so waiting would only blur the step's time.
-        return state.device.type != "cpu" or (yield from self._drain())
+        elif state.device.type != "cpu":
+            return True
+        return (yield from self._drain())
 
     def _step(self, feed: Feed) -> _Made:
         """Takes a step's samples and makes its update; nothing else changes, so that it can be made again."""
@@ -162,8 +169,7 @@ class Loop:
         if self._pending is None:
             return True
         pending, self._pending = self._pending, None
-        if pending.copied is not None:
-            pending.copied.synchronize()
+        _wait_for(pending)
         loss, gradient_norm, num_targets, is_finite = pending.values.tolist()
         now = time.perf_counter()
         step_s, self._last_read = now - self._last_read, now
@@ -202,6 +208,8 @@ class Loop:
             if not (yield from self._drain()):
                 return
             yield from self._milestones.reach(due)
+            if not is_last:
+                self._rests.take()
             # The next step's time starts here: what happened in between has its own seconds.
             self._last_read = time.perf_counter()
 
@@ -230,6 +238,11 @@ class Loop:
             tokens_per_s=(progress.tokens_seen - self._tokens_before) / max(seconds, 1e-9),
             seconds=seconds,
         )
+
+
+def _wait_for(pending: _Pending) -> None:
+    if pending.copied is not None:
+        pending.copied.synchronize()
 
 
 def _to_host(stats: StepStats) -> tuple[Tensor, torch.cuda.Event | None]:

@@ -16,6 +16,7 @@ from onecard.observe.detectors import Surroundings, Watch
 from onecard.observe.events import DeviceEvent, Event, FinishedEvent, RecoveredEvent, StepEvent
 from onecard.observe.lines import parse_event
 from onecard.run.control import Control
+from onecard.run.foresight import Foresight
 from onecard.spec import Plan, Recipe
 
 log = logging.getLogger("onecard.run")
@@ -32,6 +33,7 @@ class Observer:
 
     def __init__(self, plan: Plan, recipe: Recipe, record: Path, control: Control) -> None:
         self._plan, self._surroundings, self._record = plan, _look_around(plan, recipe), record
+        self._foresight = Foresight()
         self._watch = self._recall()
         self._control = control
         self._device = plan.device
@@ -66,7 +68,7 @@ class Observer:
                 yield from self._hear(event)
 
     def _recall(self) -> Watch:
-        watch = Watch(self._plan, self._surroundings)
+        watch = Watch(self._plan, self._surroundings, self._foresight)
         watch.recall(_read_events(self._record))
         return watch
 

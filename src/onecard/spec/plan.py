@@ -215,6 +215,8 @@ class Plan(_Frozen):
     save_minutes: float | None = None
     eval_tasks: EvalTasksPlan | None = None
     num_threads: int | None = None
+    # Of the time that training takes it computes so much at most, and rests for the rest of it.
+    max_power_share: float | None = None
     memory_limit_bytes: int | None = None
     forecast: Forecast | None = None
     alternatives: tuple[Alternative, ...] = ()

@@ -220,6 +220,9 @@ class Recipe(BaseModel):
     reserve_gb: Annotated[float, Field(ge=0, le=10_000)] | None = Field(
         None, description="GiB of what the GPU has free that training leaves to the desktop and other programs"
     )
+    max_power_share: Annotated[float, Field(ge=0.01, le=1)] | None = Field(
+        None, description="most of the time that the device computes; between steps it rests for the desktop and others"
+    )
     fit: Literal["given", "auto"] = Field(
         "given", description="given: settings given by hand are binding; auto: they may change so that the run fits"
     )

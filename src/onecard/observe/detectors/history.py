@@ -1,7 +1,7 @@
 """What detectors look at: a run's recent events, and what does not change about it."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from onecard.observe.events import (
     SavedEvent,
     StepEvent,
 )
-from onecard.spec import Plan
+from onecard.spec import Alternative, Plan
 
 NUM_EARLY = 64
 NUM_RECENT = 512
@@ -58,6 +58,16 @@ class Evaluation(NamedTuple):
     tokens_seen: int
 
 
+# The ladder of a plan, a row at a time: the plan in force, what is changed in it, and how much of the run is left in
+# seconds. None where that cannot be told, or takes too long beside what is left.
+Foresee = Callable[[Plan, Mapping[str, Any], float], Alternative | None]
+
+
+def foresee_nothing(plan: Plan, changes: Mapping[str, Any], left_s: float) -> Alternative | None:
+    """Stands for a plan that cannot be asked."""
+    return None
+
+
 @dataclass
 class History:
     """A run until now. `steps` are the last 512 or more, `early` its first 64, `blocks` means over all of it.
@@ -78,6 +88,7 @@ class History:
     evaluating_s: float = 0.0
     sampling_s: float = 0.0
     saving_s: float = 0.0
+    ask_plan: Foresee = foresee_nothing
 
     @classmethod
     def of(cls, plan: Plan, events: Iterable[Event], surroundings: Surroundings | None = None) -> "History":
@@ -116,6 +127,18 @@ class History:
     @property
     def is_on_gpu(self) -> bool:
         return self.plan.device.startswith("cuda")
+
+    @property
+    def may_compute(self) -> float:
+        """Share of the time that the plan lets the device compute."""
+        return self.plan.max_power_share or 1.0
+
+    def foresee(self, changes: Mapping[str, Any]) -> Alternative | None:
+        """What the plan says of itself with some settings changed, a row of its ladder."""
+        if not self.steps:
+            return None
+        left_s = (self.plan.schedule.num_steps - self.num_steps) * self.elapsed_s / self.num_steps
+        return self.ask_plan(self.plan, changes, left_s)
 
     @property
     def num_steps(self) -> int:
