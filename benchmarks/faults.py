@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import faults_memory
-import faults_ways
 import faults_pickles
+import faults_ways
 import psutil
 import torch
 from record import RESULTS, read_rows, save_result
