@@ -21,6 +21,7 @@ def main(job_file: Path) -> None:
     os.dup2(2, 1)
     job = json.loads(job_file.read_text(encoding="utf-8"))
     for overrides in job["settings"]:
+        answer: dict[str, Any]
         try:
             recipe = _settled(load_recipe(job["source"], require_dataset=False, **overrides))
             if job["does"] == "check":

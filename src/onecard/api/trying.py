@@ -22,7 +22,7 @@ _NO_LIMIT = 10**5
 
 
 def bench(
-    source: str | Path | Mapping[str, Any] | None = None,
+    source: str | Path | None = None,
     *,
     sweep: Mapping[str, Sequence[Any]] | None = None,
     minutes: float = BENCH_MINUTES,
@@ -46,8 +46,8 @@ def bench(
         source = DEFAULT_RECIPE
     settings = list_settings(sweep or {})
     check_settings(source, overrides, settings)
-    named = str(source) if isinstance(source, Path) else source
-    return run_bench(Workers(named, overrides), settings, minutes, on_progress or (lambda text: None))
+    workers = Workers(None if source is None else str(source), overrides)
+    return run_bench(workers, settings, minutes, on_progress or (lambda text: None))
 
 
 def find_lr(
@@ -97,9 +97,9 @@ def find_lr(
     return search, root
 
 
-def write_json_new(path: Path, document: Mapping[str, Any]) -> None:
-    """Writes a document into a new file."""
-    with path.open("x", encoding="utf-8", newline="\n") as file:
+def keep_result(folder: Path, document: Mapping[str, Any]) -> None:
+    """Writes the answer of `find_lr` into the folder of its evidence."""
+    with (folder / "result.json").open("x", encoding="utf-8", newline="\n") as file:
         file.write(json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
 
 

@@ -1,8 +1,8 @@
 """Times settings side by side, each in processes of its own, which take turns.
 
-    round 1   a  b  c        every cell is a process: its memory is its own, and a crash is a row
-    round 2   c  b  a        back and forth, so that a machine that slows down favours none
-    round 3   a  b  c
+round 1   a  b  c        every cell is a process: its memory is its own, and a crash is a row
+round 2   c  b  a        back and forth, so that a machine that slows down favours none
+round 3   a  b  c
 """
 
 import json
@@ -50,7 +50,11 @@ class Bench:
     num_rounds: int
     num_wanted: int
     seconds: float
-    notes: tuple[str, ...]
+    was_stopped: bool
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ("Stopped by hand.",) if self.was_stopped else ()
 
     @property
     def best(self) -> Row | None:
@@ -117,13 +121,11 @@ def bench(workers: Workers, settings: Sequence[Setting], minutes: float, on_prog
                 num_begun = number + 1
                 on_progress(f"round {number + 1} of {NUM_ROUNDS}, {place + 1} of {len(due)}: {name_of(cell.setting)}")
                 _time(workers, cell, deadline - time.monotonic() + _GRACE_S)
-        notes: tuple[str, ...] = ()
+        was_stopped = False
     except KeyboardInterrupt:
-        notes = ("stopped by hand",)
+        was_stopped = True
     rows = _mark([_row(cell, minutes) for cell in cells])
-    return Bench(
-        workers.source or "recipe", rows, num_begun, NUM_ROUNDS, time.monotonic() - started, notes
-    )
+    return Bench(workers.source or "recipe", rows, num_begun, NUM_ROUNDS, time.monotonic() - started, was_stopped)
 
 
 def _checked(workers: Workers, settings: Sequence[Setting]) -> list[_Cell]:

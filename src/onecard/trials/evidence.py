@@ -1,4 +1,7 @@
-"""What a search for a learning rate leaves behind: find-lr/<recipe>-<time>/{recipe.yaml, settings.json, trials.jsonl, result.json}."""
+"""What a search for a learning rate leaves behind.
+
+find-lr/<recipe>-<time>/{recipe.yaml, settings.json, trials.jsonl, result.json}
+"""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Which rate to try next: outward from the recipe's by factors of two, then halfway between the best and its neighbours.
+"""Which rate to try next: outward from the recipe's by factors of two, then halfway from the best to its neighbours.
 
     x1/8   x1/4   x1/2   x1   x2   x4   x8        rungs -6 -4 -2 0 2 4 6: half octaves
                           ^── first, then both neighbours of the lowest, and theirs

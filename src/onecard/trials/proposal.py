@@ -45,7 +45,7 @@ def losses_of(trials: Sequence[Trial], seed: int, num_steps: int) -> dict[int, f
 
 
 def propose(trials: Sequence[Trial], seed: int, lengths: Sequence[int], of_steps: int) -> Proposal | None:
-    """Reads a rate off the long runs: the least of a parabola where it lies inside of what was tried, else the best run.
+    """Reads a rate off the long runs: the least of a parabola where it lies inside of what was tried, else the best.
 
     Where a rate was tried with two seeds its loss is the mean of both, after what the seeds do to all rates alike.
     Where the run is longer still, the least is moved on as it moved from the short runs to the long ones.

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from onecard.data import TrainingData
@@ -71,9 +71,7 @@ OnBudget = Callable[[Budget], None]
 OnTrial = Callable[[Trial], None]
 
 
-def find_rate(
-    plan: Plan, corpus: TrainingData, minutes: float, on_budget: OnBudget, on_trial: OnTrial
-) -> RateSearch:
+def find_rate(plan: Plan, corpus: TrainingData, minutes: float, on_budget: OnBudget, on_trial: OnTrial) -> RateSearch:
     """Searches the rate of a plan for about so many minutes; Ctrl+C ends it with what is known by then.
 
     Raises:
@@ -81,8 +79,8 @@ def find_rate(
     """
     if not corpus.has_heldout:
         raise InputError(
-            "find-lr compares rates by their loss on held-out text, and nothing is held out: set eval_fraction to 0.05, "
-            "or name an eval_dataset"
+            "find-lr compares rates by their loss on held-out text, and nothing is held out: set eval_fraction to "
+            "0.05, or name an eval_dataset"
         )
     started = time.monotonic()
     runs = ShortRuns(plan, corpus)
@@ -124,7 +122,7 @@ def _settle(runs: ShortRuns, plan: Plan, minutes: float, speed: Speed) -> Budget
 
 
 def _order(search: RateSearch) -> Iterator[tuple[int, int, int]]:
-    """Rung, seed and steps of the next run, by those that were made: the ladder of each length, then the second seed."""
+    """Rung, seed and steps of the next run, by those that were made: each length's ladder, then another seed."""
     trials, seed, start = search.trials, search.plan.seed, 0
     for num_steps in search.budget.lengths:
         is_last = num_steps == search.budget.num_steps
@@ -161,7 +159,9 @@ def list_warnings(search: RateSearch) -> list[str]:
         found.append("no whole run came to its end: the rates tried are too high, or something else is wrong")
         return found
     if proposal.fit is None:
-        found.append("the runs show no minimum inside of what was tried: this is the best run, not the bottom of a curve")
+        found.append(
+            "the runs show no minimum inside of what was tried: this is the best run, not the bottom of a curve"
+        )
     if proposal.noise is None:
         found.append("there were no two rates with a second seed, so how much of it is chance is not known")
     if budget.num_steps == budget.of_steps:
@@ -173,7 +173,8 @@ def list_warnings(search: RateSearch) -> list[str]:
     else:
         found.append(
             f"the run is {times} times as long as these, and {rule}: the proposal goes on by what moved from "
-            f"{budget.lengths[0]} to {budget.num_steps} steps, {proposal.shift_per_fourfold:+.2f} octaves per factor of 4, "
+            f"{budget.lengths[0]} to {budget.num_steps} steps, "
+            f"{proposal.shift_per_fourfold:+.2f} octaves per factor of 4, "
             "which is a guess beyond what was measured"
         )
     return found

@@ -73,9 +73,7 @@ def shorten(schedule: SchedulePlan, num_steps: int) -> SchedulePlan:
     # Of cosine and linear the decay is all that is left; wsd has a share of its own.
     is_rest = schedule.num_decay_steps == schedule.num_steps - schedule.num_warmup_steps
     decay = num_steps - warmup if is_rest else min(round(share * schedule.num_decay_steps), num_steps - warmup)
-    return schedule.model_copy(
-        update={"num_steps": num_steps, "num_warmup_steps": warmup, "num_decay_steps": decay}
-    )
+    return schedule.model_copy(update={"num_steps": num_steps, "num_warmup_steps": warmup, "num_decay_steps": decay})
 
 
 class ShortRuns:

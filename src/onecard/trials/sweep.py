@@ -11,7 +11,16 @@ from onecard.spec.spelling import find_key
 # Half a minute each, and nobody reads more rows.
 _MOST_SETTINGS = 64
 # Each of these names a whole, whose values are no numbers to sweep over.
-_NOT_SWEPT = ("name", "description", "output_dir", "run_name", "report_to", "resume_from_checkpoint", "sizes", "on_device")
+_NOT_SWEPT = (
+    "name",
+    "description",
+    "output_dir",
+    "run_name",
+    "report_to",
+    "resume_from_checkpoint",
+    "sizes",
+    "on_device",
+)
 
 Setting = dict[str, str]
 
@@ -49,9 +58,7 @@ def list_settings(sweeps: Mapping[str, Sequence[Any]]) -> list[Setting]:
     Raises:
         InputError: there are too many.
     """
-    settings = [
-        dict(zip(sweeps, map(str, values), strict=True)) for values in itertools.product(*sweeps.values())
-    ]
+    settings = [dict(zip(sweeps, map(str, values), strict=True)) for values in itertools.product(*sweeps.values())]
     if len(settings) > _MOST_SETTINGS:
         counts = " x ".join(str(len(values)) for values in sweeps.values())
         raise InputError(f"{counts} = {len(settings)} settings are more than {_MOST_SETTINGS}: sweep over fewer values")

@@ -75,9 +75,7 @@ def _time(plan: Plan, corpus: TrainingData | None, seconds: float) -> tuple[list
     with ExitStack() as stack:
         state = assemble_run(plan, corpus, None)
         batches: Batches = RandomBatches(plan) if corpus is None else stack.enter_context(Feed(state, corpus))
-        made = make_steps(
-            state, batches, lambda step: plan.optimizer.learning_rate * rate_at(plan.schedule, step)
-        )
+        made = make_steps(state, batches, lambda step: plan.optimizer.learning_rate * rate_at(plan.schedule, step))
         warmup = [next(made)]
         while len(warmup) < _WARMUP_STEPS or sum(step.seconds for step in warmup[1:]) < min(_WARMUP_S, seconds):
             warmup.append(next(made))
