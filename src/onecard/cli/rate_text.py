@@ -126,9 +126,10 @@ def proposal_lines(search: "RateSearch") -> list[str]:
     times = f"x {proposal.factor_here:.2g} of the recipe's"
     lines = [f"Best at {budget.num_steps} steps: {here} ({times}), loss {proposal.loss:.4f}, {how}."]
     if proposal.flat is not None:
-        low, high = (_rates(search, factor) for factor in proposal.flat)
+        low, high = (search.rates_of(factor) for factor in proposal.flat)
+        ranges = ", ".join(f"{key} {low[key]:g} to {high[key]:g}" for key in low)
         noise = f"noise between runs {proposal.noise:.4f}, between seeds {proposal.seed_spread:.4f}"
-        lines.append(f"Flat from {low} to {high}: the loss there is as good as the least ({noise}).")
+        lines.append(f"Flat: {ranges}; the loss there is as good as the least ({noise}).")
     if proposal.recipe_loss is not None:
         more = max(0.0, proposal.recipe_loss - proposal.loss)
         is_flat = proposal.flat is not None and proposal.flat[0] <= 1 <= proposal.flat[1]

@@ -85,16 +85,15 @@ class Workers:
         with tempfile.TemporaryDirectory(prefix="onecard-") as folder:
             file = Path(folder) / "job.json"
             file.write_text(json.dumps(job), encoding="utf-8")
-            process = subprocess.Popen(
-                [*self.command, str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
-            )
-            try:
-                out, said = process.communicate(timeout=limit_s)
-            except subprocess.TimeoutExpired:
-                return [{"error": f"no answer after {limit_s:.0f} s"}]
-            finally:
-                process.kill()
-                process.wait()
+            command = [*self.command, str(file)]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+            with subprocess.Popen(command, **pipes) as process:
+                try:
+                    out, said = process.communicate(timeout=limit_s)
+                except subprocess.TimeoutExpired:
+                    return [{"error": f"no answer after {limit_s:.0f} s"}]
+                finally:
+                    process.kill()
         answers = [json.loads(line) for line in out.decode("utf-8").splitlines()]
         if len(answers) < len(settings):
             answers.append({"error": _describe_death(process.returncode, said.decode("utf-8", errors="replace"))})

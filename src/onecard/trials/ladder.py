@@ -28,10 +28,12 @@ def next_rung(losses: Mapping[int, float], start: int = 0, *, is_fine: bool = Tr
         lowest = min(losses)
         return lowest - _COARSE if lowest - _COARSE >= -_LAST else None
     sides = (1, -1) if _falls_upward(losses, best) else (-1, 1)
-    wanted = [best + side * _COARSE for side in sides]
-    wanted += [
-        best + 2 * side * _COARSE for side in sides if math.isfinite(losses.get(best + side * _COARSE, math.inf))
-    ]
+    wanted = []
+    if (best - start) % _COARSE == 0:  # a rung between has its coarse neighbours already
+        wanted += [best + side * _COARSE for side in sides]
+        wanted += [
+            best + 2 * side * _COARSE for side in sides if math.isfinite(losses.get(best + side * _COARSE, math.inf))
+        ]
     wanted += [best + side * _FINE for side in sides if is_fine]
     return next((rung for rung in wanted if rung not in losses and abs(rung) <= _LAST), None)
 
