@@ -6,6 +6,7 @@ JOB is a JSON file, as `onecard.trials.bench` writes it; each answer is one line
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,21 @@ def main(job_file: Path) -> None:
     # Libraries print: what they say must not stand between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    job = json.loads(job_file.read_text(encoding="utf-8"))
+    for answer in work(json.loads(job_file.read_text(encoding="utf-8"))):
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def work(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Does a job and yields an answer for each of its settings."""
     for overrides in job["settings"]:
-        answer: dict[str, Any]
         try:
             recipe = _settled(load_recipe(job["source"], require_dataset=False, **overrides))
             if job["does"] == "check":
-                answer = {"is_synthetic": _check(recipe, may_be_synthetic=job["may_be_synthetic"])}
+                yield {"is_synthetic": _check(recipe, may_be_synthetic=job["may_be_synthetic"])}
             else:
-                answer = _time(recipe, job)
+                yield _time(recipe, job)
         except OnecardError as error:
-            answer = {"error": str(error), "does_not_fit": isinstance(error, DoesNotFitError)}
-        print(json.dumps(answer), file=answers, flush=True)
+            yield {"error": str(error), "does_not_fit": isinstance(error, DoesNotFitError)}
 
 
 def _settled(recipe: Recipe) -> Recipe:

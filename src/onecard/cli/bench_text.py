@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ HEADER = (
     "step s",
     "memory",
     "planned",
-    "peak",
+    "of peak",
     "waits",
     "remarks",
 )
@@ -86,33 +87,40 @@ def _batch_of(plan: "Plan") -> str:
 def bench_lines(bench: "Bench") -> list[str]:
     """What the table means, on what it rests, and what it does not say."""
     lines = [*_verdict(bench), *bench.notes]
-    done = [row for row in bench.rows if row.tokens_per_s is not None]
     if bench.num_rounds < bench.num_wanted:
         lines.append(f"The time allowed for {bench.num_rounds} of {bench.num_wanted} rounds.")
+    done = [(row, row.plan) for row in bench.rows if row.tokens_per_s is not None and row.plan is not None]
     if not done:
         return lines
-    first, plan = done[0], done[0].plan
-    assert plan is not None
-    peaks = [peak for row in done for peak in row.peak_flops]
+    plan, num_steps = done[0][1], sum(row.num_steps for row, _ in done)
     device = plan.forecast.card if plan.forecast else plan.device
     lines.append(
-        f"Measured on {device}: median of {sum(row.num_steps for row in done)} steps after warm-up, "
+        f"Measured on {device} with PyTorch {version('torch')}: medians of {num_steps} steps after warm-up, in "
         f"{bench.num_rounds} processes per setting that took turns."
     )
-    lines.append(
-        f"Share of peak: a token takes 6 N + 6 layers x width x length = {_flops(plan.flops_per_token)} here; peak is a "
-        f"large matrix product in {first.peak_precision}, {_range(peaks)} in these processes"
-        + ("; frozen weights count 4 N." if plan.adapt is not None else ".")
-    )
-    if len({row.plan.total_batch_size for row in done if row.plan}) > 1:
+    lines.append(_peak_line(done))
+    if len({plan.total_batch_size for _, plan in done}) > 1:
         lines.append("The batch of a step differs between settings: they do not learn the same per token.")
-    if any(row.is_synthetic for row in done):
+    if any(row.is_synthetic for row, _ in done):
         lines.append("The text is not on this machine: random tokens stood in, so waiting for data was not measured.")
     if plan.device == "cpu":
         lines.append("Memory is what the process held at most, libraries included.")
     else:
         lines.append("Memory is what PyTorch reserved in steps; the plan counts evaluation, samples and saving, too.")
     return lines
+
+
+def _peak_line(done: "list[tuple[Row, Plan]]") -> str:
+    work = [plan.flops_per_token for _, plan in done]
+    told = _flops(max(work)) if math.isclose(min(work), max(work)) else f"{_flops(min(work))} to {_flops(max(work))}"
+    peaks = [peak for row, _ in done for peak in row.peak_flops]
+    at_rest = ", 4 N for those at rest" if any(plan.adapt is not None for _, plan in done) else ""
+    precisions = ", ".join(dict.fromkeys(row.peak_precision for row, _ in done))
+    return (
+        f"Share of peak: a token takes 6 N + 6 layers x width x length = {told} (N: parameters of matrices, the head "
+        f"once{at_rest}); peak is a large matrix product in {precisions}, {_range(peaks)} in these processes, of which "
+        "the best counts for each setting."
+    )
 
 
 def _verdict(bench: "Bench") -> list[str]:

@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
 from onecard.errors import InputError
 from onecard.report.scale import Scale, format_tick
+from onecard.spec.paths import shorten_path
 
-_WIDTH, _LABEL, _RIGHT = 860, 16, 20
+# In units of the picture: a wide one for desks, one for phones, whose labels are shorter.
+_WIDE, _PHONE = 860, 400
+_LEFT, _RIGHT = 16, 20
 _ROW, _BAR, _TOP, _AXIS = 54, 20, 8, 26
 
 
@@ -58,24 +61,25 @@ def render_page(name: str, table: Sequence[Sequence[str]], lines: Sequence[str],
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_text("report.bench.html.jinja")).render(
-        name=name,
+        name=shorten_path(name),
         header=table[0],
         rows=table[1:],
         lines=lines,
-        svg=draw_bars(bars),
+        svg=draw_bars(bars, _WIDE),
+        phone=draw_bars([replace(bar, note="") for bar in bars], _PHONE),
         style=_text("report.css"),
         date=time.strftime("%Y-%m-%d %H:%M"),
     )
 
 
-def draw_bars(bars: Sequence[SpeedBar]) -> str:
+def draw_bars(bars: Sequence[SpeedBar], width: int) -> str:
     """Draws a bar per setting from zero, with its spread as a line and the plan as an upright mark."""
     ends = [value for bar in bars for value in (bar.value, bar.planned, *(bar.spread or ())) if value is not None]
-    x = Scale(0.0, 1.06 * max(ends, default=1.0), _LABEL, _WIDTH - _RIGHT)
+    x = Scale(0.0, 1.06 * max(ends, default=1.0), _LEFT, width - _RIGHT)
     height = _TOP + _ROW * len(bars) + _AXIS
     bottom = height - _AXIS
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="Tokens per second by setting">']
-    for value in x.ticks(6):
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Tokens per second by setting">']
+    for value in x.ticks(width // 140):
         at = x.place(value)
         parts.append(f'<path class="grid" d="M{at:.1f} {_TOP}V{bottom}"/>')
         parts.append(
@@ -89,7 +93,9 @@ def draw_bars(bars: Sequence[SpeedBar]) -> str:
 
 def _bar(bar: SpeedBar, x: Scale, top: float) -> list[str]:
     weight = ' font-weight="700"' if bar.is_best else ""
-    told = f"{bar.value:,.0f} tokens/s, {bar.note}" if bar.value is not None else f"not measured: {bar.note}"
+    told = f"not measured: {bar.note}".rstrip(": ")
+    if bar.value is not None:
+        told = f"{bar.value:,.0f} tokens/s, {bar.note}".rstrip(", ")
     label = escape(f"{bar.label}{' (fastest)' if bar.is_best else ''}: {told}")
     parts = [f'<text class="label" x="{x.start + 4}" y="{top + 16}"{weight}>{label}</text>']
     if bar.value is None:

@@ -86,8 +86,8 @@ class Workers:
             file = Path(folder) / "job.json"
             file.write_text(json.dumps(job), encoding="utf-8")
             command = [*self.command, str(file)]
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-            with subprocess.Popen(command, **pipes) as process:
+            pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+            with subprocess.Popen(command, stdin=nothing, stdout=pipe, stderr=pipe) as process:
                 try:
                     out, said = process.communicate(timeout=limit_s)
                 except subprocess.TimeoutExpired:
@@ -130,7 +130,7 @@ def bench(workers: Workers, settings: Sequence[Setting], minutes: float, on_prog
 def _checked(workers: Workers, settings: Sequence[Setting]) -> list[_Cell]:
     answers = workers.check(settings)
     problems: dict[str, list[str]] = {}
-    for setting, answer in zip(settings, answers, strict=False):
+    for setting, answer in zip(settings[: len(answers)], answers, strict=True):
         if "error" in answer and not answer.get("does_not_fit"):
             problems.setdefault(answer["error"], []).append(name_of(setting))
     if problems:
