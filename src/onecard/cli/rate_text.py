@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _SIZE = (64, 12)
 # What lies higher than so many times the lower half of the losses is cut from the picture.
-_SHOWN = 2.5
+_SHOWN = 5.0
 _FIT_POINTS = 60
 _RATE_KEYS = ("learning_rate", "muon_learning_rate")
 
@@ -85,19 +85,16 @@ def curve_lines(search: "RateSearch") -> list[str]:
     left, right = points[0][0], points[-1][0]
     margin = 0.05 * (top - low) or 0.01
     frame = Frame(right - left, low - margin, top + margin)
-    runs = [[(x - left, loss)] for x, loss in points if loss <= frame.top]
-    cells = draw(
-        [*_fitted(search, left, frame), *runs],
-        "." * len(_fitted(search, left, frame)) + "o" * len(runs),
-        frame,
-        _SIZE,
-        dots=False,
+    fit, runs = _fitted(search, left, frame), [[(x - left, loss)] for x, loss in points if loss <= frame.top]
+    below, above = (
+        draw(curves, mark * len(curves), frame, _SIZE, dots=False) for mark, curves in ((".", fit), ("o", runs))
     )
     labels = {0: f"{frame.top:.3f}", _SIZE[1] - 1: f"{frame.bottom:.3f}"}
     indent = max(map(len, labels.values())) + 1
     lines = ["held-out loss over learning_rate (o runs, . fit)"]
-    for number, row in enumerate(cells):
-        text = "".join(character for character, _ in row).rstrip()
+    for number, (row, over) in enumerate(zip(below, above, strict=True)):
+        # Runs stay seen where the fit meets them.
+        text = "".join(top if top != " " else mark for (mark, _), (top, _) in zip(row, over, strict=True)).rstrip()
         lines.append(f"{labels.get(number, '').rjust(indent - 1)} |{text}")
     first, last = (f"{search.rates_of(2**x)['learning_rate']:g}" for x in (left, right))
     lines.append(" " * indent + "+" + "-" * _SIZE[0])
