@@ -56,6 +56,17 @@ def test_the_least_of_a_parabola_is_found_and_a_steep_far_end_does_not_move_it()
     assert fit.flat(100.0) == (-1, 1)  # never beyond what was fitted
 
 
+def test_points_off_the_curve_widen_what_is_flat() -> None:
+    points = [(x, 2.0 + 0.05 * x * x + off) for x, off in ((-1, 0.01), (-0.5, -0.01), (0, 0.0), (0.5, 0.01), (1, 0.0))]
+    fit = fit_parabola(points)
+    assert fit is not None
+    assert fit.residual == pytest.approx(0.0094, rel=0.1)
+    found = propose([trial(round(2 * x), loss, 50) for x, loss in points], 1, (50,), 50)
+    assert found is not None
+    assert found.noise == fit.residual
+    assert found.flat == tuple(2**x for x in fit.flat(fit.residual))
+
+
 @pytest.mark.parametrize("points", [[(0, 1.0)], [(0, 1.0), (1, 2.0), (2, 3.0)], [(-1, 1.0), (0, 0.9)]])
 def test_without_a_minimum_inside_there_is_no_fit(points: list[tuple[float, float]]) -> None:
     assert fit_parabola(points) is None

@@ -125,7 +125,9 @@ def proposal_lines(search: "RateSearch") -> list[str]:
     if proposal.flat is not None:
         low, high = (search.rates_of(factor) for factor in proposal.flat)
         ranges = ", ".join(f"{key} {low[key]:g} to {high[key]:g}" for key in low)
-        noise = f"noise between runs {proposal.noise:.4f}, between seeds {proposal.seed_spread:.4f}"
+        noise = f"noise between runs {proposal.noise:.4f}"
+        if proposal.seed_spread is not None:
+            noise += f", between seeds {proposal.seed_spread:.4f}"
         lines.append(f"Flat: {ranges}; the loss there is as good as the least ({noise}).")
     if proposal.recipe_loss is not None:
         more = max(0.0, proposal.recipe_loss - proposal.loss)

@@ -13,13 +13,17 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Parabola:
-    """loss = `curvature` * (x - `x`)^2 + `loss`; fitted to points from `left` to `right`."""
+    """loss = `curvature` * (x - `x`)^2 + `loss`; fitted to points from `left` to `right`.
+
+    `residual` is by how much a point lies off it, allowing for what was fitted; None for three points, which lie on it.
+    """
 
     x: float
     loss: float
     curvature: float
     left: float
     right: float
+    residual: float | None = None
 
     def flat(self, noise: float) -> tuple[float, float]:
         """Where the loss is within `noise` of the least, as far as points reach."""
@@ -46,7 +50,9 @@ def fit_parabola(points: Sequence[Point]) -> Parabola | None:
     if not xs.min() <= x <= xs.max():
         return None
     loss = float(level + slope * at / 2)
-    return Parabola(x, loss, float(curvature), float(xs.min()), float(xs.max()))
+    off = losses - np.polyval((curvature, slope, level), xs - lowest[0])
+    residual = math.sqrt(float(off @ off) / (len(near) - 3)) if len(near) > 3 else None
+    return Parabola(x, loss, float(curvature), float(xs.min()), float(xs.max()), residual)
 
 
 def comparison_noise(pairs: Sequence[tuple[float, float]]) -> float | None:

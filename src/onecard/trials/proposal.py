@@ -18,8 +18,9 @@ _MOST_SHIFT = 1.0
 class Proposal:
     """What to take: `factor` times the recipe's rates for the whole run, `factor_here` for runs as short as these.
 
-    `flat` is the range of factors whose loss the noise between runs cannot tell from the least here; None where it is
-    not known. `fit` is in octaves from the recipe's rate; None where the runs show no minimum inside.
+    `noise` is by how much chance moves runs against one another: by what another seed changed, or by how far they lie
+    off the fit, whichever is more. `flat` is the range of factors whose loss it cannot tell from the least here; None
+    where it is not known. `fit` is in octaves from the recipe's rate; None where the runs show no minimum inside.
     `shift_per_fourfold` is by how many octaves the least moved, per factor of 4 in length; None where it is not known
     or not needed.
     """
@@ -58,7 +59,10 @@ def propose(trials: Sequence[Trial], seed: int, lengths: Sequence[int], of_steps
     offset = sum(b - a for a, b in pairs) / len(pairs) if pairs else 0.0
     losses = {rung: (loss + second[rung] - offset) / 2 if rung in second else loss for rung, loss in first.items()}
     best = min(losses, key=lambda rung: losses[rung])
-    noise, fit = comparison_noise(pairs), _fit(losses)
+    seed_noise, fit = comparison_noise(pairs), _fit(losses)
+    # Seeds that happen to agree do not make runs that lie off the curve any surer.
+    known = [value for value in (seed_noise, fit.residual if fit else None) if value is not None]
+    noise = max(known, default=None)
     flat = None if fit is None or noise is None else fit.flat(noise)
     here = fit.x if fit is not None else best / 2
     shift = None if fit is None else _shift(fit, trials, seed, lengths, of_steps)

@@ -162,8 +162,8 @@ def list_warnings(search: RateSearch) -> list[str]:
         found.append(
             "the runs show no minimum inside of what was tried: this is the best run, not the bottom of a curve"
         )
-    if proposal.noise is None:
-        found.append("there were no two rates with a second seed, so how much of it is chance is not known")
+    if proposal.seed_spread is None:
+        found.append("there was no time for a second seed, so chance is known only by how far runs lie off the fit")
     if budget.num_steps == budget.of_steps:
         return found
     times = f"{budget.of_steps / budget.num_steps:.3g}"
