@@ -45,13 +45,12 @@ def bench(
     source, overrides = source_from_words(words or [], config)
     if page is not None:
         refuse_taken(page)
-    found = api.bench(
-        source,
-        sweep=parse_sweeps(sweep or []),
-        minutes=minutes,
-        on_progress=lambda text: print(text, file=sys.stderr, flush=True),
-        **overrides,
-    )
+    sweeps = parse_sweeps(sweep or [])
+    try:
+        found = api.bench(source, sweep=sweeps, minutes=minutes, on_progress=_tell, **overrides)
+    except KeyboardInterrupt:  # before anything was timed
+        print("stopped", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     lines = bench_lines(found)
     picture = write_page(found.source, table_rows(found), lines, speed_bars(found), page)
     if as_json:
@@ -64,3 +63,9 @@ def bench(
         print(f"picture      {picture}")
     if found.was_stopped:
         raise typer.Exit(EXIT_INTERRUPTED)
+    if found.best is None:
+        raise typer.Exit(1)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

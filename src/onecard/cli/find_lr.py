@@ -42,15 +42,19 @@ def find_lr(
     from onecard.cli.rate_text import print_search, search_document, train_command
     from onecard.errors import EXIT_INTERRUPTED
 
-    with PreparationProgress(sys.stderr) as progress:
-        search, folder = api.find_lr(
-            recipe,
-            minutes=minutes,
-            output_dir=output_dir,
-            on_budget=partial(_tell_budget, progress),
-            on_trial=_tell_trial,
-            on_progress=progress,
-        )
+    try:
+        with PreparationProgress(sys.stderr) as progress:
+            search, folder = api.find_lr(
+                recipe,
+                minutes=minutes,
+                output_dir=output_dir,
+                on_budget=partial(_tell_budget, progress),
+                on_trial=_tell_trial,
+                on_progress=progress,
+            )
+    except KeyboardInterrupt:  # before the first run
+        print("stopped", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     command = train_command(search, *source_from_words(given, config))
     document = search_document(search, folder, command)
     api.keep_result(folder, document)

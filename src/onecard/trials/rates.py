@@ -97,6 +97,8 @@ def find_rate(plan: Plan, corpus: TrainingData, minutes: float, on_budget: OnBud
             search.trials.append(runs.run(factor_of(rung), seed, num_steps, best))
             on_trial(search.trials[-1])
     except KeyboardInterrupt:
+        if not search.trials:
+            raise
         search.was_stopped = True
     search.seconds = time.monotonic() - started
     return search
