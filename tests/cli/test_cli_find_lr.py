@@ -1,16 +1,20 @@
 """`onecard find-lr`: what it says, writes and refuses."""
 
 import json
+import math
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import onecard
 import onecard.api
 from onecard.cli.rate_text import curve_lines, proposal_lines, train_command, trial_rows
 from onecard.spec import Plan
+from onecard.trials.evidence import Evidence
 from onecard.trials.ladder import factor_of
 from onecard.trials.rates import Budget, RateSearch, list_warnings
 from onecard.trials.short_runs import Trial
@@ -96,6 +100,15 @@ def test_a_search_leaves_its_evidence_and_overwrites_none(run: Callable[..., Any
     again = run(*WORDS, "--output-dir", "evidence")
     assert again.code == 2
     assert "not empty" in again.stderr
+
+
+def test_losses_that_are_not_finite_are_kept_as_null(search: RateSearch, place: Path) -> None:
+    recipe = onecard.load_recipe({"dataset": "text.txt", "max_steps": 6, "vocab_size": 300})
+    evidence = Evidence.create(place / "evidence", recipe, search.plan)
+    evidence.add(replace(trial(0, None), losses=(4.0, math.nan, math.inf)))
+    evidence.discard_if_empty()
+    (line,) = (place / "evidence" / "trials.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["losses"] == [4.0, None, None]
 
 
 def test_too_little_time_leaves_no_folder(run: Callable[..., Any], place: Path) -> None:

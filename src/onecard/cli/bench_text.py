@@ -95,8 +95,8 @@ def bench_lines(bench: "Bench") -> list[str]:
     plan, num_steps = done[0][1], sum(row.num_steps for row, _ in done)
     device = plan.forecast.card if plan.forecast else plan.device
     lines.append(
-        f"Measured on {device} with PyTorch {version('torch')}: medians of {num_steps} steps after warm-up, in "
-        f"{bench.num_rounds} processes per setting that took turns."
+        f"Measured on {device} with PyTorch {version('torch')}: medians of {num_steps} steps after warm-up; settings "
+        f"took turns in {bench.num_rounds} round{'s' * (bench.num_rounds > 1)}, each time in a process of their own."
     )
     lines.append(_peak_line(done))
     if len({plan.total_batch_size for _, plan in done}) > 1:

@@ -96,7 +96,8 @@ def _bar(bar: SpeedBar, x: Scale, top: float) -> list[str]:
     told = f"not measured: {bar.note}".rstrip(": ")
     if bar.value is not None:
         told = f"{bar.value:,.0f} tokens/s, {bar.note}".rstrip(", ")
-    label = escape(f"{bar.label}{' (fastest)' if bar.is_best else ''}: {told}")
+    # A phone has no room for what colour and weight say, too.
+    label = escape(f"{bar.label}{' (fastest)' if bar.is_best and bar.note else ''}: {told}")
     parts = [f'<text class="label" x="{x.start + 4}" y="{top + 16}"{weight}>{label}</text>']
     if bar.value is None:
         return parts
