@@ -26,7 +26,7 @@ from onecard.run.recovery import Recovery
 from onecard.run.refusals import Refusals
 from onecard.run.rests import Rests
 from onecard.run.retreat import Retreat, Trouble
-from onecard.run.stepping import make_step
+from onecard.run.stepping import make_step, to_host
 from onecard.spec import Plan
 from onecard.training.schedule import rate_at
 from onecard.training.state import TrainState
@@ -113,7 +113,7 @@ class Loop:
         progress.position += self._plan.total_batch_size
         progress.tokens_seen += made.num_tokens
         launched = _Pending(
-            progress.step, made.learning_rate, made.num_tokens, progress.tokens_seen, feed.wait_s, *_to_host(made.stats)
+            progress.step, made.learning_rate, made.num_tokens, progress.tokens_seen, feed.wait_s, *to_host(made.stats)
         )
         # Where the step before sends the run back, the one that was launched meanwhile is made anew.
         if not (yield from self._drain()):
@@ -243,18 +243,6 @@ class Loop:
 def _wait_for(pending: _Pending) -> None:
     if pending.copied is not None:
         pending.copied.synchronize()
-
-
-def _to_host(stats: StepStats) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Starts one copy of all statistics; the event tells when it has arrived."""
-    values = torch.stack([stats.loss, stats.gradient_norm, stats.num_targets.float(), stats.is_finite.float()])
-    if values.device.type == "cpu":
-        return values, None
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    host.copy_(values, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-    return host, copied
 
 
 def _reserved_bytes(device: torch.device) -> int | None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from onecard.model.decoder import CompilerError
@@ -37,3 +38,15 @@ def _train(state: TrainState, micro_batches: Sequence[MicroBatch], learning_rate
 def seed_step(seed: int, step: int) -> None:
     """Seeds dropout of one step from (seed, step), so that a resumed run draws what an uninterrupted one would."""
     torch.manual_seed((seed * 1_000_003 + step) & 0x7FFF_FFFF_FFFF_FFFF)
+
+
+def to_host(stats: StepStats) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Starts one copy of all statistics; the event tells when it has arrived."""
+    values = torch.stack([stats.loss, stats.gradient_norm, stats.num_targets.float(), stats.is_finite.float()])
+    if values.device.type == "cpu":
+        return values, None
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return host, copied
