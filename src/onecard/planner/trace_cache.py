@@ -59,8 +59,9 @@ def _tell_long_trace(plan: Plan) -> None:
     config = make_config(plan.model.settings)
     if not loops_over_tokens(config):
         return
-    # Micro-batches that are traced, with their backward pass and what recomputes, and an evaluation.
-    seconds = _LOOPED_TOKEN_S * config.num_hidden_layers * plan.max_seq_length * (1 + 2 * min(2, plan.num_micro_batches))
+    # Forward and backward of the micro-batches that are traced, and an evaluation.
+    num_passes = 1 + 2 * min(2, plan.num_micro_batches)
+    seconds = _LOOPED_TOKEN_S * config.num_hidden_layers * plan.max_seq_length * num_passes
     if seconds > _WORTH_TELLING_S:
         log.warning(
             "foreseeing a step of %d x %d tokens takes about %s of one core: %s goes from token to token in Python. "
