@@ -17,6 +17,8 @@ from onecard.errors import InputError
 
 # Their layers follow the interface, but do not hand on what is said about borders; a mask they do.
 _KEEPING_KEYWORDS = ("nemotron", "stablelm")
+# Without kernels of their own, their recurrence is a loop over tokens in Python.
+_LOOPING = ("falcon_mamba", "jamba", "mamba", "recurrent_gemma", "rwkv", "zamba")
 
 Backend = Literal["sdpa", "eager", "apart"]
 
@@ -51,6 +53,11 @@ def carries_state(config: PreTrainedConfig) -> bool:
         return True
     kinds = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
     return any("linear" in kind or not kind.endswith("attention") for kind in map(str, kinds))
+
+
+def loops_over_tokens(config: PreTrainedConfig) -> bool:
+    """Whether the family's code goes from token to token, rather than computing many at a time."""
+    return config.model_type in _LOOPING
 
 
 def follows_interface(config: PreTrainedConfig) -> bool:

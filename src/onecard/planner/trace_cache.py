@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import zlib
 from dataclasses import asdict
 from importlib.metadata import version
@@ -9,10 +10,15 @@ from pathlib import Path
 
 from onecard.data.cache import cache_folder, short_hash
 from onecard.errors import OnecardError
+from onecard.model.build import make_config
+from onecard.model.families import loops_over_tokens
 from onecard.planner.compiled import CannotTraceCompiled
 from onecard.planner.recorder import Record, Work
 from onecard.planner.trace import Trace, trace_plan
 from onecard.spec import Plan
+from onecard.units import format_seconds
+
+log = logging.getLogger("onecard.planner")
 
 # Raised whenever the same plan would give another record.
 _VERSION = 9
@@ -21,6 +27,10 @@ _SHAPING = (
     *("precision", "torch_compile", "attn_implementation", "gradient_checkpointing", "max_seq_length"),
     *("micro_batch_size", "eval_batch_size", "task", "loss_chunk_size"),
 )
+# Seconds of a core for one pass of a layer that goes from token to token over one of them (0.007 to 0.011 measured).
+# A plan that takes longer than the second says so before.
+_LOOPED_TOKEN_S = 0.01
+_WORTH_TELLING_S = 20.0
 
 
 class CannotTrace(Exception):
@@ -33,6 +43,7 @@ def trace_cached(plan: Plan, compute_capability: tuple[int, int] | None) -> Trac
     path = _file_of(plan, compute_capability, has_borders)
     if (found := _read(path)) is not None:
         return found
+    _tell_long_trace(plan)
     try:
         trace = trace_plan(plan, compute_capability, has_borders=has_borders)
     except (OnecardError, CannotTraceCompiled):
@@ -42,6 +53,24 @@ def trace_cached(plan: Plan, compute_capability: tuple[int, int] | None) -> Trac
         raise CannotTrace(" ".join(str(error).split())[:200] or type(error).__name__) from error
     _write(path, trace)
     return trace
+
+
+def _tell_long_trace(plan: Plan) -> None:
+    config = make_config(plan.model.settings)
+    if not loops_over_tokens(config):
+        return
+    # Forward and backward of the micro-batches that are traced, and an evaluation.
+    num_passes = 1 + 2 * min(2, plan.num_micro_batches)
+    seconds = _LOOPED_TOKEN_S * config.num_hidden_layers * plan.max_seq_length * num_passes
+    if seconds > _WORTH_TELLING_S:
+        log.warning(
+            "foreseeing a step of %d x %d tokens takes about %s of one core: %s goes from token to token in Python. "
+            "It is done once and remembered; shorter texts (--max_seq_length) take as much less.",
+            plan.micro_batch_size,
+            plan.max_seq_length,
+            format_seconds(seconds),
+            config.model_type,
+        )
 
 
 def is_traced(plan: Plan, compute_capability: tuple[int, int]) -> bool:
