@@ -29,6 +29,8 @@ from tiny_models import make_base  # noqa: E402
 # Text and chats that are few on purpose would be learned by heart in so long a time, which is then found rightly.
 _SHORT = ("tiny text", "early stopping", "batch of one")
 _READING_INTERVAL_S = 1.0
+# No step of these tiny models takes so long by itself.
+_PAUSE_S, _NUM_TRIES = 10.0, 4
 
 
 def measure(kind: Kind, *, in_earnest: bool) -> dict[str, Any]:
@@ -40,13 +42,24 @@ def measure(kind: Kind, *, in_earnest: bool) -> dict[str, Any]:
         place = Place(Path(folder), lambda family: make_base(family, Path(folder) / "bases"))
         found = run(kind, place, patch)
         events = [json.loads(line) for line in (Path(folder) / "run" / "events.jsonl").read_text("utf-8").splitlines()]
+    steps_s = [event["step_s"] for event in events if event["event"] == "step"]
     return {
         "found": sorted(found),
         "evidence": {id: finding.evidence for id, finding in found.items()},
         "remedy": {id: finding.remedy for id, finding in found.items()},
-        "steps": sum(event["event"] == "step" for event in events),
+        "steps": len(steps_s),
+        "longest_step_s": round(max(steps_s, default=0.0), 1),
         "seconds": round(time.perf_counter() - begun_s, 1),
     }
+
+
+def measure_again_if_paused(kind: Kind, *, in_earnest: bool) -> dict[str, Any]:
+    """Makes a run anew where the machine stood still meanwhile: its time was over before it had made its steps."""
+    for _ in range(_NUM_TRIES):
+        row = measure(kind, in_earnest=in_earnest)
+        if row["longest_step_s"] < _PAUSE_S:
+            break
+    return row
 
 
 def lasting(name: str, seconds: float) -> Kind:
@@ -74,19 +87,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each healthy run")
     parser.add_argument("--only", choices=("sick", "healthy"))
+    parser.add_argument("--from_end", action="store_true", help="the last kind first, beside a process that does not")
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     path = RESULTS / "findings.json"
     rows = read_rows(path)
     kinds = {f"sick: {name}": kind for name, kind in DISEASES.items() if given.only != "healthy"}
     kinds |= {f"healthy: {name}": lasting(name, given.seconds) for name in HEALTHY if given.only != "sick"}
-    for name, kind in kinds.items():
+    for name in reversed(kinds) if given.from_end else kinds:
         if name not in rows:
-            row = measure(kind, in_earnest=name.startswith("healthy"))
+            kind = kinds[name]
+            row = measure_again_if_paused(kind, in_earnest=name.startswith("healthy"))
             found = set(row["found"])
             # A healthy run may have what the machine has.
             row["is_right"] = kind.finds <= found <= kind.finds | kind.may_find | MACHINE
-            rows[name] = row
+            rows = read_rows(path) | {name: row}  # the other half may run at the same time
             save_result(path, {"rows": rows, "summary": summarize(rows)})
         print(f"{'ok ' if rows[name]['is_right'] else 'BAD'} {name}: {', '.join(rows[name]['found']) or 'nothing'}")
     print(json.dumps(summarize(rows), indent=1))

@@ -10,7 +10,12 @@ import pytest
 from onecard.observe.detectors import Phrasebook, entries, in_chinese, make_finding, phrases
 
 ROWS = tomllib.loads(Path(phrases.__file__).with_name("phrases.toml").read_text(encoding="utf-8"))
-SOURCES = [path.read_text(encoding="utf-8") for path in Path(phrases.__file__).parent.glob("*.py")]
+_OURS = Path(phrases.__file__).parent
+SOURCES = [
+    path.read_text(encoding="utf-8")
+    for folder in (_OURS, _OURS.parents[1] / "run")
+    for path in folder.glob("*.py")
+]
 
 
 def fields(template: str) -> set[str]:

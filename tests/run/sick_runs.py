@@ -509,24 +509,24 @@ DISEASES: dict[str, Kind] = {
         says=("dataloader_num_workers: 2 instead of 0 (without waiting",),
     ),
     "saving at every step": Kind(
-        {"save_steps": 1, "save_total_limit": 2, "max_steps": 40, "eval_steps": 0},
+        {"save_steps": 1, "save_total_limit": 2, "max_steps": 24, "eval_steps": 0},
         finds=_ids("saving-too-often"),
         may_find=MACHINE,
         is_timed=True,
         says=(" instead of 1 (saving then takes about 1% of the time)",),
     ),
     "evaluating at every step": Kind(
-        {"eval_steps": 1, "max_steps": 40, "eval_batches": None, "eval_fraction": 0.5, "learning_rate": 1e-9},
+        {"eval_steps": 1, "max_steps": 24, "eval_batches": None, "eval_fraction": 0.5, "learning_rate": 1e-9},
         finds=_ids("evaluating-too-often"),
         may_find=MACHINE | _ids("saving-too-often"),
         is_timed=True,
         says=("eval_steps: ",),
     ),
     "steps slower than planned": Kind(
-        {"eval_steps": 0}, _slow_steps(cpu=60.0, own=58.0), _ids("slower-than-planned"), is_timed=True
+        {"eval_steps": 0, "max_steps": 40}, _slow_steps(cpu=60.0, own=58.0), _ids("slower-than-planned"), is_timed=True
     ),
     "a busy machine": Kind(
-        {"eval_steps": 0},
+        {"eval_steps": 0, "max_steps": 40},
         _slow_steps(cpu=95.0, own=40.0),
         _ids("cpu-shared"),
         is_timed=True,
@@ -663,5 +663,8 @@ HEALTHY: dict[str, Kind] = {
     "lora of gpt2": Kind(_LORA, family="gpt2"),
     "qlora": Kind(_LORA | {"method": "qlora"}, family="llama"),
 }
+# So like others that seconds of them tell nothing more: made by benchmarks/findings.py alone.
+ONLY_LASTING = ("adamw", "llama", "cosine", "constant", "low rate", "no clipping", "long", "samples", "saving")
+ONLY_LASTING += ("chats of gpt2", "chats of several rounds", "lora of gpt2")
 # With what the package needs of others.
 NEEDS_BITSANDBYTES = ("qlora",)
