@@ -373,6 +373,11 @@ def _on_host(patch: pytest.MonkeyPatch, *, cpu: float, own: float) -> None:
     patch.setattr(psutil.Process, "cpu_percent", lambda *_, **__: own * (psutil.cpu_count() or 1))
 
 
+def _slow_disk(patch: pytest.MonkeyPatch) -> None:
+    _slowed("onecard.data.stream.BatchStream._build_step", 0.05)(patch)
+    _on_host(patch, cpu=10.0, own=5.0)
+
+
 def _slow_steps(*, cpu: float, own: float) -> Callable[[pytest.MonkeyPatch], None]:
     def befall(patch: pytest.MonkeyPatch) -> None:
         # A plan that was made while nothing else ran.
@@ -502,7 +507,7 @@ DISEASES: dict[str, Kind] = {
     ),
     "a slow disk": Kind(
         {"dataloader_num_workers": 0, "max_steps": 40},
-        _slowed("onecard.data.stream.BatchStream._build_step", 0.05),
+        _slow_disk,
         _ids("starved-by-data"),
         MACHINE,
         is_timed=True,
