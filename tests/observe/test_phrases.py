@@ -12,9 +12,7 @@ from onecard.observe.detectors import Phrasebook, entries, in_chinese, make_find
 ROWS = tomllib.loads(Path(phrases.__file__).with_name("phrases.toml").read_text(encoding="utf-8"))
 _OURS = Path(phrases.__file__).parent
 SOURCES = [
-    path.read_text(encoding="utf-8")
-    for folder in (_OURS, _OURS.parents[1] / "run")
-    for path in folder.glob("*.py")
+    path.read_text(encoding="utf-8") for folder in (_OURS, _OURS.parents[1] / "run") for path in folder.glob("*.py")
 ]
 
 

@@ -33,7 +33,9 @@ _VALUE = "x1"
 def is_chinese(reason: str) -> bool:
     """No run of English words is left; names, numbers and what is to be typed are."""
     told = tell_reason(reason, Say("zh"))
-    return told != reason and not re.search(r"[a-z]{2,} [a-z]{2,} [a-z]{2,}", re.sub(r"`.*?`|\(.*?\)|（.*?）", "", told))
+    return told != reason and not re.search(
+        r"[a-z]{2,} [a-z]{2,} [a-z]{2,}", re.sub(r"`.*?`|\(.*?\)|（.*?）", "", told)
+    )
 
 
 def text_of(node: ast.AST) -> str | None:
