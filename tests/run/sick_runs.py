@@ -528,10 +528,10 @@ DISEASES: dict[str, Kind] = {
         says=("eval_steps: ",),
     ),
     "steps slower than planned": Kind(
-        {"eval_steps": 0, "max_steps": 40}, _slow_steps(cpu=60.0, own=58.0), _ids("slower-than-planned"), is_timed=True
+        {"eval_steps": 0}, _slow_steps(cpu=60.0, own=58.0), _ids("slower-than-planned"), is_timed=True
     ),
     "a busy machine": Kind(
-        {"eval_steps": 0, "max_steps": 40},
+        {"eval_steps": 0},
         _slow_steps(cpu=95.0, own=40.0),
         _ids("cpu-shared"),
         is_timed=True,
