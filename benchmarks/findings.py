@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,10 @@ def lasting(name: str, seconds: float) -> Kind:
     changes = dict(kind.changes) | {"max_steps": None, "max_hours": seconds / 3600, "eval_steps": "auto"}
     if kind.family is not None:
         changes = {key: value for key, value in changes.items() if key != "eval_steps"}
-        return replace(kind, changes=changes, chats=many_chats if kind.chats is None else kind.chats)
+        return replace(kind, changes=changes, chats=many_chats if kind.chats is None else many_rounds)
+    if "save_steps" in changes:
+        # Some twenty steps of these models are a second or two: to save so often for long is rightly found.
+        changes["save_steps"] = 200
     return replace(kind, changes=changes, text=LONG_TEXT["text"])
 
 
@@ -86,6 +90,11 @@ def many_chats() -> list[Any]:
         for a in range(150)
         for b in range(150)
     ]
+
+
+def many_rounds() -> list[Any]:
+    """The same, two to a chat."""
+    return [[*first, *second] for first, second in pairwise(many_chats())]
 
 
 def main() -> None:

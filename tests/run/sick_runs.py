@@ -670,6 +670,7 @@ HEALTHY: dict[str, Kind] = {
 }
 # So like others that seconds of them tell nothing more: made by benchmarks/findings.py alone.
 ONLY_LASTING = ("adamw", "llama", "cosine", "constant", "low rate", "no clipping", "long", "samples", "saving")
+ONLY_LASTING += ("characters", "bpe", "linear", "high rate", "batch of one")
 ONLY_LASTING += ("chats of gpt2", "chats of several rounds", "lora of gpt2")
 # With what the package needs of others.
 NEEDS_BITSANDBYTES = ("qlora",)
