@@ -117,6 +117,11 @@ def measure(shape: dict[str, Any], num_steps: int) -> dict[str, Any]:
         run = onecard.train(recipe, output_dir=Path(folder) / "run", on_event=watch, on_plan=show)
         parameters = json.loads((run / "plan.json").read_text(encoding="utf-8"))["model"]["num_parameters"]
         lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    if len(watch.whole_s) != num_steps:
+        # A signal, such as that of a limit of time, ends a run in order, after any step.
+        raise SystemExit(
+            f"the run was stopped after {len(watch.whole_s)} of {num_steps} steps, which is no measurement"
+        )
     whole, beside, bare = (times[_NUM_FIRST:] for times in (watch.whole_s, watch.beside_s, watch.bare_s))
     return {
         "device": "cuda" if torch.cuda.is_available() else "cpu",

@@ -165,6 +165,11 @@ def test_waiting_for_data_is_measured(make_plan) -> None:
     idle = readings(6, gpu_share=0.5)
     assert "starved-by-data" in found_in(make_plan(device="cuda:0"), [*waiting, *idle])
     assert not found_in(make_plan(), steps(30, lambda step: {"wait_s": 0.2}))  # fifteen seconds say nothing
+    # Where others have the CPU, the thread that prepares batches waits for it, and more threads would, too.
+    taken = readings(3, cpu_share=0.9, own_cpu_share=0.4)
+    assert not found_in(make_plan(), [*waiting, *taken])
+    assert "starved-by-data" in found_in(make_plan(), [*waiting, *taken[:2]])
+    assert "starved-by-data" in found_in(make_plan(device="cuda:0"), [*waiting, *readings(6, gpu_share=0.5), *taken])
 
 
 def test_frequent_saving_names_an_interval(make_plan) -> None:

@@ -10,7 +10,10 @@ import pytest
 from onecard.observe.detectors import Phrasebook, entries, in_chinese, make_finding, phrases
 
 ROWS = tomllib.loads(Path(phrases.__file__).with_name("phrases.toml").read_text(encoding="utf-8"))
-SOURCES = [path.read_text(encoding="utf-8") for path in Path(phrases.__file__).parent.glob("*.py")]
+_OURS = Path(phrases.__file__).parent
+SOURCES = [
+    path.read_text(encoding="utf-8") for folder in (_OURS, _OURS.parents[1] / "run") for path in folder.glob("*.py")
+]
 
 
 def fields(template: str) -> set[str]:
@@ -52,3 +55,23 @@ def test_a_remedy_is_translated_with_its_setting_and_effect() -> None:
 
 def test_what_a_record_of_another_version_says_stays() -> None:
     assert in_chinese("on-battery", "as it was", "plug it somewhere") == ("as it was", "plug it somewhere")
+
+
+# As other parts of a run than detectors say it.
+TOLD = {
+    "non-finite": f"{phrases.phrase('refused-in-a-row', num=5)}, {phrases.phrase('last-refused', step=9)}, "
+    f"{phrases.phrase('loss', loss='nan')}, {phrases.phrase('gradient-norm', norm='inf')}; "
+    f"{phrases.phrase('gone-back', num=2)}",
+    "left-out": phrases.phrase("no-evaluation", error="CUDA out of memory. Tried to allocate 1.50 GiB"),
+    "score-not-written": phrases.phrase("score-of", name="best-of", task="ifeval", error="[Errno 28] No space left"),
+    "finalist-damaged": phrases.phrase("led-by", name="step-000002", task="ifeval", error="damaged; use another"),
+    "drive-wear": phrases.phrase("an-hour", size="931.3 GiB"),
+}
+
+
+@pytest.mark.parametrize("id", TOLD)
+def test_what_a_run_says_beside_its_detectors_is_translated(id: str) -> None:
+    evidence, _ = in_chinese(id, TOLD[id], entries()[id].texts["en"].remedy)
+    words = re.sub("CUDA out of memory.*|damaged; .*|No space left", "", evidence)  # said by others
+    assert re.search("[\u4e00-\u9fff]", words)
+    assert not re.search("[a-z]{2,} [a-z]{2,}", words)

@@ -373,6 +373,11 @@ def _on_host(patch: pytest.MonkeyPatch, *, cpu: float, own: float) -> None:
     patch.setattr(psutil.Process, "cpu_percent", lambda *_, **__: own * (psutil.cpu_count() or 1))
 
 
+def _slow_disk(patch: pytest.MonkeyPatch) -> None:
+    _slowed("onecard.data.stream.BatchStream._build_step", 0.05)(patch)
+    _on_host(patch, cpu=10.0, own=5.0)
+
+
 def _slow_steps(*, cpu: float, own: float) -> Callable[[pytest.MonkeyPatch], None]:
     def befall(patch: pytest.MonkeyPatch) -> None:
         # A plan that was made while nothing else ran.
@@ -502,21 +507,21 @@ DISEASES: dict[str, Kind] = {
     ),
     "a slow disk": Kind(
         {"dataloader_num_workers": 0, "max_steps": 40},
-        _slowed("onecard.data.stream.BatchStream._build_step", 0.05),
+        _slow_disk,
         _ids("starved-by-data"),
         MACHINE,
         is_timed=True,
         says=("dataloader_num_workers: 2 instead of 0 (without waiting",),
     ),
     "saving at every step": Kind(
-        {"save_steps": 1, "save_total_limit": 2, "max_steps": 40, "eval_steps": 0},
+        {"save_steps": 1, "save_total_limit": 2, "max_steps": 24, "eval_steps": 0},
         finds=_ids("saving-too-often"),
         may_find=MACHINE,
         is_timed=True,
         says=(" instead of 1 (saving then takes about 1% of the time)",),
     ),
     "evaluating at every step": Kind(
-        {"eval_steps": 1, "max_steps": 40, "eval_batches": None, "eval_fraction": 0.5, "learning_rate": 1e-9},
+        {"eval_steps": 1, "max_steps": 24, "eval_batches": None, "eval_fraction": 0.5, "learning_rate": 1e-9},
         finds=_ids("evaluating-too-often"),
         may_find=MACHINE | _ids("saving-too-often"),
         is_timed=True,
@@ -663,5 +668,9 @@ HEALTHY: dict[str, Kind] = {
     "lora of gpt2": Kind(_LORA, family="gpt2"),
     "qlora": Kind(_LORA | {"method": "qlora"}, family="llama"),
 }
+# So like others that seconds of them tell nothing more: made by benchmarks/findings.py alone.
+ONLY_LASTING = ("adamw", "llama", "cosine", "constant", "low rate", "no clipping", "long", "samples", "saving")
+ONLY_LASTING += ("characters", "bpe", "linear", "high rate", "batch of one")
+ONLY_LASTING += ("chats of gpt2", "chats of several rounds", "lora of gpt2")
 # With what the package needs of others.
 NEEDS_BITSANDBYTES = ("qlora",)

@@ -49,6 +49,10 @@ _REASONS = {
     "of text run one at a time, by its own attention, which holds all scores": (
         "{name} 自行计算位置，因此文档不能共用一行：每段对话各占一行，文本文档逐个运行，用它自己的注意力，保留全部分数"
     ),
+    "{name} hands a state from token to token, so documents cannot share a row: chats get a row each and documents of "
+    "text run one at a time, by its own code": (
+        "{name} 逐 token 传递状态，因此文档不能共用一行：每段对话各占一行，文本文档逐个运行，用它自己的代码"
+    ),
     "layers of {name} take borders of documents by a mask alone: its own attention, which holds all scores": (
         "{name} 的层只能用掩码表示文档边界：用它自己的注意力，保留全部分数"
     ),
@@ -60,6 +64,9 @@ _REASONS = {
     ),
     # Compiling
     "documents of any length run one at a time, each a shape to compile": "长度不一的文档逐个运行，每种形状都要编译",
+    "its own code counts positions or goes from token to token in Python, which compiles for long": (
+        "它自己的代码计算位置或用 Python 逐 token 运行，编译很久"
+    ),
     "the run is over before compiling pays": "训练太短，编译不划算",
     "pays back within the run": "在训练过程中能收回编译的时间",
     "no C++ compiler is installed": "没有安装 C++ 编译器",

@@ -23,7 +23,7 @@ from onecard.evaluation.task import Result, Subject, Task
 from onecard.model.folder import load_adapter
 from onecard.model.in_place import load_in_place
 from onecard.model.shortage import Shortage, attempt
-from onecard.observe.detectors import as_event, make_finding
+from onecard.observe.detectors import as_event, make_finding, phrase
 from onecard.observe.events import ChosenEvent, Event, FindingEvent, FinishReason, ScoredEvent
 from onecard.run.clock import Clock
 from onecard.run.control import Control
@@ -175,7 +175,7 @@ class Judge:
                 keep_responses(root, f"{stored.name}-{name}", result)
                 record_scores(root, CheckpointScores(name=name, step=step, scores=result.scores))
             except OSError as error:
-                yield self._not_written(f"the score of {name} by {stored.name}", error)
+                yield self._not_written(phrase("score-of", name=name, task=stored.name, error=error))
                 return
             self._unwritten.pop(0)
 
@@ -219,11 +219,11 @@ class Judge:
         return as_event(finding, self._state.progress.step, self._clock())
 
     def _left_out(self, task: RunTask, step: int, error: CheckpointError) -> FindingEvent:
-        finding = make_finding("finalist-damaged", f"{_name(step)}, which led by {task.name}: {error}", "")
+        finding = make_finding("finalist-damaged", phrase("led-by", name=_name(step), task=task.name, error=error), "")
         return as_event(finding, self._state.progress.step, self._clock())
 
-    def _not_written(self, what: str, error: OSError) -> FindingEvent:
-        finding = make_finding("score-not-written", f"{what}: {error}", "")
+    def _not_written(self, evidence: str) -> FindingEvent:
+        finding = make_finding("score-not-written", evidence, "")
         return as_event(finding, self._state.progress.step, self._clock())
 
     def _rank(self, task: Task, results: dict[int, Result], num_looked_at: int = 0) -> tuple[int, list[Comparison]]:
@@ -286,7 +286,7 @@ class Judge:
         try:
             write_mark(self._folder.root, self._marked_step(), self._found)
         except OSError as error:
-            yield self._not_written("which checkpoint is best", error)
+            yield self._not_written(phrase("which-best", error=error))
 
 
 def _name(step: int) -> str:

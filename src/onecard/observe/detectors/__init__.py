@@ -5,7 +5,7 @@ events ──► History ──► detectors ──► Watch: found several time
 
 from onecard.observe.detectors.catalogue import as_event, entries, in_chinese, make_finding, sections
 from onecard.observe.detectors.history import Foresee, History, Surroundings
-from onecard.observe.detectors.phrases import Phrasebook
+from onecard.observe.detectors.phrases import Phrasebook, phrase
 from onecard.observe.detectors.watch import DETECTORS, Watch
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "entries",
     "in_chinese",
     "make_finding",
+    "phrase",
     "sections",
 ]

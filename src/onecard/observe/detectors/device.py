@@ -5,7 +5,7 @@ from typing import Any
 
 from onecard.observe.detectors.batch import describe, effect_of, micro_batch_setting, resized, smaller_batch
 from onecard.observe.detectors.catalogue import make_finding
-from onecard.observe.detectors.history import History, mean
+from onecard.observe.detectors.history import NUM_READINGS, OTHERS_CPU_SHARE, History, mean
 from onecard.observe.detectors.phrases import phrase
 from onecard.observe.detectors.speed import (
     find_frequent_evaluation,
@@ -17,12 +17,10 @@ from onecard.observe.events import DeviceEvent
 from onecard.spec import Finding
 from onecard.units import GIB, format_bytes
 
-_NUM_READINGS = 6
 _IDLE_SHARE = 0.7
 _LIMIT_SHARE = 0.8
 # Beyond the plan's own band; forecasts of cards that nobody measured yet are coarse.
 _SLOWER = 1.5
-_OTHERS_CPU_SHARE = 0.25
 _HEAT = ("sw_thermal", "hw_thermal")
 _POWER_FAILURE = ("power_brake",)
 # Their driver pages memory of the card to that of the machine, and does not tell a desktop from what computes.
@@ -33,7 +31,7 @@ def find_idle_gpu(history: History) -> Finding | None:
     """A GPU that is not busy, for reasons other than data and saving."""
     readings = _last_readings(history)
     shares = [reading.gpu_share for reading in readings if reading.gpu_share is not None]
-    if not history.is_on_gpu or len(shares) < _NUM_READINGS or not history.is_long_enough():
+    if not history.is_on_gpu or len(shares) < NUM_READINGS or not history.is_long_enough():
         return None
     # While it rests nobody expects anything of it.
     share = min(1.0, mean(shares) / history.may_compute)
@@ -122,7 +120,7 @@ def find_others_on_card(history: History) -> Finding | None:
     with_others = [reading for reading in readings if reading.num_others]
     slowness = find_slowness_figures(history)
     # What merely rests there, as a desktop does, is nobody's concern.
-    if not history.is_on_gpu or len(with_others) < _NUM_READINGS or slowness is None:
+    if not history.is_on_gpu or len(with_others) < NUM_READINGS or slowness is None:
         return None
     last = with_others[-1]
     evidence = phrase("others", num=last.num_others)
@@ -130,7 +128,7 @@ def find_others_on_card(history: History) -> Finding | None:
         evidence = phrase("others-hold", num=last.num_others, size=format_bytes(last.others_bytes))
     if history.surroundings.platform in _WINDOWS:
         # The programs of a desktop are listed with those that compute: only more of them than at first say anything.
-        before = max(reading.num_others or 0 for reading in history.devices[:_NUM_READINGS])
+        before = max(reading.num_others or 0 for reading in history.devices[:NUM_READINGS])
         if min(reading.num_others or 0 for reading in with_others) <= before:
             return None
         evidence = phrase("programs", num=last.num_others, before=before)
@@ -151,18 +149,13 @@ def find_spilling(history: History) -> Finding | None:
 
 
 def find_busy_cpu(history: History) -> Finding | None:
-    shares = [
-        reading.cpu_share - reading.own_cpu_share
-        for reading in _last_readings(history)
-        if reading.cpu_share is not None and reading.own_cpu_share is not None
-    ]
-    slowness = find_slowness_figures(history)
-    if len(shares) < 3 or slowness is None or mean(shares) < _OTHERS_CPU_SHARE:
+    share, slowness = history.others_cpu_share, find_slowness_figures(history)
+    if slowness is None or share < OTHERS_CPU_SHARE:
         return None
     threads = history.plan.num_threads or history.surroundings.num_cores
     return make_finding(
         "cpu-shared",
-        f"{phrase('busy-cpu', share=f'{mean(shares):.0%}')}; {slowness}",
+        f"{phrase('busy-cpu', share=f'{share:.0%}')}; {slowness}",
         phrase("fewer-threads", num=threads - 1) if threads > 1 and not history.is_on_gpu else "",
     )
 
@@ -198,11 +191,11 @@ def find_slowness_figures(history: History) -> str | None:
 
 
 def _last_readings(history: History) -> list[DeviceEvent]:
-    return history.devices[-_NUM_READINGS:]
+    return history.devices[-NUM_READINGS:]
 
 
 def _held(history: History, reasons: Sequence[str]) -> list[DeviceEvent]:
     """The last readings in which a reason held, if it did in most of them."""
     readings = _last_readings(history)
     held = [reading for reading in readings if any(reason in reading.throttled_by for reason in reasons)]
-    return held if len(readings) == _NUM_READINGS and len(held) > len(readings) / 2 else []
+    return held if len(readings) == NUM_READINGS and len(held) > len(readings) / 2 else []

@@ -22,6 +22,10 @@ NUM_RECENT = 512
 BLOCK = 32
 # What costs less than this is not worth a word, and the first seconds of a run say little about its speed.
 LEAST_ELAPSED_S = 30.0
+# Of the card and the host: so many are looked at, and so few say nothing.
+NUM_READINGS, _LEAST_READINGS = 6, 3
+# Below it a desktop does what it always does.
+OTHERS_CPU_SHARE = 0.25
 # Training losses of single steps are noisy: this many are averaged beside a held-out loss.
 _NUM_BESIDE = 50
 # These change no step.
@@ -132,6 +136,16 @@ class History:
     def may_compute(self) -> float:
         """Share of the time that the plan lets the device compute."""
         return self.plan.max_power_share or 1.0
+
+    @property
+    def others_cpu_share(self) -> float:
+        """Share of the CPU that other programs took, as the last readings say; 0 with fewer than three that do."""
+        shares = [
+            reading.cpu_share - reading.own_cpu_share
+            for reading in self.devices[-NUM_READINGS:]
+            if reading.cpu_share is not None and reading.own_cpu_share is not None
+        ]
+        return mean(shares) if len(shares) >= _LEAST_READINGS else 0.0
 
     def foresee(self, changes: Mapping[str, Any]) -> Alternative | None:
         """What the plan says of itself with some settings changed, a row of its ladder."""

@@ -3,7 +3,7 @@
 import math
 
 from onecard.observe.detectors.catalogue import instead, make_finding
-from onecard.observe.detectors.history import History, mean, median
+from onecard.observe.detectors.history import OTHERS_CPU_SHARE, History, mean, median
 from onecard.observe.detectors.phrases import phrase
 from onecard.spec import Finding
 from onecard.units import format_seconds
@@ -35,6 +35,8 @@ def find_starvation(history: History) -> Finding | None:
     steps = history.steps[-_WINDOW:]
     if not history.is_long_enough():
         return None
+    if not history.is_on_gpu and history.others_cpu_share >= OTHERS_CPU_SHARE:
+        return None  # whoever prepares batches waits for a core as all else does
     # One hiccup, of a network disk or a laptop that slept, may be longer than all other steps together.
     kept = sorted(steps, key=lambda step: step.wait_s)[:-1]
     step_s = sum(step.step_s for step in kept)
