@@ -210,7 +210,8 @@ def load_plain(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
     refuse_integers(read_headers([file for file in find_weight_files(folder) if file.suffix == ".safetensors"]))
     with explained(folder, "model"):
         settings = PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0]
-    if problem := find_foreign_kind(settings):
+    # A file of something else is explained where transformers stumbles over it.
+    if isinstance(settings, dict) and (problem := find_foreign_kind(settings)):
         raise CheckpointError(f"{folder}: {problem}. {CHOOSE_CAUSAL}")
     with explained(folder, "model"), _without_progress_bars(), _without_load_report():
         model, info = AutoModelForCausalLM.from_pretrained(
