@@ -167,7 +167,7 @@ def test_a_name_that_no_task_has_is_set_beside_those_like_it() -> None:
     pytest.importorskip("lm_eval", reason="needs the extra eval")
     with pytest.raises(InputError, match=r"'hellaswga' is none of loss, ifeval and .* did you mean hellaswag"):
         HarnessTask("hellaswga", HarnessSettings(1))
-    with pytest.raises(InputError, match=r"did you mean ifeval"):
+    with pytest.raises(InputError, match=r"did you mean ifeval\?"):
         HarnessTask("IFevl", HarnessSettings(1))
 
 

@@ -161,7 +161,7 @@ def _load(name: str) -> dict[str, Any]:
 
 
 def _near(name: str, known: list[str]) -> str:
-    near = get_close_matches(name.lower(), known, n=3, cutoff=0.75)
+    near = get_close_matches(name.lower(), sorted(set(known)), n=3, cutoff=0.75)
     return f"did you mean {' or '.join(near)}? " if near else ""
 
 
