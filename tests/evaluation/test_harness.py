@@ -173,7 +173,7 @@ def test_a_name_that_no_task_has_is_set_beside_those_like_it() -> None:
 
 def test_without_the_extra_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onecard.evaluation.harness.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"task arc_easy belongs to lm-evaluation-harness.*onecard\[eval\]"):
+    with pytest.raises(InputError, match=r"arc_easy is neither loss nor ifeval, so it belongs to .*onecard\[eval\]"):
         HarnessTask("arc_easy", HarnessSettings(1))
 
 
