@@ -94,7 +94,9 @@ def test_a_chat_ends_at_exit_and_can_be_reset(
     assert chat.heard == []
     out, err = capsys.readouterr()
     for command in ("/reset", "/regenerate", "/save", "/exit", "Ctrl+C"):
-        assert command in out
+        assert command in err
+    # Answers alone, for a file.
+    assert "/reset" not in out
     assert "forgotten" in err
     assert "/save needs the name of a file" in err
 

@@ -8,10 +8,16 @@ apart    it derives positions by itself (ALiBi of Bloom and MPT), or hands a sta
 
 import inspect
 import sys
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from transformers import PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from onecard.errors import InputError
 
@@ -23,6 +29,7 @@ _LOOPING = ("falcon_mamba", "jamba", "mamba", "recurrent_gemma", "rwkv", "zamba"
 Backend = Literal["sdpa", "eager", "apart"]
 
 PREFIX = "onecard_"
+CHOOSE_CAUSAL = "Choose a causal language model such as gpt2, SmolLM2 or Qwen"
 
 
 def find_backend(config: PreTrainedConfig) -> Backend:
@@ -115,3 +122,15 @@ def _is_encoder(config: PreTrainedConfig) -> bool:
     module = sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__module__]
     has_both = hasattr(config, "is_decoder") and hasattr(module, "create_bidirectional_mask")
     return has_both or config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def find_foreign_kind(settings: Mapping[str, Any]) -> str | None:
+    """Says why the architecture of a config.json is none that goes on with text; None where it is one, or not told."""
+    model_type = settings.get("model_type")
+    if model_type is None:
+        return None
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING_NAMES:
+        return f"model_type {model_type!r} is unknown to transformers, or needs code of its own, which is never run"
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or settings.get("is_encoder_decoder"):
+        return f"a {model_type} is no causal language model"
+    return None

@@ -9,11 +9,19 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from onecard.errors import CheckpointError, InputError
 from onecard.model.explain import explained
+from onecard.model.families import CHOOSE_CAUSAL, find_foreign_kind
 from onecard.model.hub import find_base, find_cached
 from onecard.model.weight_files import COMPUTED, find_weight_files, fingerprint, read_headers, refuse_integers
 from onecard.spec import BasePlan
@@ -200,6 +208,11 @@ def load_plain(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
         CheckpointError: no model, or weights that are missing, too many or of other shapes than the config says.
     """
     refuse_integers(read_headers([file for file in find_weight_files(folder) if file.suffix == ".safetensors"]))
+    with explained(folder, "model"):
+        settings = PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0]
+    # A file of something else is explained where transformers stumbles over it.
+    if isinstance(settings, dict) and (problem := find_foreign_kind(settings)):
+        raise CheckpointError(f"{folder}: {problem}. {CHOOSE_CAUSAL}")
     with explained(folder, "model"), _without_progress_bars(), _without_load_report():
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from onecard.errors import CheckpointError, InputError
 from onecard.model.build import build_model, finish
 from onecard.model.dropout import set_config_dropout
 from onecard.model.explain import explain_error
-from onecard.model.families import implementation_of, keep_weights, refuse_family
+from onecard.model.families import CHOOSE_CAUSAL, find_foreign_kind, implementation_of, keep_weights, refuse_family
 from onecard.model.folder import load_plain, refuse_broken
 from onecard.model.new_tokens import add_tokens
 from onecard.model.weight_files import find_weight_files, fingerprint, is_16_bit
@@ -45,18 +44,15 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if "model_type" not in settings and (known := [name for name in classes if name in _TYPES_BY_CLASS]):
         settings["model_type"] = _TYPES_BY_CLASS[known[0]]
     if problem := _find_problem(settings, classes):
-        raise InputError(f"{folder}: {problem}. Choose a causal language model such as gpt2, SmolLM2 or Qwen")
+        raise InputError(f"{folder}: {problem}. {CHOOSE_CAUSAL}")
     return settings
 
 
 def _find_problem(settings: dict[str, Any], classes: list[str]) -> str | None:
-    model_type = settings.get("model_type")
-    if model_type is None:
+    if settings.get("model_type") is None:
         return "its config.json names neither a model_type nor a known architecture"
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING_NAMES:
-        return f"model_type {model_type!r} is unknown to transformers, or needs code of its own, which is never run"
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or settings.get("is_encoder_decoder"):
-        return f"a {model_type} is no causal language model"
+    if problem := find_foreign_kind(settings):
+        return problem
     if classes and not any(name in _TYPES_BY_CLASS for name in classes):
         return f"it holds a {', '.join(classes)}, which is no causal language model"
     if "quantization_config" in settings:
