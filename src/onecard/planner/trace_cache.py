@@ -27,8 +27,8 @@ _SHAPING = (
     *("precision", "torch_compile", "attn_implementation", "gradient_checkpointing", "max_seq_length"),
     *("micro_batch_size", "eval_batch_size", "task", "loss_chunk_size"),
 )
-# Seconds of a core for one pass of a layer that goes from token to token over one of them (0.007 to 0.011, from two plans and a profile).
-# A plan that takes longer than the second says so before.
+# Seconds of a core for one pass of a layer that goes from token to token over one of them (0.007 to 0.011, by two plans
+# and a profile). A plan that takes longer than the second says so before.
 _LOOPED_TOKEN_S = 0.01
 _WORTH_TELLING_S = 20.0
 
