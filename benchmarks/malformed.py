@@ -1,6 +1,6 @@
 """Malformed recipes, flags, models, data and runs for every command, written by hand and drawn: is each one refused?
 
-    python benchmarks/malformed.py                   # all of it, some minutes on one core
+    python benchmarks/malformed.py                   # all of it, half an hour on one core; goes on where it stopped
     python benchmarks/malformed.py --only serve --show
 
 A case is good if the command ends with exit code 2 (3 where the mistake is one of size), with a message on stderr that
@@ -32,9 +32,10 @@ from pathlib import Path
 from typing import Any
 
 import malformed_cases
+import psutil
 from malformed_cases import CASES, Case
 from malformed_draws import DRAWS, Draw
-from record import RESULTS, save_result
+from record import RESULTS, earlier_result, save_result
 
 from onecard.cli import main
 
@@ -48,8 +49,10 @@ _LOADED_ONCE = (
         "pyarrow.parquet",
     ),
 )
-# A command that has not ended by then hangs, and a document that grows to that is a bomb.
+# A command that has not ended after so many seconds of its own, or ten times as many of the clock, hangs; a document
+# that grows to so many bytes is a bomb.
 _LIMIT_S, _LIMIT_BYTES = 120, 24 << 30
+_LOOK_S = 0.01
 _NUM_STEPS = 6
 _MAX_DRAWS = 40
 # A message says what to change by one of these, or names what would have been right.
@@ -111,7 +114,7 @@ class Workshop:
         child = os.fork()
         if not child:
             self._become(shlex.split(words), is_probe=is_probe)
-        _, status = os.waitpid(child, 0)
+        status = wait_for(child)
         after = snapshot(self.place)
         # A lock is left where a folder was looked at, and says nothing.
         changes = sorted(name for name in before | after if before.get(name) != after.get(name))
@@ -130,7 +133,6 @@ class Workshop:
             if is_probe:
                 # Of its own seconds: a busy machine is no mistake of the command.
                 resource.setrlimit(resource.RLIMIT_CPU, (_LIMIT_S, _LIMIT_S))
-                signal.alarm(10 * _LIMIT_S)
                 resource.setrlimit(resource.RLIMIT_AS, (_LIMIT_BYTES, _LIMIT_BYTES))
             _stop_early()
             main(words)
@@ -143,6 +145,17 @@ class Workshop:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+
+
+def wait_for(child: int) -> int:
+    """Waits for a process and gives its status; ends one that does nothing, but not while somebody has stopped it."""
+    waited_s = 0.0
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        time.sleep(_LOOK_S)
+        waited_s += _LOOK_S * (psutil.Process(child).status() != psutil.STATUS_STOPPED)
+        if waited_s > 10 * _LIMIT_S:
+            os.kill(child, signal.SIGKILL)
+    return ended[1]
 
 
 def _stop_early() -> None:
@@ -221,7 +234,8 @@ def row_of(shop: Workshop, words: str, outcome: Outcome, problems: list[str]) ->
 
 
 def run_all(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Runs the cases in some processes, each with a workshop of its own."""
+    """Runs the cases in some processes, each with a workshop of its own; goes on where an earlier call ended."""
+    arguments.done = {} if arguments.only or arguments.again else good_rows(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="malformed-") as folder:
         root = Path(folder).resolve()
         parts = [root / str(number) for number in range(arguments.jobs)]
@@ -234,18 +248,23 @@ def run_all(arguments: argparse.Namespace) -> dict[str, Any]:
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         assert not any(codes), f"a process failed: {codes}"
         found = [json.loads((part / "rows.json").read_text(encoding="utf-8")) for part in parts]
-    rows = dict(sorted(pair for part in found for pair in part.items()))
+    rows = dict(sorted([*arguments.done.items(), *(pair for part in found for pair in part.items())]))
     summary = summarize(rows)
     if not arguments.only:
-        told = {name: row if row["problems"] else tell(row) for name, row in rows.items()}
+        told = {name: row if row["problems"] else shortened(row) for name, row in rows.items()}
         save_result(RESULTS / "malformed.json", {"seed": arguments.seed, "summary": summary, "rows": told})
     return summary
 
 
-def tell(row: dict[str, Any]) -> str:
-    """A good row on one line."""
-    how = f" ({row['drawn']})" if "drawn" in row else ""
-    return f"{row['command'][:60]}{how}: exit {row.get('exit_code')}: {row.get('message', '')[:150]}"
+def good_rows(seed: int) -> dict[str, Any]:
+    """Rows of an earlier call on the same code that had no problem."""
+    earlier = earlier_result("malformed")
+    rows = earlier["rows"] if earlier.get("seed") == seed else {}
+    return {name: row for name, row in rows.items() if not row["problems"]}
+
+
+def shortened(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"command": row["command"][:60], "message": row.get("message", "")[:150]}
 
 
 def run_part(arguments: argparse.Namespace, number: int, folder: Path) -> None:
@@ -253,7 +272,7 @@ def run_part(arguments: argparse.Namespace, number: int, folder: Path) -> None:
     code, started = 1, time.monotonic()
     try:
         shop, rows = Workshop(folder), {}
-        cases = [pair for pair in all_cases(arguments.seed) if is_wanted(pair[0], arguments.only)]
+        cases = [pair for pair in all_cases(arguments.seed) if is_wanted(pair[0], arguments)]
         # In any order, so that what is done when somebody stops it is a fair part.
         random.Random(arguments.seed).shuffle(cases)
         for name, run in cases[number :: arguments.jobs]:
@@ -272,8 +291,9 @@ def run_part(arguments: argparse.Namespace, number: int, folder: Path) -> None:
         os._exit(code)
 
 
-def is_wanted(name: str, only: list[str] | None) -> bool:
-    return not only or any(word in name for word in only)
+def is_wanted(name: str, arguments: argparse.Namespace) -> bool:
+    words = arguments.only
+    return name not in arguments.done and (not words or any(word in name for word in words))
 
 
 def all_cases(seed: int) -> list[tuple[str, Callable[[Workshop], dict[str, Any]]]]:
@@ -334,5 +354,6 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=60, help="end with the cases done by then")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument("--only", nargs="*", help="cases with one of these words in their name")
+    parser.add_argument("--again", action="store_true", help="begin anew instead of going on")
     parser.add_argument("--show", action="store_true", help="print every message, not only those with a problem")
     print_table(run_all(parser.parse_args()))

@@ -391,7 +391,7 @@ def _recipes() -> list[Case]:
         with_line("a target module of a number", "lora_target_modules: 3", "lora_target_modules"),
         with_line("prompts that are no text", "sample_prompts: [3, {a: 1}]", "sample_prompts"),
         with_line("a model of a billion wide", "hidden_size: 1000000000", "hidden_size"),
-        with_line("a model too large for any memory", "hidden_size: 200000", code=3, verb="train"),
+        with_line("a model too large for any memory", "hidden_size: 200000", "240.1B", code=3, verb="train"),
         with_line("a length beyond all memory", "max_seq_length: 2000000000", verb="plan"),
         with_line("remote code", "trust_remote_code: true", "trust_remote_code"),
         Case("plan: a folder for a recipe", "plan full", names=("full", "folder")),

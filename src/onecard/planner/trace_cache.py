@@ -21,7 +21,7 @@ from onecard.units import format_seconds
 log = logging.getLogger("onecard.planner")
 
 # Raised whenever the same plan would give another record.
-_VERSION = 9
+_VERSION = 10
 # What of a plan shapes a step. The rest (seed, schedule, intervals) changes numbers, not storages.
 _SHAPING = (
     *("precision", "torch_compile", "attn_implementation", "gradient_checkpointing", "max_seq_length"),
