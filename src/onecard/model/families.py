@@ -62,9 +62,9 @@ def carries_state(config: PreTrainedConfig) -> bool:
     return any("linear" in kind or not kind.endswith("attention") for kind in map(str, kinds))
 
 
-def loops_over_tokens(config: PreTrainedConfig) -> bool:
+def loops_over_tokens(model_type: str) -> bool:
     """Whether the family's code goes from token to token, rather than computing many at a time."""
-    return config.model_type in _LOOPING
+    return model_type in _LOOPING
 
 
 def follows_interface(config: PreTrainedConfig) -> bool:

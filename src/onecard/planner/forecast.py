@@ -218,7 +218,7 @@ def _context_bytes(target: Target) -> int:
 
 def _band_of(plan: Plan, traced: TracedPlan, note: str | None) -> tuple[float, float]:
     if not plan.torch_compile:
-        return _EAGER_BAND
+        return _EAGER_BAND if traced.note is None else _INTERPOLATED_BAND
     if note is not None:
         return _UNCOMPILED_BAND
     return _COMPILED_BAND if traced.note is None else _INTERPOLATED_BAND

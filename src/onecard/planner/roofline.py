@@ -15,6 +15,7 @@ from onecard.hardware import Card
 from onecard.planner.aside import PHASES
 from onecard.planner.efficiency import Efficiencies, default_efficiencies
 from onecard.planner.kernels import class_of, is_fused, time_kernel
+from onecard.planner.looping import launches_of
 from onecard.planner.recorder import Work
 from onecard.planner.trace import Trace
 from onecard.spec import Plan
@@ -130,17 +131,20 @@ def _pass(work_and_times: list[tuple[Work, float]], card: Card, efficiencies: Ef
         limits[kernel.limit] += times * kernel.seconds
         is_graph = is_compiled and work.phase in ("forward", "backward")
         dispatch_s = efficiencies.fused_dispatch_s if is_graph else efficiencies.dispatch_s
-        host_s += times * work.num_calls * _num_launches(work, plan) * dispatch_s
+        host_s += times * _num_launches(work, plan) * dispatch_s
     return _Passed(seconds, limits, host_s)
 
 
 def _num_launches(work: Work, plan: Plan) -> int:
-    """How often Python launches what the trace has once: documents that run apart are at least one a row."""
+    """How often Python launches an operation: documents of text that run apart are at least one a row."""
+    num_calls = work.num_calls
+    if work.phase in ("forward", "backward", "evaluation"):
+        num_calls = launches_of(num_calls, plan)
     if plan.attn_implementation != "apart" or plan.task != "pretrain" or plan.corpus.num_train_documents == 1:
-        return 1
+        return num_calls
     if work.phase == "evaluation":
-        return plan.eval_batch_size
-    return plan.micro_batch_size if work.phase in ("forward", "backward") else 1
+        return num_calls * plan.eval_batch_size
+    return num_calls * (plan.micro_batch_size if work.phase in ("forward", "backward") else 1)
 
 
 def _limit(step: _Passed) -> Literal["arithmetic", "bandwidth", "launches"]:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from onecard.data.cache import cache_folder, short_hash
 from onecard.errors import OnecardError
-from onecard.model.build import make_config
-from onecard.model.families import loops_over_tokens
 from onecard.planner.compiled import CannotTraceCompiled
+from onecard.planner.looping import seconds_to_trace, shorten
 from onecard.planner.recorder import Record, Work
 from onecard.planner.trace import Trace, trace_plan
 from onecard.spec import Plan
@@ -27,9 +26,6 @@ _SHAPING = (
     *("precision", "torch_compile", "attn_implementation", "gradient_checkpointing", "max_seq_length"),
     *("micro_batch_size", "eval_batch_size", "task", "loss_chunk_size"),
 )
-# Seconds of a core for one pass of a layer that goes from token to token over one of them (0.007 to 0.011, by two plans
-# and a profile). A plan that takes longer than the second says so before.
-_LOOPED_TOKEN_S = 0.01
 _WORTH_TELLING_S = 20.0
 
 
@@ -56,20 +52,13 @@ def trace_cached(plan: Plan, compute_capability: tuple[int, int] | None) -> Trac
 
 
 def _tell_long_trace(plan: Plan) -> None:
-    config = make_config(plan.model.settings)
-    if not loops_over_tokens(config):
-        return
-    # Forward and backward of the micro-batches that are traced, and an evaluation.
-    num_passes = 1 + 2 * min(2, plan.num_micro_batches)
-    seconds = _LOOPED_TOKEN_S * config.num_hidden_layers * plan.max_seq_length * num_passes
+    seconds = seconds_to_trace(plan)
     if seconds > _WORTH_TELLING_S:
         log.warning(
-            "foreseeing a step of %d x %d tokens takes about %s of one core: %s goes from token to token in Python. "
-            "It is done once and remembered; shorter texts (--max_seq_length) take as much less.",
-            plan.micro_batch_size,
-            plan.max_seq_length,
+            "foreseeing a step takes about %s of one core: %s goes from token to token in Python. It is done once and "
+            "remembered",
             format_seconds(seconds),
-            config.model_type,
+            plan.model.settings["model_type"],
         )
 
 
@@ -81,6 +70,7 @@ def is_traced(plan: Plan, compute_capability: tuple[int, int]) -> bool:
 
 def _traceable(plan: Plan) -> tuple[Plan, bool]:
     """The plan as it is traced, and whether documents end inside its rows."""
+    plan = shorten(plan)
     if plan.attn_implementation == "varlen":
         # Its lengths are read from the data, of which there is none. Plain causal flash keeps the same tensors.
         return plan.model_copy(update={"attn_implementation": "sdpa"}), False
