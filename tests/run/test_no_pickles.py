@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,8 @@ def test_no_answer_on_standard_input_lets_code_of_a_model_run(
         (model / name).write_text(json.dumps(document), encoding="utf-8")
         (model / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n", encoding="utf-8")
         monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
-        with pytest.raises(OnecardError):
+        # An unknown class of tokenizers is no harm: tokenizer.json says all.
+        with pytest.raises(OnecardError) if kind == "model_type" else nullcontext():
             onecard.generate(model, ["the "], max_new_tokens=2)
         assert not canary.exists()
 
