@@ -71,6 +71,13 @@ def test_a_field_of_another_type_is_reported(step_event, field: str, value: obje
         parse_event(json.dumps(record))
 
 
+@pytest.mark.parametrize("value", [1e308, "no reason", ["completed"]])
+def test_a_word_that_is_none_of_those_known_is_reported(finished, value: object) -> None:
+    record = json.loads(to_json_line(finished)) | {"reason": value}
+    with pytest.raises(CheckpointError, match="reason is of another type"):
+        parse_event(json.dumps(record))
+
+
 def test_a_field_of_a_newer_version_is_reported(saved) -> None:
     record = json.loads(to_json_line(saved)) | {"colour": "red"}
     with pytest.raises(CheckpointError, match="colour"):

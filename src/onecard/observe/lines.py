@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from types import UnionType
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from onecard.errors import CheckpointError
 from onecard.observe.events import ChosenEvent, DeviceEvent, Event, Sample, SampledEvent
@@ -66,6 +66,8 @@ def _fits(value: object, kind: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
     return isinstance(value, kind) if kind in (str, bool, type(None)) else True
 
 
