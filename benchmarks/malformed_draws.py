@@ -140,7 +140,6 @@ _RUN = (
     ("monitor run --once", "run/plan.json"),
     ("report run", "run/events.jsonl"),
     ("replay run --step 3", "run/events.jsonl"),
-    ("resume run --verify 2", "run/events.jsonl"),
     ("monitor run --once", "run/events.jsonl"),
     ("compare run chatrun", "run/events.jsonl"),
     ("resume run", "run/recipe.yaml"),
