@@ -11,24 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog",
-    "while",
-    "seven",
-    "wizards",
-    "brew",
-    "potent",
-    "jade",
-    "elixir",
-]
+from faults import WORDS
+
 RECIPE = """
 dataset: text.txt
 tokenizer: bytes
