@@ -25,7 +25,7 @@ def test_help_answers_at_once_and_loads_nothing_heavy() -> None:
     seconds = time.perf_counter() - started
     assert done.stderr.strip() == "[]"
     assert "train" in done.stdout
-    assert seconds < 1.0  # 0.15 s on an idle machine; the modules above are the real guard
+    assert seconds < 5.0  # 0.15 s on an idle machine; the modules above are the real guard
 
 
 @pytest.mark.parametrize("verb", ["train", "plan", "prepare", "resume", "replay", "generate", "recipes", "cards"])
