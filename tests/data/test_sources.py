@@ -16,7 +16,8 @@ import pytest
 from onecard.data import text_files
 from onecard.data.fingerprint import fingerprint_source
 from onecard.data.readers import read_hub
-from onecard.data.sources import Document, Source, list_files, open_documents
+from onecard.data.sources import Source, list_files, open_documents
+from onecard.data.text_files import Document
 from onecard.errors import DataError
 
 ROWS = ["first text", "第二个文本", "third\r\n"]

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onecard.data import text_files
-from onecard.data.sources import Document, Source, open_documents
+from onecard.data.sources import Source, open_documents
 from onecard.data.split import Split, split_document
+from onecard.data.text_files import Document
 from onecard.errors import DataError
 
 

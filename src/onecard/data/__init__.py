@@ -8,9 +8,10 @@ from onecard.data.chats.survey import survey_chats
 from onecard.data.chats.template import ChatTemplate
 from onecard.data.corpus import Corpus, CorpusRequest, prepare, training_pieces
 from onecard.data.sampler import BlockSampler, IndexSampler, heldout_blocks
-from onecard.data.sources import Document, Source, open_documents
+from onecard.data.sources import Source, open_documents
 from onecard.data.stream import BatchStream, StreamSettings
 from onecard.data.survey import find_prepared, find_prepared_chats, survey
+from onecard.data.text_files import Document
 from onecard.data.token_file import TokenFile
 from onecard.data.tokenizer import encode_pieces, separator_id, train_tokenizer, vocabulary_size
 from onecard.data.tokenizer_files import load_tokenizer

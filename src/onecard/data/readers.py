@@ -5,8 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from onecard.data.row_files import Row, RowProblem, missing_column, read_hub_rows, read_row_file
-from onecard.data.sources import Document
-from onecard.data.text_files import cut_text
+from onecard.data.text_files import Document, cut_text
 from onecard.errors import DataError
 
 _PROBLEMS_SHOWN = 5

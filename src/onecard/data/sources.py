@@ -7,13 +7,14 @@ import errno
 import glob
 import os
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from onecard.data.text_files import read_text_pieces, unreadable
+from onecard.data.readers import read_hub, read_rows
+from onecard.data.text_files import Document, read_text_pieces, unreadable
 from onecard.errors import DataError
 from onecard.spec.paths import STDLIB, expand, is_hub_name, locate
 
@@ -55,18 +56,6 @@ class Source:
     split: str = "train"
     name: str | None = None
     url: str | None = None
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text with its borders; `pieces()` streams it from the start and can be called again.
-
-    `origin` names it for people (`novel.txt`, `rows.jsonl:17`); `size_bytes` is known where the source is a file.
-    """
-
-    origin: str
-    pieces: Callable[[], Iterator[str]]
-    size_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,8 +113,6 @@ def open_documents(source: Source) -> Iterator[Document]:
     """
     listing = list_files(source)
     if listing.is_hub:
-        from onecard.data.readers import read_hub
-
         yield from read_hub(source.path, source.name, source.split, source.text_column)
         return
     for file in listing.files:
@@ -148,8 +135,6 @@ def _open_file(file: SourceFile, text_column: str) -> Iterator[Document]:
             ) from error
         yield Document(file.label, partial(read_text_pieces, file.path), size_bytes)
         return
-    from onecard.data.readers import read_rows
-
     yield from read_rows(file.path, file.kind, file.label, text_column)
 
 

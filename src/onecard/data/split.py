@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
-from onecard.data.sources import Document, Source
+from onecard.data.sources import Source
+from onecard.data.text_files import Document
 from onecard.errors import DataError
 
 SPLIT_RULES = ("auto", "documents", "tail")

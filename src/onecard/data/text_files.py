@@ -1,9 +1,10 @@
-"""Text files as a stream of pieces: UTF-8, newlines as LF, and a clear word where a file is something else."""
+"""Documents, and text files as streams of pieces: UTF-8, newlines as LF, a word where a file is another thing."""
 
 import codecs
 import gzip
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -14,6 +15,18 @@ PIECE_BYTES = 128 * 1024
 _SAMPLE_BYTES = 64 * 1024
 # So many characters of several bytes are no accident in another encoding.
 _LEADS_OF_UTF8 = 8
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with its borders; `pieces()` streams it from the start and can be called again.
+
+    `origin` names it for people (`novel.txt`, `rows.jsonl:17`); `size_bytes` is known where the source is a file.
+    """
+
+    origin: str
+    pieces: Callable[[], Iterator[str]]
+    size_bytes: int | None = None
 
 
 def read_text_pieces(path: Path, on_bytes: Callable[[bytes], object] | None = None) -> Iterator[str]:
