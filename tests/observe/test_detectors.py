@@ -185,6 +185,19 @@ def test_frequent_saving_names_an_interval(make_plan) -> None:
     assert "save_minutes: 4 instead of 1 (" in remedy
 
 
+def test_an_interval_longer_than_the_run_is_its_end(make_plan) -> None:
+    often = range(10, 201, 10)
+    saving = [*steps(200), *(saved(step, seconds=2.0) for step in often)]
+    remedy = found_in(make_plan(save_steps=10, num_steps=400, save_minutes=5.0), saving)["saving-too-often"].remedy
+    assert "save_steps: 0 instead of 10 (0 means at the end of the run alone)" in remedy
+    # Nothing else would save it before.
+    remedy = found_in(make_plan(save_steps=10, num_steps=400), saving)["saving-too-often"].remedy
+    assert "save_steps: 0 instead of 10, save_minutes: 10 (" in remedy
+    measuring = [*steps(200), *(evaluated(step, 2.0, seconds=50.0) for step in often)]
+    remedy = found_in(make_plan(eval_steps=10, num_steps=90), measuring)["evaluating-too-often"].remedy
+    assert "eval_steps: 0 instead of 10 (0 means at the end of the run alone)" in remedy
+
+
 def test_saving_in_the_background_takes_as_long_as_training_stands_still(make_plan) -> None:
     assert not found_in(make_plan(), [*steps(200), *(saved(step, 3.0, wait_s=0.01) for step in range(10, 201, 10))])
     waiting = [*steps(200), *(saved(step, 3.0, wait_s=2.0) for step in range(10, 201, 10))]

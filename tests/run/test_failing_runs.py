@@ -67,6 +67,9 @@ def test_a_diverged_run_says_so_and_stops(runner: "Runner") -> None:
     refused = [event["is_finite"] for event in steps].count(False)
     assert refused == 5
     assert steps[-1]["step"] == finding["step"] == len(steps) < 60
+    first = next(event["step"] for event in steps if not event["is_finite"])
+    assert f"onecard replay RUN --step {first}`" in finding["remedy"]
+    assert f"onecard replay RUN --step {first}`" in str(caught.value)
     with pytest.raises(DivergedError):
         runner.resume("run")
     assert runner.outcome("run").record == outcome.record

@@ -94,6 +94,7 @@ def load_model_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel
     """
     model = _load_adapted(folder, dtype) if is_adapter(folder) else load_plain(folder, dtype)
     refuse_broken(model, folder, "use an earlier checkpoint")
+    model.name_or_path = str(folder)  # of an adapter, its own rather than its base's: the tokenizer lies there
     return model.eval(), load_tokenizer(folder)
 
 
