@@ -46,7 +46,9 @@ class Refusals:
     def last_finding(self, event: StepEvent) -> FindingEvent:
         """Why a run ends after too many."""
         num_retreats, first = self._state.progress.num_retreats, event.step - self.limit + 1
-        tried = f"; {phrase('gone-back', num=num_retreats)}" if num_retreats else ""
+        # Where the recipe says stop, it went back for want of memory if at all.
+        is_tried = self._state.plan.on_nonfinite != "stop" and num_retreats
+        tried = f"; {phrase('gone-back', num=num_retreats)}" if is_tried else ""
         finding = make_finding("non-finite", self._evidence(event) + tried, _replay(first), stops_run=True)
         return as_event(finding, event.step, self._elapsed())
 
