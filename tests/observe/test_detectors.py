@@ -156,7 +156,9 @@ def test_a_card_that_is_not_used_is_named(make_plan) -> None:
 def test_waiting_for_data_is_measured(make_plan) -> None:
     waiting = steps(100, lambda step: {"wait_s": 0.2})
     found = found_in(make_plan(), waiting, Surroundings(num_cores=8))
-    assert found["starved-by-data"].evidence.startswith("40% of the time of the last 50 steps was waiting: 0.2 of 0.5 s")
+    assert found["starved-by-data"].evidence.startswith(
+        "40% of the time of the last 50 steps was waiting: 0.2 of 0.5 s"
+    )
     assert (
         "dataloader_num_workers: 2 instead of 0 (without waiting a step takes 0.3 s)" in found["starved-by-data"].remedy
     )
@@ -235,7 +237,9 @@ def test_a_desktop_of_windows_is_not_taken_for_a_program_that_computes(make_plan
     joined = readings(12, **ON_CARD | {"num_others": lambda i: 12 if i <= 6 else 13})
     found = found_in(plan, [*steps(100, SLOW), *joined], here)
     assert set(found) == {"card-shared"}
-    assert found["card-shared"].evidence.startswith("programs of others that hold memory of the card: 13, when the run began 12")
+    assert found["card-shared"].evidence.startswith(
+        "programs of others that hold memory of the card: 13, when the run began 12"
+    )
 
 
 def test_a_cpu_that_others_use_is_named(make_plan) -> None:

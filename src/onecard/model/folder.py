@@ -125,7 +125,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     with explained(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
-            raise ValueError("there are no tokens in it, its tokenizer.json is missing")
+            raise ValueError("there are no tokens in it")
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 

@@ -159,7 +159,9 @@ def _warnings(summary: RunSummary, say: Say) -> list[str]:
             say("Updates that were refused, because loss or gradient was not finite: {num}.", num=summary.num_refused)
         )
     if summary.num_damaged:
-        found.append(say("Lines of the record that could not be read and are left out: {num}.", num=summary.num_damaged))
+        found.append(
+            say("Lines of the record that could not be read and are left out: {num}.", num=summary.num_damaged)
+        )
     return found
 
 
