@@ -59,15 +59,14 @@ def test_a_folder_in_the_place_of_a_report_is_named_and_nothing_is_left(
     assert sorted(root.iterdir()) == before
 
 
-def test_a_report_that_cannot_take_its_place_leaves_the_old_one_alone(write_run: Callable[..., Path]) -> None:
+def test_a_report_that_cannot_take_its_place_leaves_the_old_one_alone(
+    write_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = read_runs([write_run("a", [3.0])])[0]
     write_report(record, "en")
     before = sorted((path.name, path.stat().st_size) for path in record.root.iterdir())
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(PermissionError),
-    ):
-        patch.setattr("onecard.report.write.move", _refuse_to_move)
+    monkeypatch.setattr("onecard.report.write.move", _refuse_to_move)
+    with pytest.raises(PermissionError):
         write_report(record, "zh")
     assert sorted((path.name, path.stat().st_size) for path in record.root.iterdir()) == before
 

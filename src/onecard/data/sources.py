@@ -251,7 +251,7 @@ def _without_empty(files: list[SourceFile], given: str) -> FileList:
     except OSError as error:
         if Path(error.filename).is_symlink() and not isinstance(error, PermissionError):
             raise DataError(
-                f"{error.filename}: a link to {os.readlink(error.filename)}, which cannot be read ({error.strerror})."
+                f"{error.filename}: a link to {Path(error.filename).readlink()}, which cannot be read ({error.strerror})."
                 " Restore that file, or delete the link."
             ) from error
         raise unreadable(error.filename, error) from error

@@ -93,9 +93,10 @@ def _load_pretrained(name: str) -> "PreTrainedTokenizerBase":
     except Exception as error:  # each kind of tokenizer, and the Rust side, has errors of its own
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         if Path(name).is_dir():
+            reason = find_tokenizer_damage(Path(name)) or reason
             raise DataError(
-                f"tokenizer folder {name}: `transformers` cannot load it: {find_tokenizer_damage(Path(name)) or reason}."
-                " Copy or download its tokenizer.json and tokenizer_config.json again."
+                f"tokenizer folder {name}: `transformers` cannot load it: {reason}. Copy or download its tokenizer.json"
+                " and tokenizer_config.json again."
             ) from error
         raise DataError(
             f"tokenizer {name!r}: it is none of the kinds to train ({', '.join(TRAINED_KINDS)}), no folder and no"
