@@ -249,10 +249,11 @@ def _without_empty(files: list[SourceFile], given: str) -> FileList:
     try:
         filled = tuple(file for file in files if file.path.stat().st_size > 0)
     except OSError as error:
-        if Path(error.filename).is_symlink() and not isinstance(error, PermissionError):
+        path = Path(error.filename)
+        if path.is_symlink() and not isinstance(error, PermissionError):
             raise DataError(
-                f"{error.filename}: a link to {Path(error.filename).readlink()}, which cannot be read ({error.strerror})."
-                " Restore that file, or delete the link."
+                f"{path}: a link to {path.readlink()}, which cannot be read ({error.strerror}). Restore that file, or"
+                " delete the link."
             ) from error
         raise unreadable(error.filename, error) from error
     if not filled:
