@@ -31,6 +31,7 @@ import faults_ways
 import psutil
 import torch
 from record import RESULTS, read_rows, save_result
+from words import WORDS
 
 from onecard.cli import main
 from onecard.observe.events import CLOCK_FIELDS, CLOCK_REASONS, depends_on_clock
@@ -61,24 +62,6 @@ torch_compile: false
 device: cpu
 report_to: [tensorboard]
 """
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog",
-    "while",
-    "seven",
-    "wizards",
-    "brew",
-    "potent",
-    "jade",
-    "elixir",
-]
 # What the forked processes need not load again.
 _LOADED_ONCE = (
     *("onecard.api", "onecard.cli.app", "onecard.run.session", "onecard.run.outcome", "onecard.run.changes"),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from faults import WORDS
+from words import WORDS
 
 RECIPE = """
 dataset: text.txt
