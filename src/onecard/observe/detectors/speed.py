@@ -3,7 +3,7 @@
 import math
 import re
 
-from onecard.observe.detectors.catalogue import instead, make_finding
+from onecard.observe.detectors.catalogue import instead, make_finding, rarer
 from onecard.observe.detectors.history import OTHERS_CPU_SHARE, History, mean, median
 from onecard.observe.detectors.phrases import phrase
 from onecard.spec import Finding
@@ -100,15 +100,10 @@ def _rarer_saving(history: History) -> str:
     key, number, now = intervals[reason]
     if key == "save_minutes":
         return instead(key, max(number, int(now) + 1), f"{now:g}")
-    setting = _rarer(history, key, max(number, int(now) + 1), int(now))
+    setting = rarer(key, max(number, int(now) + 1), int(now), plan.schedule.num_steps)
     # Or a kill would lose all of the run.
     is_unsafe = setting.startswith("save_steps: 0 ") and plan.save_minutes is None
     return f"{setting}, save_minutes: {_USUAL_SAVE_MINUTES}" if is_unsafe else setting
-
-
-def _rarer(history: History, key: str, number: int, now: int) -> str:
-    """Names an interval in steps; one that is as long as the run is 0, which means at its end alone."""
-    return instead(key, number if number < history.plan.schedule.num_steps else 0, now)
 
 
 def _effect(setting: str, usual: str) -> str:
@@ -131,7 +126,9 @@ def find_frequent_evaluation(history: History) -> Finding | None:
     )
     least_s = 0.5 * _AIMED_EVALUATING_SHARE * history.elapsed_s
     settings = ", ".join(
-        _rarer(history, key, math.ceil(now * factor), now) for key, now, seconds in parts if now and seconds > least_s
+        rarer(key, math.ceil(now * factor), now, plan.schedule.num_steps)
+        for key, now, seconds in parts
+        if now and seconds > least_s
     )
     return make_finding(
         "evaluating-too-often",
