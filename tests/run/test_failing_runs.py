@@ -182,7 +182,7 @@ def test_a_record_of_which_nothing_can_be_read_is_named_and_ends_no_run(
             read(outcome.root)
     with caplog.at_level("WARNING", "onecard.run"):
         onecard.resume(outcome.root)
-    assert "lines of it could not be read" in caplog.text
+    assert "lines that could not be read are left as they are: " in caplog.text
 
 
 def test_a_start_that_fails_leaves_no_folder_in_the_way(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
