@@ -181,8 +181,9 @@ def _drawn() -> list[Draw]:
         found.append(Draw(words, target, way, 2, ()))
         found.append(Draw(words, target, bytes_of, 2, ()))
     scored = "evaluate --tasks ifeval --responses responses.jsonl --ifeval-data ifeval.jsonl"
-    for name in ("responses.jsonl", "ifeval.jsonl"):
-        found += [Draw(scored, name, parts_of_lines, 3), Draw(scored, name, bytes_of, 2)]
+    for name, told in (("responses.jsonl", "responses.jsonl"), ("ifeval.jsonl", "ifeval")):
+        # To a prompt that is now another no response belongs: it is named, and what it should be one of.
+        found += [Draw(scored, name, way, times, (told,)) for way, times in ((parts_of_lines, 3), (bytes_of, 2))]
     return found
 
 

@@ -131,7 +131,7 @@ def test_an_existing_checkpoint_is_replaced(tmp_path: Path) -> None:
 FAILURES = [
     (OSError(errno.ENOSPC, "No space left on device"), r"no space left for checkpoint .*save_total_limit"),
     (SafetensorError("Error while serializing: No space left on device (os error 28)"), "no space left"),
-    (PermissionError(errno.EACCES, "denied"), "cannot be written: .*denied"),
+    (PermissionError(errno.EACCES, "denied"), r"cannot be written: .*denied.*see to the disk"),
 ]
 
 

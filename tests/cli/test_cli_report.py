@@ -14,6 +14,7 @@ from onecard.observe.events import DeviceEvent, RecoveredEvent
 from onecard.observe.lines import to_json_line
 from onecard.report.live import Follower
 from onecard.report.record import read_runs
+from onecard.report.write import write_report
 from onecard.units import GIB
 
 
@@ -43,6 +44,35 @@ def test_mistakes_are_told_without_a_traceback(
     assert done.code == 2
     assert "fr" in done.stderr or "gone" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_folder_in_the_place_of_a_report_is_named_and_nothing_is_left(
+    run: Callable[..., Any], write_run: Callable[..., Path]
+) -> None:
+    root = write_run("a", [3.0])
+    (root / "report.html").mkdir()
+    before = sorted(root.iterdir())
+    done = run("report", str(root))
+    assert done.code == 2
+    assert "report.html is a folder" in done.stderr
+    assert "move or rename it" in done.stderr
+    assert sorted(root.iterdir()) == before
+
+
+def test_a_report_that_cannot_take_its_place_leaves_the_old_one_alone(
+    write_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = read_runs([write_run("a", [3.0])])[0]
+    write_report(record, "en")
+    before = sorted((path.name, path.stat().st_size) for path in record.root.iterdir())
+    monkeypatch.setattr("onecard.report.write.move", _refuse_to_move)
+    with pytest.raises(PermissionError):
+        write_report(record, "zh")
+    assert sorted((path.name, path.stat().st_size) for path in record.root.iterdir()) == before
+
+
+def _refuse_to_move(*_: object) -> None:
+    raise PermissionError(13, "somebody has it open")
 
 
 def test_one_frame_says_how_a_run_stands(run: Callable[..., Any], write_run: Callable[..., Path]) -> None:

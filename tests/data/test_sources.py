@@ -338,6 +338,17 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest
         texts(Source(str(tmp_path / "a.txt")))
 
 
+@pytest.mark.parametrize("end", ["gone.txt", "a.txt"])
+def test_a_link_that_leads_nowhere_is_named_with_where_it_leads(tmp_path: Path, end: str) -> None:
+    (tmp_path / "b.txt").write_text("text", encoding="utf-8")
+    try:
+        (tmp_path / "a.txt").symlink_to(tmp_path / end)  # to nothing, or to itself
+    except OSError:
+        pytest.skip("this system lets nobody make links")
+    with pytest.raises(DataError, match=rf"a\.txt: a link to .*{end}, .*Restore that file, or delete the link\."):
+        texts(Source(str(tmp_path)))
+
+
 def test_a_file_that_vanishes_is_named(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt", "c.txt"):
         (tmp_path / name).write_text(name, encoding="utf-8")

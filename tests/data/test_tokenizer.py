@@ -142,8 +142,28 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_damaged_tokenizer_folder_is_not_taken_for_a_name(tmp_path: Path, name: str) -> None:
     train_tokenizer("bytes", ()).save_pretrained(tmp_path)
     (tmp_path / name).write_text('{"cut', encoding="utf-8")
-    with pytest.raises(DataError, match=r"tokenizer folder .*missing or damaged\. Copy or download"):
+    with pytest.raises(DataError, match=rf"tokenizer folder .* its {name} is no JSON or breaks off .*Copy or download"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, r"there is no tokenizer\.json in it\."),
+        ("[]", r"its tokenizer\.json is JSON but no tokenizer's\."),
+        ("{}", r"its tokenizer\.json is JSON but no tokenizer's\."),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_read_is_told_in_plain_words(tmp_path: Path, content: str | None, told: str) -> None:
+    train_tokenizer("bytes", ()).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink() if content is None else (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(DataError, match=rf"tokenizer folder .*: `transformers` cannot load it: {told} Copy") as caught:
+        load_tokenizer(tmp_path)
+    assert "backend" not in str(caught.value)
+    (tmp_path / "tokenizer.model").write_bytes(b"of sentencepiece")
+    if content is None:
+        with pytest.raises(DataError, match=r"to read tokenizer\.model takes the package sentencepiece"):
+            load_tokenizer(tmp_path)
 
 
 def test_a_folder_with_a_models_config_alone_is_no_tokenizer(tmp_path: Path) -> None:

@@ -120,8 +120,10 @@ def forget_tokens(folder: Path) -> None:
             "are not those of the llama|holds no model",
         ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"{}"), "damaged weights: "),
-        (lambda folder: (folder / "tokenizer.json").write_text("{"), "holds no tokenizer"),
-        (forget_tokens, "there are no tokens in it"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "its tokenizer.json is no JSON or breaks off"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "its tokenizer.json is JSON but no tokenizer's"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), r"read: there is no tokenizer\.json in it\. Copy"),
+        (forget_tokens, "there is no tokenizer.json in it"),
         (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "holds no tokenizer"),
     ],
 )

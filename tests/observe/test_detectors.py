@@ -156,7 +156,9 @@ def test_a_card_that_is_not_used_is_named(make_plan) -> None:
 def test_waiting_for_data_is_measured(make_plan) -> None:
     waiting = steps(100, lambda step: {"wait_s": 0.2})
     found = found_in(make_plan(), waiting, Surroundings(num_cores=8))
-    assert found["starved-by-data"].evidence.startswith("40% of the last 50 steps was waiting: 0.2 of 0.5 s")
+    assert found["starved-by-data"].evidence.startswith(
+        "40% of the time of the last 50 steps was waiting: 0.2 of 0.5 s"
+    )
     assert (
         "dataloader_num_workers: 2 instead of 0 (without waiting a step takes 0.3 s)" in found["starved-by-data"].remedy
     )
@@ -185,6 +187,19 @@ def test_frequent_saving_names_an_interval(make_plan) -> None:
     assert "save_minutes: 4 instead of 1 (" in remedy
 
 
+def test_an_interval_longer_than_the_run_is_its_end(make_plan) -> None:
+    often = range(10, 201, 10)
+    saving = [*steps(200), *(saved(step, seconds=2.0) for step in often)]
+    remedy = found_in(make_plan(save_steps=10, num_steps=400, save_minutes=5.0), saving)["saving-too-often"].remedy
+    assert "save_steps: 0 instead of 10 (0 means at the end of the run alone)" in remedy
+    # Nothing else would save it before.
+    remedy = found_in(make_plan(save_steps=10, num_steps=400), saving)["saving-too-often"].remedy
+    assert "save_steps: 0 instead of 10, save_minutes: 10 (" in remedy
+    measuring = [*steps(200), *(evaluated(step, 2.0, seconds=50.0) for step in often)]
+    remedy = found_in(make_plan(eval_steps=10, num_steps=90), measuring)["evaluating-too-often"].remedy
+    assert "eval_steps: 0 instead of 10 (0 means at the end of the run alone)" in remedy
+
+
 def test_saving_in_the_background_takes_as_long_as_training_stands_still(make_plan) -> None:
     assert not found_in(make_plan(), [*steps(200), *(saved(step, 3.0, wait_s=0.01) for step in range(10, 201, 10))])
     waiting = [*steps(200), *(saved(step, 3.0, wait_s=2.0) for step in range(10, 201, 10))]
@@ -210,7 +225,7 @@ def test_slowness_is_said_where_nothing_explains_it(make_plan) -> None:
     others = readings(6, **ON_CARD | {"num_others": 1, "others_bytes": 3 * GIB})
     found = found_in(plan, [*steps(100, SLOW), *others])
     assert set(found) == {"card-shared"}
-    assert found["card-shared"].evidence.startswith("1 other processes compute on the card, which hold 3.0 GiB")
+    assert found["card-shared"].evidence.startswith("processes of others that compute on the card: 1, holding 3.0 GiB")
     # Others that do not slow the run, as a desktop, are nobody's concern.
     assert not found_in(plan, [*steps(100), *others])
 
@@ -222,7 +237,9 @@ def test_a_desktop_of_windows_is_not_taken_for_a_program_that_computes(make_plan
     joined = readings(12, **ON_CARD | {"num_others": lambda i: 12 if i <= 6 else 13})
     found = found_in(plan, [*steps(100, SLOW), *joined], here)
     assert set(found) == {"card-shared"}
-    assert found["card-shared"].evidence.startswith("13 other programs hold memory of the card, 12 did when the run")
+    assert found["card-shared"].evidence.startswith(
+        "programs of others that hold memory of the card: 13, when the run began 12"
+    )
 
 
 def test_a_cpu_that_others_use_is_named(make_plan) -> None:

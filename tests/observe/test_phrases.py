@@ -65,7 +65,8 @@ TOLD = {
     "left-out": phrases.phrase("no-evaluation", error="CUDA out of memory. Tried to allocate 1.50 GiB"),
     "score-not-written": phrases.phrase("score-of", name="best-of", task="ifeval", error="[Errno 28] No space left"),
     "finalist-damaged": phrases.phrase("led-by", name="step-000002", task="ifeval", error="damaged; use another"),
-    "drive-wear": phrases.phrase("an-hour", size="931.3 GiB"),
+    "drive-wear": f"{phrases.phrase('an-hour', size='931.3 GiB')}; "
+    f"{phrases.phrase('worn-after', size='600 TB', days=25)}",
 }
 
 

@@ -518,7 +518,7 @@ DISEASES: dict[str, Kind] = {
         finds=_ids("saving-too-often"),
         may_find=MACHINE,
         is_timed=True,
-        says=(" instead of 1 (saving then takes about 1% of the time)",),
+        says=("save_steps: 0 instead of 1 (0 means at the end of the run alone)",),
     ),
     "evaluating at every step": Kind(
         {"eval_steps": 1, "max_steps": 24, "eval_batches": None, "eval_fraction": 0.5, "learning_rate": 1e-9},
@@ -584,14 +584,14 @@ DISEASES: dict[str, Kind] = {
         on_card(others=1, is_slow=True),
         _ids("card-shared"),
         is_timed=True,
-        says=("1 other processes compute on the card, which hold 1.0 GiB",),
+        says=("processes of others that compute on the card: 1, holding 1.0 GiB",),
     ),
     "others on the card under Windows": Kind(
         {"max_steps": 40},
         on_card(platform="windows", others=12, joined=13, is_slow=True),
         _ids("card-shared"),
         is_timed=True,
-        says=("13 other programs hold memory of the card, 12 did when the run began",),
+        says=("programs of others that hold memory of the card: 13, when the run began 12",),
     ),
     "a full card under Windows": Kind(
         {"max_steps": 40},

@@ -92,7 +92,7 @@ def test_changed_text_goes_on_when_it_is_accepted(
     with pytest.raises(CheckpointError, match=r"tokens then, .* now.* has changed .*--accept data`"):
         runner.resume("run")
     onecard.resume(stopped.root, accept=["data"])
-    assert "accepted: the run goes on with it from here" in caplog.text
+    assert "accepted, and the run goes on with what is there now: the training text" in caplog.text
     assert runner.outcome("run").kinds[-1] == ("finished", 6)
     # From now on it is the text of the run.
     onecard.resume(stopped.root)

@@ -67,6 +67,9 @@ def test_a_diverged_run_says_so_and_stops(runner: "Runner") -> None:
     refused = [event["is_finite"] for event in steps].count(False)
     assert refused == 5
     assert steps[-1]["step"] == finding["step"] == len(steps) < 60
+    first = next(event["step"] for event in steps if not event["is_finite"])
+    assert f"onecard replay RUN --step {first}`" in finding["remedy"]
+    assert f"onecard replay RUN --step {first}`" in str(caught.value)
     with pytest.raises(DivergedError):
         runner.resume("run")
     assert runner.outcome("run").record == outcome.record
@@ -179,7 +182,7 @@ def test_a_record_of_which_nothing_can_be_read_is_named_and_ends_no_run(
             read(outcome.root)
     with caplog.at_level("WARNING", "onecard.run"):
         onecard.resume(outcome.root)
-    assert "lines of it could not be read" in caplog.text
+    assert "lines that could not be read are left as they are: " in caplog.text
 
 
 def test_a_start_that_fails_leaves_no_folder_in_the_way(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:

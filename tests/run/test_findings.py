@@ -61,6 +61,19 @@ def test_a_run_that_diverges_is_stopped(runner: "Runner") -> None:
     assert finding["step"] <= finished["step"]
 
 
+def test_a_run_that_diverged_stays_stopped(runner: "Runner", caplog: pytest.LogCaptureFixture) -> None:
+    """Also where it was killed after its last checkpoint, which knows of the finding, and before its end."""
+    sick = QUIET | {"learning_rate": 5.0, "max_grad_norm": None}
+    whole = runner.start("whole", **sick)
+    (finding,) = (finding for finding in whole.findings if finding["stops_run"])
+    runner.kill("killed", after_events=len(whole.record) - 1, **sick)
+    assert not runner.outcome("killed").events("finished")
+    for _ in range(2):
+        assert runner.resume("killed").record[-1] == whole.record[-1]
+    assert runner.outcome("killed").checkpoints == whole.checkpoints
+    assert f"at step {finding['step']} the run was stopped: the loss runs away" in caplog.text
+
+
 def test_weights_that_have_no_part_in_the_result_stop_the_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(DISEASES["adapters without a part"], place, monkeypatch)
     assert found["nothing-trains"].stops_run

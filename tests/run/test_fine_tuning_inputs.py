@@ -94,6 +94,26 @@ def test_a_resume_refuses_another_base(method: str, tuner: Tuner, bases: Callabl
     assert runner.outcome("run").record == before.record
 
 
+def test_a_resume_tells_of_a_tokenizer_with_other_ids(
+    tuner: Tuner, bases: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(bases("llama"), tmp_path / "base")
+    runner = tuner("llama", model_name_or_path=str(tmp_path / "base"), max_steps=2)
+    before = runner.start("run")
+    path = tmp_path / "base" / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    ids = content["model"]["vocab"]
+    ids["a"], ids["e"] = ids["e"], ids["a"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"tokenizer and .* have changed.*restore them.*--accept tokenizer,data`"):
+        runner.resume("run")
+    with pytest.raises(CheckpointError, match=r"the tokenizer has changed.*restore it"):
+        onecard.resume(before.root, accept=["data"])
+    assert runner.outcome("run").record == before.record
+    onecard.resume(before.root, accept=["data", "tokenizer"])
+    assert "goes on with what is there now: the tokenizer and the training text" in caplog.text
+
+
 @pytest.mark.parametrize("template", ["auto", "chatml"])
 @pytest.mark.parametrize("gone", ["weights", "folder"])
 def test_a_run_of_all_weights_goes_on_without_its_base(

@@ -1,7 +1,9 @@
 """Memory that runs out and numbers that are none do not end a run, and do not show in its result."""
 
+import errno
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +14,7 @@ from shortages import MESSAGE, FailsAt, failing
 import onecard
 from onecard.data import load_tokenizer
 from onecard.errors import CheckpointError, DivergedError, DoesNotFitError, InputError
-from onecard.run import milestones, retreat, saver, stepping
+from onecard.run import milestones, retention, retreat, saver, stepping
 from onecard.spec import Plan
 
 if TYPE_CHECKING:
@@ -324,8 +326,80 @@ def test_a_run_that_stays_not_finite_ends_with_exit_code_4(runner: "Runner", mon
     assert caught.value.exit_code == 4
     outcome = runner.outcome("run")
     assert outcome.record[-1]["reason"] == "diverged"
-    named = outcome.events("finding")[0]
-    assert "onecard replay RUN --step 16" in named["remedy"]
+    named, last = outcome.events("finding")
+    # Going back cut off what was said before: the last words lead to the texts, too.
+    for remedy in (named["remedy"], last["remedy"], str(caught.value)):
+        assert "`onecard replay RUN --step 16`" in remedy
+    assert not next(event for event in outcome.events("step") if event["step"] == 16)["is_finite"]
+
+
+# Good until step 9, which is saved; the samples of steps 10 to 14 are refused, at whatever step they come.
+RARE = LONG | {"save_steps": 9}
+REFUSED = range(8 * 9, 8 * 14)
+
+
+def before_going_back(do: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    go_back = retreat.Retreat.go_back
+
+    def after(self: Any, trouble: Any) -> Any:
+        do()
+        return go_back(self, trouble)
+
+    monkeypatch.setattr(retreat.Retreat, "go_back", after)
+
+
+def test_a_disk_that_fails_on_the_way_back_loses_nothing(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose checkpoints cannot be read must not begin again and set them aside."""
+    spoil(monkeypatch, lambda state, rate: state.progress.position in REFUSED)
+    whole = runner.start("whole", **RARE)
+
+    def lose(root: Path) -> None:
+        root.rename(root.with_name("elsewhere"))
+
+    def damage(root: Path) -> None:
+        for path in root.rglob("*.json"):
+            path.rename(path.with_suffix(".gone"))
+
+    def mend(root: Path) -> None:
+        if not root.exists():
+            root.with_name("elsewhere").rename(root)
+        for path in root.rglob("*.gone"):
+            path.rename(path.with_suffix(".json"))
+
+    def empty(root: Path) -> None:
+        (root / "step-000009" / "progress.json").rename(root / "step-000009" / "progress.gone")
+
+    for name, fail in {"lost": lose, "damaged": damage, "one file": empty}.items():
+        root = runner.folder / name / "checkpoints"
+        with monkeypatch.context() as patched:
+            before_going_back(lambda root=root, fail=fail: fail(root), patched)
+            with pytest.raises(CheckpointError, match=r"go back from step 14 \(5 updates in a row were refu") as caught:
+                runner.start(name, **RARE)
+        assert caught.value.exit_code == 2
+        mend(root)
+        stopped = runner.outcome(name)
+        assert stopped.checkpoints == ["step-000009"]
+        assert [event["step"] for event in stopped.events("step")] == list(range(1, 15))
+        runner.resume(name).assert_equals(whole)
+
+
+def test_a_disk_that_turns_read_only_on_the_way_back_loses_nothing(
+    runner: "Runner", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, lambda state, rate: state.progress.position in REFUSED)
+    settings = RARE | {"save_steps": 3}
+    whole = runner.start("whole", **settings)
+
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(source))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(retention, "move", refuse)
+        with pytest.raises(CheckpointError, match=r"Read-only file system.*go on with .*onecard resume") as caught:
+            runner.start("run", **settings)
+    assert caught.value.exit_code == 2
+    assert runner.outcome("run").checkpoints == ["step-000003", "step-000006", "step-000009", "step-000012"]
+    runner.resume("run").assert_equals(whole)
 
 
 def test_going_back_begins_anew_before_the_first_good_checkpoint(

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import onecard
 from onecard.checkpoint import SMALL_FILES_BYTES, list_checkpoints, reading
 from onecard.errors import CheckpointError, InputError
 from onecard.evaluation.heldout import HeldoutLoss
-from onecard.observe.events import CLOCK_REASONS, Event
+from onecard.observe.events import CLOCK_REASONS, Event, SaveReason
 from onecard.run import checkpoints, saver, space
 from onecard.run.folder import RunFolder
 from onecard.run.retention import remove_surplus
@@ -342,19 +343,29 @@ def test_a_record_that_cannot_be_written_is_written_later(runner: "Runner", monk
     runner.start("full").assert_equals(whole)
 
 
-def test_wear_is_found_when_it_is_absurd() -> None:
-    terabyte = 10**12
-    assert find_wear(terabyte, 599) is None
-    assert find_wear(terabyte // 100, 3600) is None
-    finding = find_wear(terabyte, 3600)
+def test_wear_is_found_when_it_is_absurd(runner: "Runner") -> None:
+    terabyte, plan = 10**12, onecard.plan(runner.recipe(save_steps=2, eval_steps=4, save_minutes=1.5, max_steps=40))
+    assert find_wear(terabyte, 599, plan, "interval") is None
+    assert find_wear(terabyte // 100, 3600, plan, "interval") is None
+    settings: dict[SaveReason, str] = {
+        "interval": "save_steps: 10 instead of 2",
+        "best": "eval_steps: 20 instead of 4",
+        "clock": "save_minutes: 7.5 instead of 1.5",
+    }
+    for reason, setting in settings.items():
+        finding = find_wear(terabyte, 3600, plan, reason)
+        assert finding is not None
+        assert finding.evidence == "931.3 GiB an hour; a drive rated for 600 TB is worn after 25 days of it"
+        # A fifth of it is below 200 GiB an hour.
+        assert finding.remedy.endswith(f": {setting} (after 125 days then)")
+    finding = find_wear(100 * terabyte, 3600, plan, "interval")
     assert finding is not None
-    assert finding.evidence == "931.3 GiB an hour"
-    assert "worn after 25 days" in finding.remedy
+    assert "save_steps: 0 instead of 2" in finding.remedy
 
 
 def test_wear_is_no_part_of_what_a_run_repeats(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
     plain = runner.start("plain", max_steps=3)
-    monkeypatch.setattr(checkpoints, "find_wear", lambda *_: find_wear(10**13, 3600))
+    monkeypatch.setattr(checkpoints, "find_wear", lambda *known: find_wear(10**13, 3600, *known[2:]))
     runner.start("worn", max_steps=3).assert_equals(plain)
     assert "wear the drive" in (runner.folder / "worn" / "events.jsonl").read_text("utf-8")
 

@@ -15,7 +15,7 @@ def write_report(run: str | Path, *, lang: str = "auto") -> Path:
     `lang` is en, zh or auto, the language of the system. One file that needs no network. Takes no lock and no torch.
 
     Raises:
-        InputError: no such run, or an unknown language.
+        InputError: no such run, an unknown language, or a folder where the report belongs.
         OSError: its folder cannot be written to.
     """
     from onecard.report import write

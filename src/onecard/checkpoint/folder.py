@@ -194,4 +194,7 @@ def _write_failure(folder: Path, error: Exception) -> CheckpointError:
             f"no space left for checkpoint {folder} ({format_bytes(free)} free): free some space, lower "
             "save_total_limit or move the run folder, then resume; earlier checkpoints are untouched"
         )
-    return CheckpointError(f"checkpoint {folder} cannot be written: {error}. Earlier checkpoints are untouched")
+    return CheckpointError(
+        f"checkpoint {folder} cannot be written: {error}. Earlier checkpoints are untouched: see to the disk or move "
+        "the run folder, then resume"
+    )

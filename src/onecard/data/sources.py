@@ -234,11 +234,13 @@ def _without_empty(files: list[SourceFile], given: str) -> FileList:
     try:
         filled = tuple(file for file in files if file.path.stat().st_size > 0)
     except OSError as error:
-        if isinstance(error, PermissionError):
-            raise unreadable(error.filename, error) from error
-        raise DataError(
-            f"{error.filename}: cannot be read ({error.strerror}). Is it a broken link, or gone?"
-        ) from error
+        path = Path(error.filename)
+        if path.is_symlink() and not isinstance(error, PermissionError):
+            raise DataError(
+                f"{path}: a link to {path.readlink()}, which cannot be read ({error.strerror}). Restore that file, or"
+                " delete the link."
+            ) from error
+        raise unreadable(error.filename, error) from error
     if not filled:
         what = "the file is" if len(files) == 1 else f"all {len(files)} files are"
         raise DataError(f"dataset {given!r}: {what} empty. Give text to train on.")

@@ -8,6 +8,7 @@ from onecard.data.cache import locked, log
 from onecard.data.tokenizer import END_OF_TEXT, TRAINED_KINDS, as_transformers, separator_id, tokenizer_hash
 from onecard.errors import DataError
 from onecard.spec.paths import locate
+from onecard.spec.tokenizer_files import find_tokenizer_damage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -92,9 +93,10 @@ def _load_pretrained(name: str) -> "PreTrainedTokenizerBase":
     except Exception as error:  # each kind of tokenizer, and the Rust side, has errors of its own
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         if Path(name).is_dir():
+            reason = find_tokenizer_damage(Path(name)) or reason
             raise DataError(
-                f"tokenizer folder {name}: `transformers` cannot load it ({reason}), for its tokenizer.json or"
-                " tokenizer_config.json is missing or damaged. Copy or download them again."
+                f"tokenizer folder {name}: `transformers` cannot load it: {reason}. Copy or download its tokenizer.json"
+                " and tokenizer_config.json again."
             ) from error
         raise DataError(
             f"tokenizer {name!r}: it is none of the kinds to train ({', '.join(TRAINED_KINDS)}), no folder and no"

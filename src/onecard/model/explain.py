@@ -7,6 +7,7 @@ from pathlib import Path
 
 from onecard.errors import CheckpointError, DoesNotFitError
 from onecard.model.shortage import is_out_of_memory
+from onecard.spec.tokenizer_files import find_tokenizer_damage
 
 _REMEDIES = {
     "model": "Copy or download its config.json and weights again",
@@ -47,6 +48,7 @@ def explained(folder: Path | str, what: str) -> Iterator[None]:
             raise DoesNotFitError(
                 f"memory ran out while {folder} was loaded ({error}): close what else uses it, and try again"
             ) from error
+        damage = find_tokenizer_damage(Path(folder)) if what == "tokenizer" else None
         raise CheckpointError(
-            f"{folder} holds no {what} that transformers can read: {explain_error(error)}. {_REMEDIES[what]}"
+            f"{folder} holds no {what} that transformers can read: {damage or explain_error(error)}. {_REMEDIES[what]}"
         ) from error

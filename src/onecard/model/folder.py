@@ -94,6 +94,7 @@ def load_model_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel
     """
     model = _load_adapted(folder, dtype) if is_adapter(folder) else load_plain(folder, dtype)
     refuse_broken(model, folder, "use an earlier checkpoint")
+    model.name_or_path = str(folder)  # of an adapter, its own rather than its base's: the tokenizer lies there
     return model.eval(), load_tokenizer(folder)
 
 
@@ -124,7 +125,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     with explained(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
-            raise ValueError("there are no tokens in it, its tokenizer.json is missing")
+            raise ValueError("there are no tokens in it")
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 

@@ -144,8 +144,9 @@ def check_ids(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
     """
     num_rows, largest = model.get_input_embeddings().weight.shape[0], max(map(max, prompts))
     if largest >= num_rows:
+        name = f"the model {model.name_or_path}" if model.name_or_path else "the model"
         raise InputError(
-            f"this text has the token {largest:,}, and the model knows {num_rows:,}: its tokenizer is another model's, "
+            f"this text has the token {largest:,}, and {name} knows {num_rows:,}: its tokenizer is another model's, "
             "or has tokens that were never trained. Put the model's own tokenizer files into its folder"
         )
 

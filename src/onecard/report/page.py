@@ -155,11 +155,9 @@ def _tiles(run: RunRecord, summary: RunSummary, say: Say) -> list[Tile]:
 def _warnings(summary: RunSummary, say: Say) -> list[str]:
     found = []
     if summary.num_refused:
-        found.append(
-            say("{num} updates were refused, because loss or gradient was not finite.", num=summary.num_refused)
-        )
+        found.append(say("Updates refused because loss or gradient was not finite: {num}.", num=summary.num_refused))
     if summary.num_damaged:
-        found.append(say("{num} lines of the record could not be read and are left out.", num=summary.num_damaged))
+        found.append(say("Lines of the record that cannot be read and are left out: {num}.", num=summary.num_damaged))
     return found
 
 

@@ -128,8 +128,8 @@ _CHINESE = {
     "mean of {num} steps": "{num} 步平均",
     "median of steps": "各步中位数",
     "planned {time}": "计划 {time}",
-    "{num} lines of the record could not be read and are left out.": "运行记录中有 {num} 行无法读取，已略去。",
-    "{num} updates were refused, because loss or gradient was not finite.": "{num} 步因损失或梯度非有限而跳过更新。",
+    "Lines of the record that cannot be read and are left out: {num}.": "运行记录中有 {num} 行无法读取，已略去。",
+    "Updates refused because loss or gradient was not finite: {num}.": "{num} 步因损失或梯度非有限而跳过更新。",
     # Troubles
     "out of memory": "内存或显存不足",
     "not finite": "非有限值",

@@ -1,14 +1,17 @@
 """The report of a run: one HTML file that needs no network, no script and no other file."""
 
 import time
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onecard.errors import InputError
 from onecard.report.page import make_page
 from onecard.report.record import RunRecord
 from onecard.report.words import Language, Say
+from onecard.spec.moving import move
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -17,12 +20,25 @@ REPORT = "report.html"
 
 
 def write_report(run: RunRecord, language: Language) -> Path:
-    """Writes report.html into the folder of a run, in place of an older one, and returns it."""
+    """Writes report.html into the folder of a run, in place of an older one, and returns it.
+
+    Raises:
+        InputError: a folder has that name.
+        OSError: the run's folder cannot be written to; an older report is untouched.
+    """
     target = run.root / REPORT
+    if target.is_dir():
+        raise InputError(f"{target} is a folder, so no report can be written there: move or rename it")
     beside = target.with_name(f".{REPORT}")
     # What a terminal or a broken file left of half a character has no place in UTF-8.
-    beside.write_bytes(render_report(run, language).encode("utf-8", errors="replace"))
-    beside.replace(target)
+    content = render_report(run, language).encode("utf-8", errors="replace")
+    try:
+        beside.write_bytes(content)
+        move(beside, target)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink()
+        raise
     return target
 
 

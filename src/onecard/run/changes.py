@@ -101,12 +101,13 @@ def settle_corpus(
     if checkpoint is not None and _has_other_tokenizer(corpus, checkpoint):
         changed = {"tokenizer": "the tokenizer", **changed}
     if unaccepted := [text for name, text in changed.items() if name not in accepted]:
+        have, them = ("has", "it") if len(unaccepted) == 1 else ("have", "them")
         raise CheckpointError(
-            f"{' and '.join(unaccepted)} has changed since this run began, so it cannot be continued exactly: restore "
-            "it, start a new run with `onecard train`, or go on with it as it is now by `onecard resume RUN --accept "
-            f"{','.join(changed)}`"
+            f"{' and '.join(unaccepted)} {have} changed since this run began, so it cannot be continued exactly: "
+            f"restore {them}, start a new run with `onecard train`, or go on with what is there now by `onecard resume "
+            f"RUN --accept {','.join(changed)}`"
         )
-    log.warning("%s has changed; accepted: the run goes on with it from here", " and ".join(changed.values()))
+    log.warning("accepted, and the run goes on with what is there now: %s", " and ".join(changed.values()))
     return corpus, plan.model_copy(update={"corpus": facts})
 
 

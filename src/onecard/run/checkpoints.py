@@ -195,7 +195,7 @@ class Checkpoints:
             wait_s=result.wait_s,
         )
         self._num_written_bytes += result.num_bytes
-        finding = find_wear(self._num_written_bytes, self._elapsed() - self._begun_at_s)
+        finding = find_wear(self._num_written_bytes, self._elapsed() - self._begun_at_s, plan, order.reason)
         if finding is not None and not self._has_told_wear:
             self._has_told_wear = True
             yield as_event(finding, progress.step, self._elapsed())

@@ -182,7 +182,7 @@ def _notes(record: RunRecord, run: RunSummary) -> list[str]:
     if record.finished is None and record.age_s is not None:
         notes.append(f"{run.name}: has not ended; its last event is {_ago(record.age_s)} old")
     if run.num_refused:
-        notes.append(f"{run.name}: {run.num_refused:,} updates were not finite and skipped")
+        notes.append(f"{run.name}: updates not finite and skipped: {run.num_refused:,}")
     notes += [f"{run.name}: {finding}" for finding in run.findings]
     return notes
 

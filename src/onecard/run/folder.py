@@ -227,7 +227,7 @@ class RunFolder:
         Raises:
             CheckpointError: there are checkpoints, but every one is damaged.
         """
-        self._refuse_lost_checkpoints()
+        self.refuse_lost_checkpoints()
         damaged: dict[Path, str] = {}
         for folder in reversed(list_checkpoints(self.checkpoints)):
             try:
@@ -245,8 +245,12 @@ class RunFolder:
             raise CheckpointError("\n".join(damaged.values()))
         return None
 
-    def _refuse_lost_checkpoints(self) -> None:
-        """A run whose checkpoints are gone must not look like one that has yet to begin."""
+    def refuse_lost_checkpoints(self) -> None:
+        """Refuses a run whose checkpoints are gone: it must not look like one that has yet to begin.
+
+        Raises:
+            CheckpointError: as that; says what is missing.
+        """
         if list_checkpoints(self.checkpoints):
             return
         torn = sorted(path.name for path in self.checkpoints.glob("step-*"))

@@ -13,7 +13,7 @@ from onecard.errors import CheckpointError
 from onecard.hardware import probe_machine
 from onecard.hardware.sensors import CardReading, CardSensor, HostSensor
 from onecard.observe.detectors import Surroundings, Watch
-from onecard.observe.events import DeviceEvent, Event, FinishedEvent, RecoveredEvent, StepEvent
+from onecard.observe.events import DeviceEvent, Event, FindingEvent, FinishedEvent, RecoveredEvent, StepEvent
 from onecard.observe.lines import parse_event
 from onecard.run.control import Control
 from onecard.run.foresight import Foresight
@@ -34,8 +34,8 @@ class Observer:
     def __init__(self, plan: Plan, recipe: Recipe, record: Path, control: Control) -> None:
         self._plan, self._surroundings, self._record = plan, _look_around(plan, recipe), record
         self._foresight = Foresight()
-        self._watch = self._recall()
         self._control = control
+        self._watch = self._recall()
         self._device = plan.device
         self._read_at = time.monotonic()
 
@@ -69,14 +69,25 @@ class Observer:
 
     def _recall(self) -> Watch:
         watch = Watch(self._plan, self._surroundings, self._foresight)
-        watch.recall(_read_events(self._record))
+        watch.recall(self._note_stop(_read_events(self._record)))
         return watch
+
+    def _note_stop(self, events: Iterator[Event]) -> Iterator[Event]:
+        """Lets a run that a finding has stopped end there again: it is not said a second time."""
+        for event in events:
+            yield event
+            if isinstance(event, FindingEvent) and event.stops_run:
+                self._stop()
+                log.warning("at step %d the run was stopped: %s. %s", event.step, event.symptom, event.remedy)
+
+    def _stop(self) -> None:
+        self._control.stop, self._control.reason = True, "diverged"
 
     def _hear(self, event: Event) -> Iterator[Event]:
         for finding in self._watch.hear(event):
             yield finding
             if finding.stops_run:
-                self._control.stop, self._control.reason = True, "diverged"
+                self._stop()
 
 
 def _look_around(plan: Plan, recipe: Recipe) -> Surroundings:
@@ -110,4 +121,4 @@ def _read_events(record: Path) -> Iterator[Event]:
             except CheckpointError:
                 num_damaged += 1
     if num_damaged:
-        log.warning("%s: %d lines of it could not be read, and are left as they are", record, num_damaged)
+        log.warning("%s: lines that could not be read are left as they are: %d", record, num_damaged)

@@ -36,7 +36,7 @@ class Refusals:
         # A loss scale that was too high is no news of the batch.
         is_usual = self._state.loss_scale.is_dynamic and event.loss == event.loss
         if progress.num_refused_in_a_row == 1 and not is_usual:
-            finding = make_finding("update-refused", _describe(event), f"`onecard replay RUN --step {event.step}`")
+            finding = make_finding("update-refused", _describe(event), _replay(event.step))
             yield as_event(finding, event.step, self._elapsed())
 
     def trouble(self, event: StepEvent) -> Trouble:
@@ -45,14 +45,20 @@ class Refusals:
 
     def last_finding(self, event: StepEvent) -> FindingEvent:
         """Why a run ends after too many."""
-        num_retreats = self._state.progress.num_retreats
-        tried = f"; {phrase('gone-back', num=num_retreats)}" if num_retreats else ""
-        finding = make_finding("non-finite", self._evidence(event) + tried, "", stops_run=True)
+        num_retreats, first = self._state.progress.num_retreats, event.step - self.limit + 1
+        # Where the recipe says stop, it went back for want of memory if at all.
+        is_tried = self._state.plan.on_nonfinite != "stop" and num_retreats
+        tried = f"; {phrase('gone-back', num=num_retreats)}" if is_tried else ""
+        finding = make_finding("non-finite", self._evidence(event) + tried, _replay(first), stops_run=True)
         return as_event(finding, event.step, self._elapsed())
 
     def _evidence(self, event: StepEvent) -> str:
         refused, last = phrase("refused-in-a-row", num=self.limit), phrase("last-refused", step=event.step)
         return f"{refused}, {last}, {_describe(event)}"
+
+
+def _replay(step: int) -> str:
+    return f"`onecard replay RUN --step {step}`"
 
 
 def _describe(event: StepEvent) -> str:

@@ -86,10 +86,7 @@ class Retreat:
         if trouble.problem == "not finite":
             remedy += f", {self._change_course(failed, trouble)}"
         self._state.is_updating = False
-        # The beginning is a checkpoint that was never written.
-        beginning = folder_of_step(self._folder.checkpoints, 0)
-        set_aside_after(checkpoint.folder if checkpoint is not None else beginning)
-        self._record.cut(recorded_bytes(checkpoint) if checkpoint is not None else 0)
+        self._cut_after(checkpoint)
         before = self._folder.plan(checkpoint.folder if checkpoint is not None else None)
         self._feed.reopen()
         self._milestones.go_back()
@@ -107,6 +104,24 @@ class Retreat:
             returned_from=trouble.step,
             position=progress.position,
         )
+
+    def _cut_after(self, checkpoint: Checkpoint | None) -> None:
+        """Sets aside what was saved and recorded since a checkpoint.
+
+        Raises:
+            CheckpointError: the disk refuses; a resume does it again.
+        """
+        # The beginning is a checkpoint that was never written.
+        folder = checkpoint.folder if checkpoint is not None else folder_of_step(self._folder.checkpoints, 0)
+        try:
+            set_aside_after(folder)
+            self._record.cut(recorded_bytes(checkpoint) if checkpoint is not None else 0)
+        except OSError as error:
+            raise CheckpointError(
+                f"the run went back to step {step_of_folder(folder)}, and what came after it cannot be set aside "
+                f"({error}). No checkpoint is lost: see to the disk, then go on with `onecard resume "
+                f"{self._folder.root}`"
+            ) from error
 
     def _change_course(self, failed: Progress, trouble: Trouble) -> str:
         progress = self._state.progress
@@ -143,23 +158,30 @@ class Retreat:
         """Restores the newest checkpoint that is whole and good; None where the run had to begin again.
 
         Raises:
-            CheckpointError: none of those that are there could be read, and none of them is to blame.
+            CheckpointError: those that are there cannot be read, or they are gone.
         """
-        problem: CheckpointError | None = None
+        # As at a resume: a run whose checkpoints cannot be read must not look like one that has yet to begin.
+        problem: Exception | None = None
+        try:
+            self._folder.refuse_lost_checkpoints()
+        except (CheckpointError, OSError) as error:
+            problem = error
         for folder in self._candidates(trouble):
             try:
                 checkpoint = read_checkpoint(folder)
                 restore(self._state, checkpoint)
                 recorded_bytes(checkpoint)
-            except CheckpointError as error:
+            except (CheckpointError, OSError) as error:
                 log.warning("%s. Going back further", error)
                 problem = error
                 continue
             if all(map(is_finite, self._state.optimizer.masters.values())):
                 return checkpoint
-        # As at a resume: a run whose checkpoints cannot be read must not look like one that has yet to begin.
-        if problem is not None and not trouble.is_poisoned:
-            raise problem
+        if problem is not None:
+            raise CheckpointError(
+                f"the run has to go back from step {trouble.step} ({trouble.evidence}), and cannot: {problem}. Nothing "
+                f"was set aside: see to the disk, then go on with `onecard resume {self._folder.root}`"
+            ) from problem
         start_again(self._state)
         return None
 
@@ -168,7 +190,9 @@ class Retreat:
         newest_first = list_checkpoints(self._folder.checkpoints)[::-1]
         if not trouble.is_poisoned:
             return newest_first
-        good, progress = [folder for folder in newest_first if _was_finite(folder)], self._state.progress
+        # One that cannot be read may be good: that is told where it is tried.
+        good = [folder for folder in newest_first if _was_finite(folder) is not False]
+        progress = self._state.progress
         if progress.num_retreats == 0 or self._has_helped(good):
             return good
         older = [folder for folder in good if step_of_folder(folder) < progress.retreat_step]
@@ -176,13 +200,13 @@ class Retreat:
         return older or good
 
 
-def _was_finite(folder: Path) -> bool:
-    """Whether the updates before a checkpoint were applied."""
+def _was_finite(folder: Path) -> bool | None:
+    """Whether the updates before a checkpoint were applied; None where it cannot be read."""
     try:
         progress = Checkpoint(folder, 0).document("progress")
-        return isinstance(progress, dict) and progress.get("num_refused_in_a_row") == 0
     except (OSError, ValueError):
-        return False
+        return None
+    return progress.get("num_refused_in_a_row") == 0 if isinstance(progress, dict) else None
 
 
 def recorded_bytes(checkpoint: Checkpoint) -> int:

@@ -74,8 +74,7 @@ class Verification:
     def describe(self) -> str:
         """The same in sentences."""
         first = next((pair for pair in self.pairs if pair.difference), None)
-        lines = [f"{len(self.pairs)} steps repeated from {self.checkpoint}, steps {self.pairs[0].step} to "]
-        lines[0] += f"{self.pairs[-1].step} of the record"
+        lines = [f"repeated from {self.checkpoint}: steps {self.pairs[0].step} to {self.pairs[-1].step} of the record"]
         if first is None:
             lines.append("losses and gradient norms are the same to the bit")
         else:

@@ -3,7 +3,7 @@
 events ──► History ──► detectors ──► Watch: found several times in a row, said once ──► FindingEvent
 """
 
-from onecard.observe.detectors.catalogue import as_event, entries, in_chinese, make_finding, sections
+from onecard.observe.detectors.catalogue import as_event, entries, in_chinese, instead, make_finding, rarer, sections
 from onecard.observe.detectors.history import Foresee, History, Surroundings
 from onecard.observe.detectors.phrases import Phrasebook, phrase
 from onecard.observe.detectors.watch import DETECTORS, Watch
@@ -18,7 +18,9 @@ __all__ = [
     "as_event",
     "entries",
     "in_chinese",
+    "instead",
     "make_finding",
     "phrase",
+    "rarer",
     "sections",
 ]

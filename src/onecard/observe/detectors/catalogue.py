@@ -76,6 +76,11 @@ def instead(key: str, value: object, now: object) -> str:
     return phrase("instead", key=key, value=value, now=now)
 
 
+def rarer(key: str, value: int, now: int, num_steps: int) -> str:
+    """Names a larger interval in steps; one that is as long as the run is 0, which means at its end alone."""
+    return instead(key, value if value < num_steps else 0, now)
+
+
 def in_chinese(id: str, evidence: str, remedy: str) -> tuple[str, str]:
     """Translates what `make_finding` recorded; settings to be typed, and what others said, stay as they are."""
     english, chinese = (entries()[id].texts[language] for language in ("en", "zh"))

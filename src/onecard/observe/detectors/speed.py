@@ -1,8 +1,9 @@
 """Where the time goes: no GPU, waiting for data, saving, evaluating."""
 
 import math
+import re
 
-from onecard.observe.detectors.catalogue import instead, make_finding
+from onecard.observe.detectors.catalogue import instead, make_finding, rarer
 from onecard.observe.detectors.history import OTHERS_CPU_SHARE, History, mean, median
 from onecard.observe.detectors.phrases import phrase
 from onecard.spec import Finding
@@ -14,6 +15,7 @@ _WAITING_SHARE = 0.25
 _SURE_WAITING_SHARE = 0.8
 _BUSY_SHARE = 0.85
 _SAVING_SHARE, _AIMED_SAVING_SHARE = 0.05, 0.01
+_USUAL_SAVE_MINUTES = 10
 _EVALUATING_SHARE, _AIMED_EVALUATING_SHARE = 0.3, 0.1
 _LEAST_TIMES = 3
 
@@ -69,6 +71,7 @@ def find_frequent_saving(history: History) -> Finding | None:
     share = history.saving_s / history.elapsed_s
     if share < _SAVING_SHARE:
         return None
+    setting = _rarer_saving(history)
     return make_finding(
         "saving-too-often",
         phrase(
@@ -78,8 +81,8 @@ def find_frequent_saving(history: History) -> Finding | None:
             share=f"{share:.0%}",
             each=f"{history.saving_s / len(history.saves):.2g}",
         ),
-        _rarer_saving(history),
-        effect=phrase("saving-then", share=f"{_AIMED_SAVING_SHARE:.0%}"),
+        setting,
+        effect=_effect(setting, phrase("saving-then", share=f"{_AIMED_SAVING_SHARE:.0%}")),
     )
 
 
@@ -95,7 +98,16 @@ def _rarer_saving(history: History) -> str:
     }
     reason = max(intervals, key=lambda reason: sum(save.reason == reason for save in history.saves))
     key, number, now = intervals[reason]
-    return instead(key, max(number, int(now) + 1), f"{now:g}")
+    if key == "save_minutes":
+        return instead(key, max(number, int(now) + 1), f"{now:g}")
+    setting = rarer(key, max(number, int(now) + 1), int(now), plan.schedule.num_steps)
+    # Or a kill would lose all of the run.
+    is_unsafe = setting.startswith("save_steps: 0 ") and plan.save_minutes is None
+    return f"{setting}, save_minutes: {_USUAL_SAVE_MINUTES}" if is_unsafe else setting
+
+
+def _effect(setting: str, usual: str) -> str:
+    return phrase("at-the-end") if re.search(r"_steps: 0\b", setting) else usual
 
 
 def find_frequent_evaluation(history: History) -> Finding | None:
@@ -113,7 +125,11 @@ def find_frequent_evaluation(history: History) -> Finding | None:
         ("sample_steps", plan.sample_steps, history.sampling_s),
     )
     least_s = 0.5 * _AIMED_EVALUATING_SHARE * history.elapsed_s
-    settings = [instead(key, math.ceil(now * factor), now) for key, now, seconds in parts if now and seconds > least_s]
+    settings = ", ".join(
+        rarer(key, math.ceil(now * factor), now, plan.schedule.num_steps)
+        for key, now, seconds in parts
+        if now and seconds > least_s
+    )
     return make_finding(
         "evaluating-too-often",
         phrase(
@@ -123,8 +139,8 @@ def find_frequent_evaluation(history: History) -> Finding | None:
             time=format_seconds(history.elapsed_s),
             share=f"{share:.0%}",
         ),
-        ", ".join(settings),
-        effect=phrase("evaluating-then", share=f"{_AIMED_EVALUATING_SHARE:.0%}"),
+        settings,
+        effect=_effect(settings, phrase("evaluating-then", share=f"{_AIMED_EVALUATING_SHARE:.0%}")),
     )
 
 
