@@ -164,7 +164,6 @@ class Batcher:
                 self._request.on_end(text.index, text.new)
             elif len(text.context) >= self._limit:
                 text.context = self._window(text.context)
-                text.drafter = self._drafter(text.context)
                 waiting.appendleft(text)
             else:
                 cache.cut(row, len(text.context) - 1)
