@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from onecard.model.drafts import Drafter
+from onecard.model.drafts import Drafter, cut_to_common
 
 
 def told(ids: list[int]) -> Drafter:
@@ -20,15 +20,21 @@ def test_what_followed_the_same_tokens_last_is_guessed(make: type[Drafter]) -> N
 
 
 def test_what_repeats_itself_is_guessed_beyond_its_end() -> None:
-    assert Drafter([5, 5, 5, 5]).draft(9) == [5, 5, 5]
-    assert Drafter([1, 2, 1, 2, 1]).draft(9) == [2, 1, 2]
+    assert Drafter([5, 5, 5, 5]).draft(2) == [5, 5]
+    assert Drafter([1, 2, 1, 2, 1]).draft(3) == [2, 1, 2]
 
 
 def test_nothing_is_guessed_without_a_repetition_or_a_place() -> None:
     assert Drafter([]).draft(9) == Drafter([4]).draft(9) == Drafter([1, 2, 3, 4, 5]).draft(9) == []
     assert Drafter([1, 2, 9, 1, 2]).draft(9) == []
     assert Drafter([5, 5, 5, 5]).draft(0) == []
-    assert Drafter([5, 5, 5, 5]).draft(2) == [5, 5]
+
+
+def test_drafts_are_cut_to_what_two_of_three_texts_reach() -> None:
+    assert cut_to_common([[1, 2, 3]]) == [[1, 2, 3]]
+    assert cut_to_common([[1, 2, 3], []]) == [[], []]
+    assert cut_to_common([[1, 2, 3], [4, 5], [6]]) == [[1, 2], [4, 5], [6]]
+    assert cut_to_common([[1, 2, 3], [4, 5], [], []]) == [[]] * 4
 
 
 def test_a_text_that_is_guessed_wrong_is_left_alone_until_guesses_are_right_again() -> None:

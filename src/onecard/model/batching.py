@@ -26,7 +26,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from onecard.errors import InputError
 from onecard.model.attention import attention_of
-from onecard.model.drafts import Drafter
+from onecard.model.drafts import Drafter, cut_to_common
 from onecard.model.families import follows_interface
 from onecard.model.loss import find_head
 from onecard.model.row_cache import NAME, RowCache, UnsupportedAttentionError
@@ -96,7 +96,7 @@ class Batcher:
                         active += group
                         self._accept(cache, active, waiting, [[token] for token in tokens])
                 if active:
-                    drafts = [self._draft(text) for text in active]
+                    drafts = cut_to_common([self._draft(text) for text in active])
                     new = [[text.new[-1], *draft] for text, draft in zip(active, drafts, strict=True)]
                     chosen = iter(self._choose(self.advance(cache, new)))
                     self._accept(cache, active, waiting, [_agreeing(draft, chosen) for draft in drafts])

@@ -6,12 +6,15 @@ A model checks all tokens of a draft in one pass, and those that it would have c
 stays the same (prompt lookup decoding: Saxena, 2023; a form of speculative decoding: Leviathan et al., 2023).
 """
 
+import math
 from collections.abc import Sequence
 
 # As many tokens must have stood before: after two, a quarter of the guesses are wrong; after three, a tenth (LOG.md).
 _NUM_SAME = 3
-# Attention of all texts is as wide as the longest draft: more tokens cost more than they save.
-_LONGEST = 3
+# More hardly save steps any more (LOG.md).
+_LONGEST = 4
+# Attention computes as many tokens of every text as the longest draft has: so many of the texts must have one.
+_SHARE = 2 / 3
 # So many more wrong guesses than right ones, and the text is guessed no longer until guesses would be right again.
 _CREDIT = 3
 _MOST_CREDIT = 6
@@ -47,3 +50,9 @@ class Drafter:
         # What is repeated may be shorter than the draft, as `na na na`.
         period = len(self._ids) - place
         return [self._ids[place + offset % period] for offset in range(min(most, _LONGEST, self._credit))]
+
+
+def cut_to_common(drafts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """Cuts the drafts of texts that run together to the length that most of them reach: more would not pay."""
+    length = sorted(map(len, drafts), reverse=True)[math.ceil(_SHARE * len(drafts)) - 1]
+    return [draft[:length] for draft in drafts]
