@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from onecard.model.batching import suits
 from onecard.model.build import build_model
-from onecard.model.generate import AtOnce, Sampling, complete_ids
+from onecard.model.generate import AtOnce, IsOver, Sampling, complete_ids
 
 NUM_IDS = 40
 GREEDY = Sampling(max_new_tokens=14, temperature=0)
@@ -27,9 +28,9 @@ PROMPTS = [[3], [5, 9, 2, 7, 11, 4, 8, 1, 2, 3], [1, 6, 3], [12, 13], [30, 31, 3
 
 @pytest.fixture
 def model_of(settings_of: Callable[..., dict[str, Any]]) -> Callable[..., PreTrainedModel]:
-    def make(name: str, **changes: Any) -> PreTrainedModel:
+    def make(name: str, seed: int = 5, **changes: Any) -> PreTrainedModel:
         settings = settings_of(name, vocab_size=NUM_IDS, tie_word_embeddings=False, **changes)
-        model = build_model(settings, dropout=0.0, init="transformers", seed=5)
+        model = build_model(settings, dropout=0.0, init="transformers", seed=seed)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(10.0 if parameter.ndim > 1 else 1.0)
@@ -49,6 +50,10 @@ def naive(model: PreTrainedModel, prompt: Sequence[int], stops: Sequence[int], n
         new.append(int(model(input_ids=torch.tensor([window])).logits[0, -1].argmax()))
         window.append(new[-1])
     return new
+
+
+def of_length(num_new: int) -> IsOver:
+    return lambda new: len(new) == num_new
 
 
 @contextmanager
@@ -79,6 +84,12 @@ def test_texts_in_few_rows_are_those_of_the_plain_model(
     assert told == dict(enumerate(expected))
 
 
+@pytest.fixture
+def without_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onecard.model.drafts._LONGEST", 0)
+
+
+@pytest.mark.usefixtures("without_guesses")
 def test_no_step_runs_a_text_that_has_ended_or_a_token_that_was_run(
     model_of: Callable[..., PreTrainedModel],
 ) -> None:
@@ -95,6 +106,7 @@ def test_no_step_runs_a_text_that_has_ended_or_a_token_that_was_run(
     assert steps - sum(len(prompt) == 1 for prompt in PROMPTS) == sum(len(new) - 1 for new in found)
 
 
+@pytest.mark.usefixtures("without_guesses")
 def test_rows_are_filled_before_the_first_step(
     model_of: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +145,61 @@ def test_draws_are_those_of_transformers(model_of: Callable[..., PreTrainedModel
     )
     assert complete_ids(model, [prompt], [NUM_IDS + 1], drawn)[0] == own[0, 3:].tolist()
     assert complete_ids(model, [prompt], [NUM_IDS + 1], GREEDY)[0] != own[0, 3:17].tolist()
+
+
+@pytest.mark.parametrize(("name", "changes"), CASES, ids=["shared heads", "qwen3", "gpt2", "windows"])
+def test_guesses_save_steps_and_change_no_text(
+    name: str, changes: dict[str, Any], model_of: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Also where few texts have any, so that texts of one step differ.
+    monkeypatch.setattr("onecard.model.drafts._SHARE", 1e-9)
+    # Past the positions of the model, so that windows slide, too.
+    long = replace(GREEDY, max_new_tokens=40)
+    num_tokens = num_run = num_steps = 0
+    for seed in (5, 6, 7):
+        model = model_of(name, seed=seed, **changes)
+        assert suits(model)
+        expected = [naive(model, prompt, [], 40) for prompt in PROMPTS]
+        for num_texts in (1, 4):
+            with shapes_run(model) as shapes:
+                found = complete_ids(model, PROMPTS, [NUM_IDS + 1], long, at_once=AtOnce(num_texts))
+            assert found == expected
+            if num_texts == 1:
+                num_tokens += sum(map(len, found))
+                num_steps += len(shapes)
+                num_run += sum(tokens for tokens, length in shapes if length == 1)
+    assert num_steps < num_tokens < num_run
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_text_ends_where_it_must_within_what_was_guessed(
+    name: str, model_of: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onecard.model.drafts._SHARE", 1e-9)
+    model = model_of(name)
+    free = [naive(model, prompt, [], 20) for prompt in PROMPTS]
+    for num_new in range(1, 20):
+        limited = replace(GREEDY, max_new_tokens=num_new)
+        assert complete_ids(model, PROMPTS, [NUM_IDS + 1], limited, at_once=AtOnce(4)) == [
+            new[:num_new] for new in free
+        ]
+        over = complete_ids(model, PROMPTS, [NUM_IDS + 1], replace(GREEDY, max_new_tokens=20), of_length(num_new))
+        assert over == [[*new[:num_new], NUM_IDS + 1] for new in free]
+    for stop in sorted({token for new in free for token in new[2:]})[:12]:
+        expected = [new[: new.index(stop) + 1] if stop in new else new for new in free]
+        assert complete_ids(model, PROMPTS, [stop], replace(GREEDY, max_new_tokens=20), at_once=AtOnce(4)) == expected
+
+
+def test_what_is_drawn_is_not_guessed(model_of: Callable[..., PreTrainedModel]) -> None:
+    model = model_of("llama")
+    assert suits(model)
+    drawn = Sampling(max_new_tokens=24, temperature=1e-4)
+    with shapes_run(model) as shapes:
+        complete_ids(model, PROMPTS, [NUM_IDS + 1], drawn, at_once=AtOnce(1))
+    assert len(shapes) == 24 * len(PROMPTS)
+    with shapes_run(model) as shapes:
+        complete_ids(model, PROMPTS, [NUM_IDS + 1], replace(drawn, temperature=0), at_once=AtOnce(1))
+    assert len(shapes) < 24 * len(PROMPTS)
 
 
 def test_a_text_that_is_over_ends_with_a_stop(model_of: Callable[..., PreTrainedModel]) -> None:

@@ -1,12 +1,14 @@
 """Continuous batching: texts that end make room for those that wait, and no step runs a padded token.
 
-waiting (longest first) ──► run whole, a group of like length at a time ──► row of the cache ──► one token a step ──►
-ended: its row is free for the next; longer than the model knows: the newer half waits again, first in line
+waiting (longest first) ──► run whole, a group of like length at a time ──► row of the cache ──► one token a step, and
+as many more as were guessed right (`drafts.py`) ──► ended: its row is free for the next; longer than the model knows:
+the newer half waits again, first in line
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,6 +26,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from onecard.errors import InputError
 from onecard.model.attention import attention_of
+from onecard.model.drafts import Drafter, cut_to_common
 from onecard.model.families import follows_interface
 from onecard.model.loss import find_head
 from onecard.model.row_cache import NAME, RowCache, UnsupportedAttentionError
@@ -54,7 +57,14 @@ class Request:
 class _Text:
     index: int
     context: list[int]
+    drafter: Drafter | None
     new: list[int] = field(default_factory=list)
+
+    def append(self, new_id: int) -> None:
+        self.context.append(new_id)
+        self.new.append(new_id)
+        if self.drafter is not None:
+            self.drafter.append(new_id)
 
 
 class Batcher:
@@ -70,7 +80,7 @@ class Batcher:
 
     def run(self, prompts: Sequence[Sequence[int]]) -> None:
         """Continues each prompt until it ends, and tells `on_end`."""
-        texts = [_Text(index, self._window(list(ids))) for index, ids in enumerate(prompts)]
+        texts = [_Text(index, window, self._drafter(window)) for index, window in enumerate(map(self._window, prompts))]
         waiting = deque(sorted(texts, key=lambda text: -len(text.context)))
         longest = len(waiting[0].context) + self._request.sampling.max_new_tokens
         num_rows = min(self._request.num_rows, len(texts))
@@ -84,10 +94,21 @@ class Batcher:
                         group = self._next_group(waiting, num_rows - len(active))
                         tokens = self._choose(self.begin(cache, [text.context for text in group]))
                         active += group
-                        self._accept(cache, active, waiting, tokens)
+                        self._accept(cache, active, waiting, [[token] for token in tokens])
                 if active:
-                    tokens = self._choose(self.advance(cache, [text.new[-1] for text in active]))
-                    self._accept(cache, active, waiting, tokens)
+                    drafts = cut_to_common([self._draft(text) for text in active])
+                    new = [[text.new[-1], *draft] for text, draft in zip(active, drafts, strict=True)]
+                    chosen = iter(self._choose(self.advance(cache, new)))
+                    self._accept(cache, active, waiting, [_agreeing(draft, chosen) for draft in drafts])
+
+    def _drafter(self, context: Sequence[int]) -> Drafter | None:
+        # What is drawn at random is no guess that can be checked.
+        return Drafter(context) if self._warpers is None else None
+
+    def _draft(self, text: _Text) -> list[int]:
+        """Guesses what follows, but for the last token that a text may have: that one is never run."""
+        left = min(self._request.sampling.max_new_tokens - len(text.new), self._limit - len(text.context)) - 1
+        return text.drafter.draft(left) if text.drafter is not None else []
 
     def _next_group(self, waiting: deque[_Text], num_free: int) -> list[_Text]:
         group = [waiting.popleft()]
@@ -110,12 +131,10 @@ class Batcher:
         rows_R, last_R = torch.tensor([range(len(lengths)), lengths], device=self._device)
         return self._decode(cache, ids_RT, positions_RT)[rows_R, last_R - 1]
 
-    def advance(self, cache: RowCache, newest: Sequence[int]) -> Tensor:
-        """Runs one more token of each text; gives its hidden state [R, D]."""
-        # One copy to the device for both.
-        ids_R, positions_R = torch.tensor([newest, cache.lengths], device=self._device)
-        cache.advance(positions_R)
-        return self._decode(cache, ids_R[:, None], positions_R[:, None])[:, 0]
+    def advance(self, cache: RowCache, new: Sequence[Sequence[int]]) -> Tensor:
+        """Runs one or more new tokens of each text; gives the hidden state [N, D] of each, text by text."""
+        ids_N, positions_N = cache.advance(new, self._device)
+        return self._decode(cache, ids_N[:, None], positions_N[:, None])[:, 0]
 
     def _decode(self, cache: RowCache, ids_RT: Tensor, positions_RT: Tensor) -> Tensor:
         hidden_RTD: Tensor = self._model.base_model(
@@ -135,24 +154,31 @@ class Batcher:
         """Gives the logits [R, V] of hidden states, in fp32, as the architecture defines them."""
         return self._head.finish(self._model.get_output_embeddings()(hidden_RD))
 
-    def _accept(self, cache: RowCache, active: list[_Text], waiting: deque[_Text], tokens: list[int]) -> None:
-        """Adds a token to each of the last texts; frees the rows of those that end or have no position left."""
+    def _accept(self, cache: RowCache, active: list[_Text], waiting: deque[_Text], tokens: list[list[int]]) -> None:
+        """Adds tokens to each of the last texts; frees the rows of those that end or have no position left."""
         first = len(active) - len(tokens)
-        # From the last to the first: where a row is freed, one that has had its token takes its place.
+        # From the last to the first: where a row is freed, one that has had its tokens takes its place.
         for row in range(len(active) - 1, first - 1, -1):
             text = active[row]
-            text.context.append(tokens[row - first])
-            text.new.append(tokens[row - first])
-            if self._has_ended(text):
+            if self._has_ended_with(text, tokens[row - first]):
                 self._request.on_end(text.index, text.new)
             elif len(text.context) >= self._limit:
                 text.context = self._window(text.context)
                 waiting.appendleft(text)
             else:
+                cache.cut(row, len(text.context) - 1)
                 continue
             cache.remove(row)
             active[row] = active[-1]
             active.pop()
+
+    def _has_ended_with(self, text: _Text, tokens: list[int]) -> bool:
+        """Adds tokens to a text up to the one that ends it, and says whether there is one."""
+        for token in tokens:
+            text.append(token)
+            if self._has_ended(text):
+                return True
+        return False
 
     def _has_ended(self, text: _Text) -> bool:
         if text.new[-1] in self._request.stop_ids:
@@ -162,8 +188,15 @@ class Batcher:
             return True
         return len(text.new) >= self._request.sampling.max_new_tokens
 
-    def _window(self, ids: list[int]) -> list[int]:
-        return ids if len(ids) < self._limit else ids[-(self._limit // 2) :]
+    def _window(self, ids: Sequence[int]) -> list[int]:
+        return list(ids if len(ids) < self._limit else ids[-(self._limit // 2) :])
+
+
+def _agreeing(draft: Sequence[int], chosen: Iterator[int]) -> list[int]:
+    """Takes the tokens chosen before, between and after those of a draft; gives those up to its first mistake."""
+    tokens = list(islice(chosen, len(draft) + 1))
+    num_right = next((place for place, guess in enumerate(draft) if guess != tokens[place]), len(draft))
+    return tokens[: num_right + 1]
 
 
 def _warpers(sampling: Sampling) -> LogitsProcessorList | None:
@@ -212,7 +245,7 @@ def _gives_own_logits(model: PreTrainedModel) -> bool:
     model.eval()
     try:
         with attention_of(model, "sdpa"):
-            own = [model(input_ids=torch.tensor([ids], device=device)).logits[0, -3:].float() for ids in texts]
+            own = [model(input_ids=torch.tensor([ids], device=device)).logits[0, -4:].float() for ids in texts]
         with attention_of(model, NAME):
             found = _last_logits(model, texts)
     # Another kind of model does not know the keywords, or falls over what it does not find in the cache.
@@ -222,15 +255,16 @@ def _gives_own_logits(model: PreTrainedModel) -> bool:
         return False
     finally:
         model.train(was_training)
-    own_R3V = torch.stack(own)
+    own_R4V = torch.stack(own)
     tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
-    return float((found - own_R3V).abs().max()) <= tolerance * float(own_R3V.abs().max())
+    return float((found - own_R4V).abs().max()) <= tolerance * float(own_R4V.abs().max())
 
 
 def _last_logits(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tensor:
-    """Gives the logits [R, 3, V] of the last three tokens of texts, the last two of them run one by one."""
+    """Gives the logits [R, 4, V] of the last four tokens of texts, the last three run alone and as a pair."""
     request = Request((0,), Sampling(temperature=0), len(texts), is_over=None, on_end=lambda index, new: None)
     batcher, cache = Batcher(model, request), RowCache(len(texts), max(map(len, texts)))
-    hidden = [batcher.begin(cache, [ids[:-2] for ids in texts])]
-    hidden += [batcher.advance(cache, [ids[place] for ids in texts]) for place in (-2, -1)]
-    return torch.stack([batcher.logits(hidden_RD) for hidden_RD in hidden], dim=1)
+    first_RD = batcher.begin(cache, [ids[:-3] for ids in texts])
+    second_RD = batcher.advance(cache, [ids[-3:-2] for ids in texts])
+    pairs_RTD = batcher.advance(cache, [ids[-2:] for ids in texts]).view(len(texts), 2, -1)
+    return torch.stack([batcher.logits(x) for x in (first_RD, second_RD, *pairs_RTD.unbind(1))], dim=1)
