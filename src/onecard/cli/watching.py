@@ -17,13 +17,15 @@ from onecard.cli.plan_text import summary_rows
 from onecard.cli.preparation import PreparationProgress
 from onecard.cli.rows import print_rows, width_of
 from onecard.errors import EXIT_INTERRUPTED, DivergedError
+from onecard.run.disk_loss import LOST_DISK, is_disk_lost
 from onecard.run.lifeline import Lifeline
+from onecard.spec.paths import locate
 
 if TYPE_CHECKING:
     from onecard.observe import ConsoleSink, Event, FinishedEvent
     from onecard.spec import Plan
 
-_DISK_REFUSES = {errno.ENOSPC, errno.EIO, errno.EROFS, errno.EFBIG}
+_DISK_REFUSES = LOST_DISK | {errno.ENOSPC, errno.EROFS, errno.EFBIG}
 # What a finished event's reason means for the process; all other reasons are success.
 _EXIT_CODES = {"interrupted": EXIT_INTERRUPTED, "diverged": DivergedError.exit_code}
 
@@ -45,7 +47,8 @@ class RunView:
 
     def __init__(self, stream: TextIO, lifeline: Lifeline | None = None) -> None:
         self._stream = stream
-        self._lifeline = lifeline or Lifeline(None)
+        self.lifeline = lifeline or Lifeline(None)
+        self._has_begun = False
         self._max_restarts = 0
         self._preparation = PreparationProgress(stream)
         self._sink: ConsoleSink | None = None
@@ -66,7 +69,7 @@ class RunView:
         folder = RunFolder(run_folder)
         recipe = folder.recipe()
         self._max_restarts = recipe.max_restarts
-        self._lifeline.tell(run_folder, self._max_restarts, has_begun=not folder.has_record())
+        self.lifeline.tell(run_folder, self._max_restarts, has_begun=not folder.has_record())
         # A run that goes on has told what counts.
         audit = None if folder.has_record() else folder.audit()
         *rows, place = summary_rows(plan, run_folder)
@@ -90,7 +93,8 @@ class RunView:
         from onecard.observe import EvaluatedEvent, FinishedEvent
 
         if self.run_folder is not None:
-            self._lifeline.tell(self.run_folder, self._max_restarts, has_begun=True)
+            self._has_begun = True
+            self.lifeline.tell(self.run_folder, self._max_restarts, has_begun=True)
         if isinstance(event, FinishedEvent):
             self.finished = event
         elif isinstance(event, EvaluatedEvent):
@@ -103,6 +107,10 @@ class RunView:
                     raise
             except SystemExit:  # how rich tells that a reader is gone, such as `| tee log` that Ctrl+C ended, too
                 print("nobody reads what is printed any more: the run goes on", file=sys.stderr)
+
+    def is_run_gone(self) -> bool:
+        """Whether the folder of a run that was in training is not there any more, as that of a share."""
+        return self._has_begun and self.run_folder is not None and locate(self.run_folder) is None
 
     def close(self) -> None:
         self._preparation.close()
@@ -126,6 +134,10 @@ def watch(train: Trains, *, as_json: bool) -> None:
         view.close()
         _print_stopped(view.run_folder)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    except Exception as error:
+        if is_disk_lost(error) or view.is_run_gone():
+            view.lifeline.tell_lost_disk()
+        raise
     finally:
         view.close()
     if as_json:
