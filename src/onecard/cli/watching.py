@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from onecard.spec import Plan
 
 _DISK_REFUSES = LOST_DISK | {errno.ENOSPC, errno.EROFS, errno.EFBIG}
-# What a finished event's reason means for the process; all other reasons are success.
-_EXIT_CODES = {"interrupted": EXIT_INTERRUPTED, "diverged": DivergedError.exit_code}
 
 
 class Trains(Protocol):
@@ -121,19 +119,27 @@ class RunView:
 def watch(train: Trains, *, as_json: bool) -> None:
     """Trains with the run shown live; afterwards prints where things are, or one JSON document.
 
-    Exits with 130 where the run was interrupted and with 4 where it diverged.
+    Exits with 130 where the run was interrupted.
+
+    Raises:
+        DivergedError: as the run did.
     """
     from onecard.observe import to_json_line
 
     # With --json stdout belongs to the document alone.
     stream = sys.stderr if as_json else sys.stdout
     view = RunView(stream, Lifeline.take_up())
+    divergence: DivergedError | None = None
     try:
         run_folder = train(on_event=view.on_event, on_plan=view.on_plan, on_progress=view.on_progress)
     except KeyboardInterrupt:
         view.close()
         _print_stopped(view.run_folder)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    except DivergedError as error:
+        if view.run_folder is None or view.finished is None:
+            raise
+        run_folder, divergence = view.run_folder, error
     except Exception as error:
         if is_disk_lost(error) or view.is_run_gone():
             view.lifeline.tell_lost_disk()
@@ -148,8 +154,10 @@ def watch(train: Trains, *, as_json: bool) -> None:
         _print_stopped(run_folder)
     elif not as_json:
         _print_next_steps(view, run_folder)
-    if reason in _EXIT_CODES:
-        raise typer.Exit(_EXIT_CODES[reason])
+    if divergence is not None:
+        raise divergence
+    if reason == "interrupted":
+        raise typer.Exit(EXIT_INTERRUPTED)
 
 
 def _print_stopped(run_folder: Path | None) -> None:
