@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,6 @@ from onecard.cli.rows import print_rows, width_of
 from onecard.errors import EXIT_INTERRUPTED, DivergedError
 from onecard.run.disk_loss import LOST_DISK, is_disk_lost
 from onecard.run.lifeline import Lifeline
-from onecard.spec.paths import locate
 
 if TYPE_CHECKING:
     from onecard.observe import ConsoleSink, Event, FinishedEvent
@@ -108,7 +108,8 @@ class RunView:
 
     def is_run_gone(self) -> bool:
         """Whether the folder of a run that was in training is not there any more, as that of a share."""
-        return self._has_begun and self.run_folder is not None and locate(self.run_folder) is None
+        # Of Python 3.11 `Path.exists` raises what a share answers.
+        return self._has_begun and self.run_folder is not None and not os.path.lexists(self.run_folder)
 
     def close(self) -> None:
         self._preparation.close()
