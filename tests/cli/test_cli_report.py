@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,31 @@ def test_without_a_terminal_lines_follow_until_the_run_ends(
     assert len(lines) == 1
     assert lines[0].startswith("step 20/20  loss 3.8450  held-out 2.0000")
     assert lines[0].endswith("completed")
+
+
+def test_a_monitor_waits_for_a_share_that_does_not_answer(
+    run: Callable[..., Any], write_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_run("a", [3.0, 2.0])
+    away = root.rename(root.with_name("away"))
+    monkeypatch.setattr(onecard.api, "monitor", lambda _: Follower(replace(read_runs([away])[0], root=root)))
+    root.write_text("no folder")
+
+    def come_back(_: float) -> None:
+        root.unlink(missing_ok=True)
+        away.rename(root)
+
+    monkeypatch.setattr("onecard.cli.monitor.time.sleep", come_back)
+    lines = run("monitor", str(root)).stdout.splitlines()
+    assert lines[0].startswith("the record cannot be read now (")
+    assert lines[-1].endswith("completed")
+
+
+def test_a_frame_says_that_a_share_does_not_answer(write_run: Callable[..., Path]) -> None:
+    view = Follower(read_runs([write_run("a", [3.0])])[0]).look()
+    lines = [text for _, text, _ in frame_lines(replace(view, problem="Input/output error"), 80, "utf-8")]
+    assert lines[1] == "the record cannot be read now (Input/output error): looking again"
+    assert any("10 of 20" in line for line in lines)
 
 
 def test_a_frame_fits_its_terminal_and_its_encoding(write_run: Callable[..., Path]) -> None:

@@ -166,7 +166,8 @@ def test_a_second_interrupt_says_so_too(run, api) -> None:
 
 def test_a_run_that_diverged_is_exit_code_4(run, api) -> None:
     api.raises = DivergedError("the loss is not finite")
-    assert run("train", "--dataset", "a.txt").code == 4
+    done = run("train", "--dataset", "a.txt")
+    assert (done.code, done.stderr.splitlines()[-1]) == (4, "the loss is not finite")
 
 
 def test_a_folder_with_spaces_is_quoted(run, api) -> None:

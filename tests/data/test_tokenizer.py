@@ -1,5 +1,6 @@
 """Tokenizers give text back exactly, are ordinary Hugging Face folders, and never drop a character in silence."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,8 +169,21 @@ def test_a_tokenizer_that_cannot_be_read_is_told_in_plain_words(tmp_path: Path, 
 
 def test_a_folder_with_a_models_config_alone_is_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
-    with pytest.raises(DataError, match="there are no tokens in it"):
+    with pytest.raises(DataError, match=r"none of merges\.txt, tokenizer\.json, vocab\.json in it"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["T5Tokenizer", "LlamaTokenizer", "Qwen2Tokenizer"])
+def test_a_tokenizer_of_which_only_the_kind_is_there_is_refused(kind: str, tmp_path: Path) -> None:
+    """transformers would load it, with a hundred tokens of its own."""
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"names a {kind}, but its vocabulary is missing: .*tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_needs_no_files_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}', encoding="utf-8")
+    assert load_tokenizer(tmp_path).encode("a", add_special_tokens=False) == [ord("a") + 3]
 
 
 def test_a_tokenizer_without_any_end_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,9 @@ def make_list(folder: Path) -> None:
     (folder / "config.json").write_text("[1, 2]", encoding="utf-8")
 
 
-def forget_tokens(folder: Path) -> None:
+def forget_tokens(folder: Path, kind: str = "LlamaTokenizer") -> None:
     (folder / "tokenizer.json").unlink()
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}', encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,7 @@ def forget_tokens(folder: Path) -> None:
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "its tokenizer.json is no JSON or breaks off"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "its tokenizer.json is JSON but no tokenizer's"),
         (lambda folder: (folder / "tokenizer.json").unlink(), r"read: there is no tokenizer\.json in it\. Copy"),
+        (partial(forget_tokens, kind="T5Tokenizer"), "there is no tokenizer.json in it"),
         (forget_tokens, "there is no tokenizer.json in it"),
         (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "holds no tokenizer"),
     ],

@@ -1,7 +1,11 @@
 """A run is followed by its record alone, also where it is cut back and goes on."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from onecard.report.live import Follower
 from onecard.report.record import read_runs
@@ -57,3 +61,28 @@ def test_a_run_without_a_record_waits(write_run: Callable[..., Path]) -> None:
     (root / "events.jsonl").unlink()
     seen = follower.look()
     assert (seen.step, seen.age_s, seen.finished) == (None, None, None)
+
+
+def test_a_share_that_does_not_answer_is_looked_at_again(
+    write_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_run("a", [3.0, 2.0])
+    record = root / "events.jsonl"
+    lines = record.read_bytes().splitlines(keepends=True)
+    record.write_bytes(b"".join(lines[:5]))
+    follower = Follower(read_runs([root])[0])
+    assert follower.look().problem is None
+
+    def stale(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", stale)
+        seen = follower.look()
+        assert (seen.problem, seen.step and seen.step.step) == ("Stale file handle", 5)
+    root.rename(root.with_name("away"))
+    assert follower.look().problem == "No such file or directory"
+    root.with_name("away").rename(root)
+    record.write_bytes(b"".join(lines))
+    seen = follower.look()
+    assert (seen.problem, len(seen.losses), seen.finished) == (None, 20, "completed")

@@ -9,6 +9,7 @@ import pytest
 from sick_runs import DISEASES, HEALTHY, MACHINE, NEEDS_BITSANDBYTES, ONLY_LASTING, Findings, Kind, Place, pairs, run
 
 import onecard
+from onecard.errors import DivergedError
 from onecard.observe.detectors import entries
 
 if TYPE_CHECKING:
@@ -54,8 +55,12 @@ def _section(page: str, symptom: str) -> tuple[str, str, str]:
 
 
 def test_a_run_that_diverges_is_stopped(runner: "Runner") -> None:
-    outcome = runner.start("run", **QUIET | {"learning_rate": 5.0, "max_grad_norm": None})
+    with pytest.raises(DivergedError, match=r"the loss runs away: .*start a new run") as caught:
+        runner.start("run", **QUIET | {"learning_rate": 5.0, "max_grad_norm": None})
+    outcome = runner.outcome("run")
     finding, *_, finished = outcome.record[-3:]
+    assert finding["remedy"] in str(caught.value)
+    assert (outcome.root / "report.html").exists()
     assert (finished["event"], finished["reason"]) == ("finished", "diverged")
     assert finished["step"] < 100
     assert finding["step"] <= finished["step"]
@@ -64,12 +69,17 @@ def test_a_run_that_diverges_is_stopped(runner: "Runner") -> None:
 def test_a_run_that_diverged_stays_stopped(runner: "Runner", caplog: pytest.LogCaptureFixture) -> None:
     """Also where it was killed after its last checkpoint, which knows of the finding, and before its end."""
     sick = QUIET | {"learning_rate": 5.0, "max_grad_norm": None}
-    whole = runner.start("whole", **sick)
+    with pytest.raises(DivergedError) as caught:
+        runner.start("whole", **sick)
+    whole = runner.outcome("whole")
     (finding,) = (finding for finding in whole.findings if finding["stops_run"])
     runner.kill("killed", after_events=len(whole.record) - 1, **sick)
     assert not runner.outcome("killed").events("finished")
     for _ in range(2):
-        assert runner.resume("killed").record[-1] == whole.record[-1]
+        with pytest.raises(DivergedError) as again:
+            runner.resume("killed")
+        assert str(again.value) == str(caught.value)
+        assert runner.outcome("killed").record[-1] == whole.record[-1]
     assert runner.outcome("killed").checkpoints == whole.checkpoints
     assert f"at step {finding['step']} the run was stopped: the loss runs away" in caplog.text
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -381,6 +382,33 @@ def test_a_disk_that_fails_on_the_way_back_loses_nothing(runner: "Runner", monke
         assert stopped.checkpoints == ["step-000009"]
         assert [event["step"] for event in stopped.events("step")] == list(range(1, 15))
         runner.resume(name).assert_equals(whole)
+
+
+@pytest.mark.parametrize("is_remade", [False, True], ids=["gone", "made anew"])
+def test_a_share_that_is_gone_on_the_way_back_is_no_beginning(
+    is_remade: bool, runner: "Runner", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole run folder vanishes; what is there instead may hold the newest checkpoint, of refused steps."""
+    settings = LONG | {"save_steps": 3}
+    spoil(monkeypatch, lambda state, rate: state.progress.position in REFUSED)
+    whole = runner.start("whole", **settings)
+    run, away = runner.folder / "run", runner.folder / "away"
+
+    def vanish() -> None:
+        run.rename(away)
+        if is_remade:
+            (run / "checkpoints").mkdir(parents=True)
+            shutil.copytree(away / "checkpoints" / "step-000012", run / "checkpoints" / "step-000012")
+
+    with monkeypatch.context() as patched:
+        before_going_back(vanish, patched)
+        with pytest.raises(CheckpointError, match=r"go back from step 14 .*step-000009 was saved and is gone"):
+            runner.start("run", **settings)
+    assert [path.name for path in run.glob("checkpoints/*")] == ["step-000012"] * is_remade
+    shutil.rmtree(run, ignore_errors=True)
+    away.rename(run)
+    assert runner.outcome("run").checkpoints == ["step-000003", "step-000006", "step-000009", "step-000012"]
+    runner.resume("run").assert_equals(whole)
 
 
 def test_a_disk_that_turns_read_only_on_the_way_back_loses_nothing(

@@ -114,6 +114,59 @@ def test_a_lost_gpu_is_waited_for(
         assert calls[1:] == [["resume", str(tmp_path)]] * (num_missing + 1)
 
 
+@pytest.mark.parametrize("how", [2, -7, 0xC0000006], ids=["read error", "mapped file", "mapped file on Windows"])
+def test_a_lost_share_is_waited_for(
+    how: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[int] = []
+    monkeypatch.setattr(Supervisor, "_pause", lambda _, num_times: pauses.append(num_times))
+    first = [77, 7, {"has_lost_disk": how == 2, "has_ended": True}]
+    wait = Supervisor._run_worker
+    monkeypatch.setattr(Supervisor, "_run_worker", lambda *args: how if (code := wait(*args)) == 77 else code)
+    code, calls, told = run(tmp_path, [first, GONE, [0, 0]], ["train", "demo"], capsys)
+    assert (code, pauses, calls[1:]) == (0, [1, 2], [["resume", str(tmp_path)]] * 2)
+    assert "Waiting 0 s for the disk or network share; then it is started again and goes on from step 7" in told
+    assert "exit code 2: the disk or network share was lost before, and may not be back yet" in told
+
+
+def test_a_share_that_stays_away_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lost = {"has_lost_disk": True, "has_ended": True}
+    script = [[2, 7, lost], [2, 0, lost], [2, 0, lost], [0, 0]]
+    code, calls, told = run(tmp_path, script, ["train", "demo"], capsys)
+    assert (code, len(calls)) == (1, 3)
+    assert "the last time by exit code 2: the disk or network share did not answer" in told
+
+
+def test_a_share_that_comes_and_goes_is_no_progress(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoints are not new when they are seen again."""
+    seen = iter([7, None, 7, None, 7])
+    monkeypatch.setattr(module, "newest_step", lambda _: next(seen))
+    lost = {"has_lost_disk": True, "has_ended": True}
+    code, calls, told = run(tmp_path, [[2, 0, lost]] * 5, ["train", "demo"], capsys)
+    assert (code, len(calls)) == (1, 3)
+    assert "goes on from the last checkpoint (restart 2 of 2" in told
+
+
+def test_a_share_that_is_lost_before_the_run_began_is_told_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = {"run": None, "has_lost_disk": True, "has_ended": True}
+    assert run(tmp_path, [[2, 0, lost]], ["train", "demo"], capsys) == (2, [["train", "demo"]], "")
+
+
+def test_where_the_run_folder_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.newest_step(str(tmp_path)) == -1
+    assert module.newest_step(str(tmp_path / "away")) is None
+
+    def stale(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "glob", stale)
+    assert module.newest_step(str(tmp_path)) is None
+
+
 def test_a_worker_that_gets_nowhere_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, calls, told = run(tmp_path, [[-9, 3], [-11, 0], [-11, 0], [0, 0]], ["train", "demo"], capsys)
     assert (code, len(calls)) == (1, 3)
@@ -322,6 +375,51 @@ def test_a_real_command_is_brought_to_its_end(tmp_path: Path, corpus_text: Path)
     assert "signal 9" in errors
     assert "completed: 60 steps" in out
     assert steps_of(run_folder) == list(range(1, 61))
+
+
+LOSING = """
+import atexit, errno, sys
+from pathlib import Path
+from onecard.cli import main
+root, words = Path(sys.argv[1]), sys.argv[2:]
+run, away, number = root / "run", root / "away", len(list(root.glob("start-*")))
+(root / f"start-{number}").touch()
+if number == 0:
+    from onecard.run import feed
+    read = feed.Feed.__next__
+    def lost(self):
+        if list(run.glob("checkpoints/step-*/manifest.json")):
+            raise OSError(errno.EIO, "Input/output error", "text.txt")
+        return read(self)
+    feed.Feed.__next__ = lost
+if number == 1:
+    run.rename(away)
+    atexit.register(away.rename, run)
+main(words)
+"""
+
+
+def test_a_real_run_goes_on_when_its_share_is_back(
+    tmp_path: Path, corpus_text: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read fails after the first checkpoint, and the next worker finds no run folder."""
+    monkeypatch.setenv("ONECARD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ONECARD_HOME", str(tmp_path / "home"))
+    (tmp_path / "losing.py").write_text(LOSING, encoding="utf-8")
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    command = (sys.executable, str(tmp_path / "losing.py"), str(tmp_path))
+    try:
+        code = Supervisor(tmp_path / "note", command, 0.0).run(command_of(tmp_path / "run", corpus_text)[3:])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    told = capfd.readouterr().err
+    assert code == 0, told
+    assert "text.txt: Input/output error" in told
+    assert "exit code 2: the disk or network share did not answer" in told
+    assert "exit code 2: the disk or network share was lost before, and may not be back yet" in told
+    assert "Traceback" not in told
+    assert steps_of(tmp_path / "run") == list(range(1, 61))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")

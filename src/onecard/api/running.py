@@ -36,13 +36,12 @@ def train(
 ) -> Path:
     """Trains a recipe in a new run folder and returns that folder.
 
-    `resume` names a run folder, a checkpoint folder or `latest`; the run then goes on under its own recipe and
-    plan, and a recipe that asks for something else is refused.
+    `resume` names a run folder, a checkpoint or `latest`: that run goes on by its own recipe; another is refused.
     `on_plan(plan, run_folder)` is called once before the first step, `on_event(event)` at everything that happens.
 
     Raises:
         InputError, DoesNotFitError: as `plan`, by the same forecast; nothing is overwritten.
-        DivergedError: training cannot go on.
+        DivergedError: update after update had to be refused, or a finding stopped the run, whose record is whole.
     """
     from onecard.observe.sinks import check_targets
     from onecard.planner import check_recipe, loaded_bytes
@@ -72,8 +71,9 @@ def train(
         if on_plan is not None:
             on_plan(decided, root)
         with reported(folder):
-            steps = run_session(folder, corpus, None, on_event, tasks)
-            compare(folder, machine, steps)
+            ending = run_session(folder, corpus, None, on_event, tasks)
+            compare(folder, machine, ending.steps)
+    ending.refuse_divergence()
     return root
 
 
@@ -103,6 +103,7 @@ def resume(
 
     Raises:
         InputError: no such run, damaged checkpoints, changes that are not accepted, or a folder in use.
+        DivergedError: as `train`; a run that a finding has stopped ends there again.
     """
     from onecard.run.changes import check_names
     from onecard.run.find import find_run
@@ -167,5 +168,6 @@ def _continue(
         if on_plan is not None:
             on_plan(decided, folder.root)
         with reported(folder):
-            run_session(folder, corpus, checkpoint, on_event, tasks, decided)
+            ending = run_session(folder, corpus, checkpoint, on_event, tasks, decided)
+    ending.refuse_divergence()
     return folder.root

@@ -11,7 +11,10 @@ checkpoints/
 
 import errno
 import json
+import os
+import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +128,9 @@ def write_checkpoint(folder: Path, parts: Parts, num_own_bytes: int = 0) -> int:
     partial = folder.parent / f".{folder.name}{_PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
+        # Not what lies above: where a share was, a run must not begin to grow on the disk below.
+        folder.parent.mkdir(exist_ok=True)
+        partial.mkdir()
         _check_space(partial, parts.num_bytes + num_own_bytes + SMALL_FILES_BYTES)
         parts.write_files(partial)
         for name, tensors in parts.tensors.items():
@@ -141,7 +146,8 @@ def write_checkpoint(folder: Path, parts: Parts, num_own_bytes: int = 0) -> int:
         force_names_to_disk(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise _write_failure(folder, error) from error
+        cause = _as_os_error(error)
+        raise _write_failure(folder, cause) from cause
     except Exception:  # memory that runs out: the space is wanted until the next start, too
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -161,11 +167,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: no checkpoint, a later format version, or damaged files (each is named).
     """
     manifest = read_manifest(folder)
-    if problems := find_damage(folder, manifest):
+    problems, unread = find_damage(folder, manifest)
+    if problems:
         raise CheckpointError(
             f"{folder} is damaged: {'; '.join(problems)}. Use another checkpoint of the run; `onecard resume` of the "
             "run sets this one aside and goes on from the one before it"
-        )
+        ) from unread
     return Checkpoint(folder, manifest.num_tensor_bytes, manifest.format_version)
 
 
@@ -183,13 +190,21 @@ def _replace_folder(partial: Path, folder: Path) -> None:
     discard(old)
 
 
+def _as_os_error(error: OSError | SafetensorError) -> Exception:
+    # safetensors writes an error of the system as text: "... (os error 28)".
+    found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    if found is None:
+        return error
+    code = int(found[1])
+    return OSError(code, os.strerror(code), None, code if sys.platform == "win32" else None)
+
+
 def _write_failure(folder: Path, error: Exception) -> CheckpointError:
     try:
         free = shutil.disk_usage(folder.parent).free
     except OSError:  # a share that is gone
         free = 0
-    is_full = (isinstance(error, OSError) and error.errno in _FULL) or "No space left" in str(error)
-    if is_full:
+    if isinstance(error, OSError) and error.errno in _FULL:
         return CheckpointError(
             f"no space left for checkpoint {folder} ({format_bytes(free)} free): free some space, lower "
             "save_total_limit or move the run folder, then resume; earlier checkpoints are untouched"

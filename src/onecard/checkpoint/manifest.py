@@ -65,10 +65,17 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(version, files)
 
 
-def find_damage(folder: Path, manifest: Manifest) -> list[str]:
-    """Says of every file that is not what was written how it differs."""
-    found = (_damage(folder / name, entry) for name, entry in manifest.files.items())
-    return [problem for problem in found if problem]
+def find_damage(folder: Path, manifest: Manifest) -> tuple[list[str], OSError | None]:
+    """Says of every file that is not what was written how it differs; gives the error of one that cannot be read."""
+    problems, unread = [], None
+    for name, entry in manifest.files.items():
+        try:
+            problem = _damage(folder / name, entry)
+        except OSError as error:  # a bad sector, a share that is gone
+            problem, unread = f"{Path(name).name} cannot be read ({error.strerror or error})", error
+        if problem:
+            problems.append(problem)
+    return problems, unread
 
 
 def _entries(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -79,16 +86,11 @@ def _entries(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _damage(path: Path, entry: Mapping[str, Any]) -> str | None:
-    try:
-        if not path.is_file():
-            return f"{path.name} is missing"
-        if path.stat().st_size != entry["num_bytes"]:
-            return f"{path.name} has {path.stat().st_size} bytes instead of {entry['num_bytes']}"
-        if _sha256(path) != entry["sha256"]:
-            return f"{path.name} has other content than was written"
-    except OSError as error:  # a bad sector, a share that is gone
-        return f"{path.name} cannot be read ({error.strerror or error})"
-    return None
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if path.stat().st_size != entry["num_bytes"]:
+        return f"{path.name} has {path.stat().st_size} bytes instead of {entry['num_bytes']}"
+    return f"{path.name} has other content than was written" if _sha256(path) != entry["sha256"] else None
 
 
 def _sha256(path: Path) -> str:

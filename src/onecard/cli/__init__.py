@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from onecard.errors import InputError, OnecardError
+from onecard.run.disk_loss import is_disk_lost
 from onecard.run.supervisor import is_supervised, supervise
 
 
@@ -95,7 +96,10 @@ def _describe_os_error(error: OSError) -> str:
             "REG_DWORD /d 1. Then run the command again"
         )
     place = f"{error.filename}: " if error.filename else ""
-    remedy = _REMEDIES.get(error.errno or 0, "check that it exists and may be used")
+    if is_disk_lost(error):
+        remedy = "see whether the disk, or the network share and its server, are there again"
+    else:
+        remedy = _REMEDIES.get(error.errno or 0, "check that it exists and may be used")
     return f"{place}{what}. Nothing that was complete is lost; {remedy} and run the command again"
 
 

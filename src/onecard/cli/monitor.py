@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onecard.cli.monitor_text import frame_lines, plain_line
+from onecard.cli.monitor_text import describe_problem, frame_lines, plain_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,9 +52,12 @@ def _watch(follower: "Follower", console: "Console") -> None:
 
 
 def _log(follower: "Follower") -> None:
-    told = None
+    told, problem = None, None
     while True:
         view = follower.look()
+        if view.problem not in (None, problem):
+            print(describe_problem(view.problem), flush=True)
+        problem = view.problem
         if view.step is not None and (view.step.step, view.finished) != told:
             told = view.step.step, view.finished
             print(plain_line(view), flush=True)

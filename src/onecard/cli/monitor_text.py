@@ -23,8 +23,10 @@ def frame_lines(view: "LiveView", width: int, encoding: str) -> list[Line]:
     """Writes how a run stands as label, text and style per line, for a terminal of so many columns."""
     room = max(10, min(_MAX_WIDTH, width - _LABEL_WIDTH - 2))
     lines = [("run", f"{view.name}  {_state(view)}", "")]
+    if view.problem is not None:
+        lines.append(("", describe_problem(view.problem), "bold yellow"))
     if view.step is None or view.pace is None:
-        return [*lines, ("", "no step has been made yet", "dim")]
+        return [*lines, ("", "no step has been made yet", "dim")] if view.problem is None else lines
     levels = _BLOCKS if _can_show(_BLOCKS, encoding) else _ASCII
     share = view.step.step / view.num_steps
     done = round(share * (room - 6))
@@ -51,6 +53,11 @@ def frame_lines(view: "LiveView", width: int, encoding: str) -> list[Line]:
     if (quiet := _quiet(view)) is not None:
         lines.append(("", quiet, "yellow"))
     return lines
+
+
+def describe_problem(problem: str) -> str:
+    """Writes that a run's record does not answer, and what is done about it."""
+    return f"the record cannot be read now ({problem}): looking again"
 
 
 def plain_line(view: "LiveView") -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +18,14 @@ from onecard.cli.plan_text import summary_rows
 from onecard.cli.preparation import PreparationProgress
 from onecard.cli.rows import print_rows, width_of
 from onecard.errors import EXIT_INTERRUPTED, DivergedError
+from onecard.run.disk_loss import LOST_DISK, is_disk_lost
 from onecard.run.lifeline import Lifeline
 
 if TYPE_CHECKING:
     from onecard.observe import ConsoleSink, Event, FinishedEvent
     from onecard.spec import Plan
 
-_DISK_REFUSES = {errno.ENOSPC, errno.EIO, errno.EROFS, errno.EFBIG}
-# What a finished event's reason means for the process; all other reasons are success.
-_EXIT_CODES = {"interrupted": EXIT_INTERRUPTED, "diverged": DivergedError.exit_code}
+_DISK_REFUSES = LOST_DISK | {errno.ENOSPC, errno.EROFS, errno.EFBIG}
 
 
 class Trains(Protocol):
@@ -45,7 +45,8 @@ class RunView:
 
     def __init__(self, stream: TextIO, lifeline: Lifeline | None = None) -> None:
         self._stream = stream
-        self._lifeline = lifeline or Lifeline(None)
+        self.lifeline = lifeline or Lifeline(None)
+        self._has_begun = False
         self._max_restarts = 0
         self._preparation = PreparationProgress(stream)
         self._sink: ConsoleSink | None = None
@@ -66,7 +67,7 @@ class RunView:
         folder = RunFolder(run_folder)
         recipe = folder.recipe()
         self._max_restarts = recipe.max_restarts
-        self._lifeline.tell(run_folder, self._max_restarts, has_begun=not folder.has_record())
+        self.lifeline.tell(run_folder, self._max_restarts, has_begun=not folder.has_record())
         # A run that goes on has told what counts.
         audit = None if folder.has_record() else folder.audit()
         *rows, place = summary_rows(plan, run_folder)
@@ -90,7 +91,8 @@ class RunView:
         from onecard.observe import EvaluatedEvent, FinishedEvent
 
         if self.run_folder is not None:
-            self._lifeline.tell(self.run_folder, self._max_restarts, has_begun=True)
+            self._has_begun = True
+            self.lifeline.tell(self.run_folder, self._max_restarts, has_begun=True)
         if isinstance(event, FinishedEvent):
             self.finished = event
         elif isinstance(event, EvaluatedEvent):
@@ -104,6 +106,11 @@ class RunView:
             except SystemExit:  # how rich tells that a reader is gone, such as `| tee log` that Ctrl+C ended, too
                 print("nobody reads what is printed any more: the run goes on", file=sys.stderr)
 
+    def is_run_gone(self) -> bool:
+        """Whether the folder of a run that was in training is not there any more, as that of a share."""
+        # Of Python 3.11 `Path.exists` raises what a share answers.
+        return self._has_begun and self.run_folder is not None and not os.path.lexists(self.run_folder)
+
     def close(self) -> None:
         self._preparation.close()
         if self._sink is not None:
@@ -113,19 +120,31 @@ class RunView:
 def watch(train: Trains, *, as_json: bool) -> None:
     """Trains with the run shown live; afterwards prints where things are, or one JSON document.
 
-    Exits with 130 where the run was interrupted and with 4 where it diverged.
+    Exits with 130 where the run was interrupted.
+
+    Raises:
+        DivergedError: as the run did.
     """
     from onecard.observe import to_json_line
 
     # With --json stdout belongs to the document alone.
     stream = sys.stderr if as_json else sys.stdout
     view = RunView(stream, Lifeline.take_up())
+    divergence: DivergedError | None = None
     try:
         run_folder = train(on_event=view.on_event, on_plan=view.on_plan, on_progress=view.on_progress)
     except KeyboardInterrupt:
         view.close()
         _print_stopped(view.run_folder)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    except DivergedError as error:
+        if view.run_folder is None or view.finished is None:
+            raise
+        run_folder, divergence = view.run_folder, error
+    except Exception as error:
+        if is_disk_lost(error) or view.is_run_gone():
+            view.lifeline.tell_lost_disk()
+        raise
     finally:
         view.close()
     if as_json:
@@ -136,8 +155,10 @@ def watch(train: Trains, *, as_json: bool) -> None:
         _print_stopped(run_folder)
     elif not as_json:
         _print_next_steps(view, run_folder)
-    if reason in _EXIT_CODES:
-        raise typer.Exit(_EXIT_CODES[reason])
+    if divergence is not None:
+        raise divergence
+    if reason == "interrupted":
+        raise typer.Exit(EXIT_INTERRUPTED)
 
 
 def _print_stopped(run_folder: Path | None) -> None:

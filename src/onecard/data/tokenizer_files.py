@@ -8,7 +8,7 @@ from onecard.data.cache import locked, log
 from onecard.data.tokenizer import END_OF_TEXT, TRAINED_KINDS, as_transformers, separator_id, tokenizer_hash
 from onecard.errors import DataError
 from onecard.spec.paths import locate
-from onecard.spec.tokenizer_files import find_tokenizer_damage
+from onecard.spec.tokenizer_files import find_missing_vocabulary, find_tokenizer_damage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -103,6 +103,10 @@ def _load_pretrained(name: str) -> "PreTrainedTokenizerBase":
             f" tokenizer.json file here, and `transformers` cannot load it: {reason}. Check the name, or be online once"
             " so that it gets into the cache."
         ) from error
+    files = tokenizer.vocab_files_names.values()
+    if Path(name).is_dir() and (missing := find_missing_vocabulary(Path(name), files)):
+        kind = type(tokenizer).__name__
+        raise DataError(f"tokenizer folder {name} names a {kind}, but {missing}. Copy or download them again.")
     if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
         # What transformers makes of a model's config.json alone.
         raise DataError(f"tokenizer {name!r}: there are no tokens in it. Give a folder with its tokenizer.json.")

@@ -25,6 +25,7 @@ from onecard.model.families import CHOOSE_CAUSAL, find_foreign_kind
 from onecard.model.hub import find_base, find_cached
 from onecard.model.weight_files import COMPUTED, find_weight_files, fingerprint, read_headers, refuse_integers
 from onecard.spec import BasePlan
+from onecard.spec.tokenizer_files import find_missing_vocabulary
 
 # Of wrong weights, how many are named.
 _NUM_NAMES = 3
@@ -124,6 +125,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     with explained(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if missing := find_missing_vocabulary(folder, tokenizer.vocab_files_names.values()):
+            raise ValueError(missing)
         if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
             raise ValueError("there are no tokens in it")
     return cast(PreTrainedTokenizerBase, tokenizer)

@@ -59,6 +59,15 @@ class JsonlSink:
         """Lets the next event go before those that were held, and these after it."""
         self._is_releasing = self._held is not None
 
+    def read(self) -> bytes:
+        """The record as it stands, but for events that are held; also where its name leads elsewhere by now.
+
+        Raises:
+            OSError: the disk does not give it.
+        """
+        self._file.seek(0)
+        return self._file.read()[: self._on_disk] + bytes(self._unwritten)
+
     def write_all(self) -> None:
         """Writes what was refused before.
 

@@ -25,7 +25,7 @@ class LiveView:
     """A run at a moment.
 
     `reading` is what its sensors said last, `recovered` the last trouble that it got over, `age_s` the time since its
-    record grew; `finished` is None while it trains.
+    record grew; `finished` is None while it trains; `problem` says why its record cannot be read now.
     """
 
     name: str
@@ -40,6 +40,7 @@ class LiveView:
     recovered: RecoveredEvent | None
     finished: FinishReason | None
     age_s: float | None
+    problem: str | None = None
 
 
 class Follower:
@@ -52,6 +53,7 @@ class Follower:
 
     def _begin(self) -> None:
         self._position, self._last_line = 0, b""
+        self._problem: str | None = None
         self._losses: list[float] = []
         self._step: StepEvent | None = None
         self._pace: Pace | None = None
@@ -86,10 +88,12 @@ class Follower:
             recovered=self._recovered,
             finished=self._finished.reason if self._finished is not None else None,
             age_s=age_s,
+            problem=self._problem,
         )
 
     def _new_lines(self) -> list[bytes]:
         """The whole lines since the last look; a line that is still being written waits for the next."""
+        self._problem = None
         try:
             with self._path.open("rb") as file:
                 file.seek(self._position - len(self._last_line))
@@ -97,7 +101,9 @@ class Follower:
                     self._begin()
                     file.seek(0)
                 *lines, _ = file.read().split(b"\n")
-        except FileNotFoundError:
+        except OSError as error:  # a share that may come back; before its first line a run has none to read
+            if self._position or not isinstance(error, FileNotFoundError):
+                self._problem = error.strerror or str(error)
             return []
         if lines:
             self._position += sum(len(line) + 1 for line in lines)

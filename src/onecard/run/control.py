@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from onecard.observe.events import FinishReason
+from onecard.observe.events import FindingEvent, FinishReason
 from onecard.run.signals import take_signals
 
 # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT (Win32 API).
@@ -19,10 +19,14 @@ _LONGEST_WAIT_S = 60.0
 
 @dataclass
 class Control:
-    """Set by whoever watches a run, read by the loop between two steps; `reason` is why it is to stop."""
+    """Set by whoever watches a run, read by the loop between two steps; `reason` is why it is to stop.
+
+    `finding` is what a detector stops it for.
+    """
 
     stop: bool = False
     reason: FinishReason = "interrupted"
+    finding: FindingEvent | None = None
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from onecard.checkpoint import list_checkpoints, move, read_checkpoint, step_of_folder
 from onecard.errors import CheckpointError, DeviceLostError, InputError, RunBusyError
 from onecard.planner.outcomes import Outcome
+from onecard.run.disk_loss import is_disk_lost
 from onecard.run.marks import read_marked_step
 from onecard.run.retention import SUPERSEDED, find_best, unused_name
 from onecard.spec import MaskAudit, Plan, Recipe
@@ -162,8 +163,8 @@ class RunFolder:
             yield
         except DeviceLostError:  # another process goes on with it
             raise
-        except Exception:
-            if not (self.has_record() or list_checkpoints(self.checkpoints)):
+        except Exception as error:
+            if not (is_disk_lost(error) or self.has_record() or list_checkpoints(self.checkpoints)):
                 self._remove()
             raise
 
@@ -229,11 +230,13 @@ class RunFolder:
         """
         self.refuse_lost_checkpoints()
         damaged: dict[Path, str] = {}
+        problem: CheckpointError | None = None
         for folder in reversed(list_checkpoints(self.checkpoints)):
             try:
                 read_checkpoint(folder)
             except CheckpointError as error:
                 damaged[folder] = str(error)
+                problem = error
                 continue
             # Not before a whole one is found: a run without any must not look like one that has yet to begin.
             for other, reason in damaged.items():
@@ -242,7 +245,7 @@ class RunFolder:
                 log.warning("%s. It is now %s; going on from %s", reason, aside.name, folder.name)
             return folder
         if damaged:
-            raise CheckpointError("\n".join(damaged.values()))
+            raise CheckpointError("\n".join(damaged.values())) from problem
         return None
 
     def refuse_lost_checkpoints(self) -> None:

@@ -39,6 +39,11 @@ class Lifeline:
             self._note = note
             self._write()
 
+    def tell_lost_disk(self) -> None:
+        """Says that this process ends because its disk or network share does not answer."""
+        self._note = replace(self._note, has_lost_disk=True)
+        self._write()
+
     def _tell_end(self) -> None:
         self._note = replace(self._note, has_ended=True)
         self._write()

@@ -77,17 +77,17 @@ class Observer:
         for event in events:
             yield event
             if isinstance(event, FindingEvent) and event.stops_run:
-                self._stop()
+                self._stop(event)
                 log.warning("at step %d the run was stopped: %s. %s", event.step, event.symptom, event.remedy)
 
-    def _stop(self) -> None:
-        self._control.stop, self._control.reason = True, "diverged"
+    def _stop(self, finding: FindingEvent) -> None:
+        self._control.stop, self._control.reason, self._control.finding = True, "diverged", finding
 
     def _hear(self, event: Event) -> Iterator[Event]:
         for finding in self._watch.hear(event):
             yield finding
             if finding.stops_run:
-                self._stop()
+                self._stop(finding)
 
 
 def _look_around(plan: Plan, recipe: Recipe) -> Surroundings:

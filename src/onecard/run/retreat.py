@@ -15,12 +15,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from onecard.checkpoint import Checkpoint, folder_of_step, list_checkpoints, read_checkpoint, step_of_folder
+from onecard.checkpoint import (
+    Checkpoint,
+    folder_of_step,
+    is_checkpoint,
+    list_checkpoints,
+    read_checkpoint,
+    step_of_folder,
+)
 from onecard.errors import CheckpointError, DoesNotFitError
 from onecard.model.folder import is_finite
 from onecard.model.shortage import Shortage, attempt
-from onecard.observe.events import Event, RecoveredEvent, RecoveredProblem, SavedEvent
+from onecard.observe.events import Event, RecoveredEvent, RecoveredProblem, SavedEvent, StepEvent
 from onecard.observe.jsonl import JsonlSink
+from onecard.observe.lines import parse_event
 from onecard.run.clock import Clock
 from onecard.run.feed import Feed
 from onecard.run.folder import RunFolder
@@ -177,6 +185,7 @@ class Retreat:
                 continue
             if all(map(is_finite, self._state.optimizer.masters.values())):
                 return checkpoint
+        problem = problem or self._find_loss(trouble)
         if problem is not None:
             raise CheckpointError(
                 f"the run has to go back from step {trouble.step} ({trouble.evidence}), and cannot: {problem}. Nothing "
@@ -184,6 +193,19 @@ class Retreat:
             ) from problem
         start_again(self._state)
         return None
+
+    def _find_loss(self, trouble: Trouble) -> Exception | None:
+        """Says that the checkpoint to go back to, which was saved, is gone; None where none was.
+
+        A share that vanished may be an empty folder by now, in which only the newest was saved.
+        """
+        try:
+            name = last_saved(self._record.read(), is_good=trouble.is_poisoned)
+        except OSError as error:
+            return error
+        if name is None or is_checkpoint(self._folder.checkpoints / name):
+            return None
+        return CheckpointError(f"{self._folder.checkpoints / name} was saved and is gone: restore it")
 
     def _candidates(self, trouble: Trouble) -> list[Path]:
         """Checkpoints to go back to, the best choice first."""
@@ -222,6 +244,23 @@ def recorded_bytes(checkpoint: Checkpoint) -> int:
         f"{checkpoint.folder}/record.json does not say how far the record went: delete this folder and resume from the "
         "checkpoint before it"
     )
+
+
+def last_saved(record: bytes, *, is_good: bool) -> str | None:
+    """Name of the last checkpoint that a record tells of; `is_good`: of those after an update that was applied."""
+    found, is_applied = None, True
+    for line in record.splitlines():
+        if not line.startswith((b'{"event": "step"', b'{"event": "saved"')):
+            continue
+        try:
+            event = parse_event(line.decode("utf-8"))
+        except (CheckpointError, UnicodeDecodeError):  # a damaged line; the report counts them
+            continue
+        if isinstance(event, StepEvent):
+            is_applied = event.is_finite
+        elif isinstance(event, SavedEvent) and (is_applied or not is_good):
+            found = event.checkpoint
+    return found
 
 
 def saved_event(state: TrainState, checkpoint: Checkpoint | None) -> SavedEvent | None:

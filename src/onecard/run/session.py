@@ -12,11 +12,11 @@ import torch
 
 from onecard.checkpoint import Checkpoint, read_checkpoint, remove_leftovers
 from onecard.data import ChatCorpus, TrainingData
-from onecard.errors import CheckpointError, DoesNotFitError
+from onecard.errors import CheckpointError, DivergedError, DoesNotFitError
 from onecard.model.hub import find_cached
 from onecard.model.shortage import is_out_of_memory
 from onecard.model.weight_files import fingerprint
-from onecard.observe.events import Event, RecoveredEvent, StepEvent
+from onecard.observe.events import Event, FindingEvent, FinishedEvent, RecoveredEvent, StepEvent
 from onecard.observe.jsonl import JsonlSink
 from onecard.observe.sinks import SinkThatMayFail, make_sinks
 from onecard.run.checkpoints import Checkpoints
@@ -46,6 +46,30 @@ log = logging.getLogger("onecard.run")
 OnEvent = Callable[[Event], None]
 
 
+class Ending:
+    """The steps that a session made, and the finding that stopped it, if one did."""
+
+    def __init__(self, control: Control) -> None:
+        self.steps: list[StepEvent] = []
+        self._control = control
+        self._finding: FindingEvent | None = None
+
+    def hear(self, event: Event) -> None:
+        if isinstance(event, StepEvent):
+            self.steps.append(event)
+        elif isinstance(event, FinishedEvent) and event.reason == "diverged":
+            self._finding = self._control.finding
+
+    def refuse_divergence(self) -> None:
+        """Tells whoever called for the run of the finding that stopped it.
+
+        Raises:
+            DivergedError: one did; its record is whole.
+        """
+        if (found := self._finding) is not None:
+            raise DivergedError(f"{found.symptom}: {found.evidence}. {found.remedy}")
+
+
 def run_session(
     folder: RunFolder,
     corpus: TrainingData,
@@ -53,15 +77,15 @@ def run_session(
     on_event: OnEvent | None,
     tasks: RunTasks | None = None,
     plan: Plan | None = None,
-) -> list[StepEvent]:
+) -> Ending:
     """Trains in a locked run folder, from its plan's first step or from a checkpoint, until the plan is done.
 
     `tasks` score its checkpoints; `plan` is that of the checkpoint with what has changed since. Every event reaches the
-    record `events.jsonl`, the sinks of the recipe and `on_event`, in this order. Returns the steps that were made.
+    record `events.jsonl`, the sinks of the recipe and `on_event`, in this order.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or the text has changed since.
-        DivergedError: training cannot go on.
+        DivergedError: update after update had to be refused.
     """
     plan = plan or folder.plan(checkpoint)
     _check_corpus(plan, corpus)
@@ -83,18 +107,16 @@ def run_session(
         milestones = Milestones(state, corpus, clock, checkpoints, judge)
         observer = Observer(plan, folder.recipe(), folder.events, control)
         retreat = Retreat(state, folder, record, feed, milestones, clock)
-        steps: list[StepEvent] = []
-        hearers: list[OnEvent] = [record.receive, partial(_note_retreat, folder.root)]
+        ending = Ending(control)
+        hearers: list[OnEvent] = [ending.hear, record.receive, partial(_note_retreat, folder.root)]
         hearers += [sink.receive for sink in sinks] + ([on_event] if on_event else [])
         with explained_memory(state), explained_device_loss(state.device, state):
             before = milestones.catch_up(saved_event(state, restored))
             events = chain(before, probed, Loop(state, milestones, control, clock, retreat).run(feed))
             for event in observer.watch(_with_last_save(events, checkpoints)):
-                if isinstance(event, StepEvent):
-                    steps.append(event)
                 for hear in hearers:
                     hear(event)
-        return steps
+        return ending
 
 
 def _make_state(

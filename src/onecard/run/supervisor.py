@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -39,15 +39,19 @@ _CHOSEN = frozenset({0, InputError.exit_code, DivergedError.exit_code, EXIT_INTE
 _CHOSEN_IF_TOLD = frozenset({OnecardError.exit_code, DoesNotFitError.exit_code})
 # A driver that resets a card needs some seconds; another program that took all memory may need more.
 _PAUSE_S = 5.0
+# What may come back if it is given time; until then a worker that needs it finds its input bad.
+_GPU, _DISK = "the GPU", "the disk or network share"
+# SIGBUS, STATUS_IN_PAGE_ERROR: how a file that is mapped to memory, such as the text, tells that its disk is gone.
+_MAP_LOST = frozenset({-7, 0xC0000006})
 _LIKELY_CAUSES = {
     -9: "killed, as a system does that runs out of memory",
     -11: "a crash inside a library (segmentation fault)",
     -7: "a crash inside a library (bus error: a file on a disk that is gone, or a full one)",
     -6: "a crash inside a library (abort)",
+    0xC0000006: "a file on a disk that is gone",
     0xC0000005: "a crash inside a library (access violation)",
     0xC0000017: "no memory left",
     _DEVICE_LOST: "the GPU was lost",
-    InputError.exit_code: "the GPU was lost before, and may not be back yet",
     DoesNotFitError.exit_code: "a crash inside a library (abort)",
 }
 
@@ -60,6 +64,22 @@ class Note:
     max_restarts: int = 0
     has_begun: bool = False
     has_ended: bool = False
+    has_lost_disk: bool = False
+
+
+@dataclass(frozen=True)
+class _Death:
+    """How a worker ended, what it went without, and how often in a row that was without a new checkpoint.
+
+    `reached` is the step of the newest checkpoint, -1 before the first, None where the run folder is not there.
+    """
+
+    code: int
+    lost: str | None
+    note: Note
+    reached: int | None
+    num_times: int
+    pause_s: float
 
 
 def is_supervised(words: Sequence[str]) -> bool:
@@ -104,30 +124,33 @@ class Supervisor:
         take_signals(self._pass_on)
         if sys.platform != "win32" and not is_ignored(signal.SIGTSTP):
             signal.signal(signal.SIGTSTP, self._suspend)
-        num_deaths, before, known, was_lost = 0, -1, Note(), False
+        num_deaths, before, known = 0, -1, Note()
+        lost: str | None = None
         while True:
             code = self._run_worker(words)
             note = read_note(self._note_path)
-            # A GPU that was lost is missing until it is back, and a missing one is bad input.
-            is_lost = code == _DEVICE_LOST or (was_lost and code == InputError.exit_code)
-            if not is_lost and _is_chosen(code, note):
+            lost = _find_lost(code, note, lost)
+            # One that died while it was loading has told nothing; its run is the one of the worker before.
+            known = note if note.run is not None else replace(known, has_lost_disk=note.has_lost_disk)
+            is_waited_for = lost is not None and known.run is not None and not self._is_stopping
+            if not is_waited_for and _is_chosen(code, note):
                 return code
             if self._is_stopping:
                 return EXIT_INTERRUPTED
-            # One that died while it was loading has told nothing; its run is the one of the worker before.
-            note = known = note if note.run is not None else known
-            reached = newest_step(note.run)
+            reached = newest_step(known.run)
             # Beside the worker before, not the furthest of all: a run that has gone back gets on from there.
-            num_deaths = 1 if reached > before else num_deaths + 1
-            before, was_lost = reached, is_lost
-            if note.run is None or num_deaths > note.max_restarts:
-                print(_describe_end(code, note, num_deaths), file=sys.stderr)
-                return _DEVICE_LOST if is_lost else _GAVE_UP
-            print(_describe_restart(code, note, reached, num_deaths), file=sys.stderr, flush=True)
-            self._pause(num_deaths if is_lost else num_deaths - 1)
+            num_deaths = 1 if reached is not None and reached > before else num_deaths + 1
+            before = before if reached is None else reached
+            num_pauses = num_deaths if lost else num_deaths - 1
+            death = _Death(code, lost, known, reached, num_deaths, self._pause_s * num_pauses)
+            if known.run is None or num_deaths > known.max_restarts:
+                print(_describe_end(death), file=sys.stderr)
+                return _DEVICE_LOST if lost == _GPU else _GAVE_UP
+            print(_describe_restart(death), file=sys.stderr, flush=True)
+            self._pause(num_pauses)
             if self._is_stopping:
                 return EXIT_INTERRUPTED
-            words = _words_to_resume(words, note)
+            words = _words_to_resume(words, known)
 
     def _run_worker(self, words: Sequence[str]) -> int:
         self._note_path.unlink(missing_ok=True)
@@ -183,9 +206,26 @@ def _is_chosen(code: int, note: Note) -> bool:
     return note.has_ended or (code != _GAVE_UP and note.run is None)
 
 
-def newest_step(run: str | None) -> int:
-    """Step of the newest checkpoint of a run, -1 before the first."""
-    found = Path(run).glob("checkpoints/step-*/manifest.json") if run else ()
+def _find_lost(code: int, note: Note, before: str | None) -> str | None:
+    """What a worker went without that may come back; `before`: what the one before it went without."""
+    if code == _DEVICE_LOST:
+        return _GPU
+    if code in _MAP_LOST:
+        return _DISK
+    if code == InputError.exit_code:
+        return _DISK if note.has_lost_disk else before
+    return None
+
+
+def newest_step(run: str | None) -> int | None:
+    """Step of the newest checkpoint of a run, -1 before the first; None where the run folder cannot be looked at."""
+    if run is None:
+        return -1
+    try:
+        Path(run).stat()
+        found = list(Path(run).glob("checkpoints/step-*/manifest.json"))
+    except OSError:
+        return None
     names = [path.parent.name.removeprefix("step-") for path in found]
     return max((int(name) for name in names if name.isdecimal()), default=-1)
 
@@ -209,26 +249,36 @@ def _interpreter_flags() -> list[str]:
     return [] if looks_here and not sys.flags.safe_path else ["-P"]
 
 
-def _cause_of(code: int) -> str:
+def _cause_of(death: _Death) -> str:
+    code = death.code
     name = f"signal {-code}" if code < 0 else f"exit code {code:#x}" if code > 255 else f"exit code {code}"
     cause = _LIKELY_CAUSES.get(code)
+    if code == InputError.exit_code:
+        is_new = death.note.has_lost_disk
+        cause = f"{_DISK} did not answer" if is_new else f"{death.lost} was lost before, and may not be back yet"
     return f"{name}: {cause}" if cause else name
 
 
-def _describe_restart(code: int, note: Note, reached: int, num_deaths: int) -> str:
-    place = f"step {reached}" if reached >= 0 else "the beginning, for there is no checkpoint yet"
+def _describe_restart(death: _Death) -> str:
+    place = f"step {death.reached}"
+    if death.reached is None:
+        place = "the last checkpoint"
+    elif death.reached < 0:
+        place = "the beginning, for there is no checkpoint yet"
+    wait = f"Waiting {death.pause_s:g} s for {death.lost}; then it" if death.lost else "It"
     return (
-        f"\nthe training process died ({_cause_of(code)}). It is started again and goes on from {place} "
-        f"(restart {num_deaths} of {note.max_restarts} without a new checkpoint)"
+        f"\nthe training process died ({_cause_of(death)}). {wait} is started again and goes on from {place} "
+        f"(restart {death.num_times} of {death.note.max_restarts} without a new checkpoint)"
     )
 
 
-def _describe_end(code: int, note: Note, num_deaths: int) -> str:
-    if note.run is None:
-        return f"\nthe process died ({_cause_of(code)}) before the run began; nothing is lost. Run the command again"
-    times = "" if num_deaths <= 1 else f" {num_deaths} times without a new checkpoint in between"
+def _describe_end(death: _Death) -> str:
+    run, cause = death.note.run, _cause_of(death)
+    if run is None:
+        return f"\nthe process died ({cause}) before the run began; nothing is lost. Run the command again"
+    times = "" if death.num_times <= 1 else f" {death.num_times} times without a new checkpoint in between"
     return (
-        f"\nthe training process died{times}, the last time by {_cause_of(code)}, and max_restarts is "
-        f"{note.max_restarts}. Earlier checkpoints are untouched. When the cause is mended, go on with: "
-        f"onecard resume {note.run}"
+        f"\nthe training process died{times}, the last time by {cause}, and max_restarts is "
+        f"{death.note.max_restarts}. Earlier checkpoints are untouched. When the cause is mended, go on with: "
+        f"onecard resume {run}"
     )
