@@ -27,7 +27,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings_of() -> Callable[..., dict[str, Any]]:
     """A complete config of a tiny model: `settings_of("llama", tie_word_embeddings=True)`."""
 
@@ -37,7 +37,7 @@ def settings_of() -> Callable[..., dict[str, Any]]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_plan() -> Callable[..., Plan]:
     """A plan for a tiny model: `tiny_plan("gpt2", optimizer="adamw", dropout=0.1)`; each keyword finds its part."""
 

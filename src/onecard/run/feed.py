@@ -1,8 +1,11 @@
 """The batches of a run."""
 
+from dataclasses import replace
 from types import TracebackType
 
-from onecard.data import Batch, BatchStream, StreamSettings, TrainingData
+import torch
+
+from onecard.data import NO_TARGET, Batch, BatchStream, StreamSettings, TrainingData
 from onecard.spec import Plan
 from onecard.training.state import TrainState
 
@@ -10,6 +13,7 @@ from onecard.training.state import TrainState
 class Feed:
     """Gives the micro-batches of each step, as the plan of a state cuts them, from where the state stands.
 
+    Of several ranks each gets every so many-th micro-batch; `num_tokens` are those of the latest step on all of them.
     `reopen` is for a state whose plan or place has changed. Close it, or use it in a `with` block.
     """
 
@@ -17,9 +21,13 @@ class Feed:
         self._state = state
         self._corpus = corpus
         self._stream = self._open()
+        self.num_tokens = 0
 
     def __next__(self) -> list[Batch]:
-        return next(self._stream)
+        batches = next(self._stream)
+        self.num_tokens = sum(batch.num_tokens for batch in batches)
+        # All ranks lay out the whole step, which is cheap: how samples share rows depends on all of them.
+        return self._state.ranks.share(batches) or [_without_targets(batches[-1])]
 
     @property
     def wait_s(self) -> float:
@@ -46,6 +54,11 @@ class Feed:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _without_targets(batch: Batch) -> Batch:
+    """What a rank passes where a step has fewer micro-batches than there are ranks: the others count on its answer."""
+    return replace(batch, targets=torch.full_like(batch.targets, NO_TARGET), num_targets=0)
 
 
 def stream_settings(plan: Plan) -> StreamSettings:

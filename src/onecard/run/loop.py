@@ -127,7 +127,7 @@ class Loop:
         learning_rate = self._plan.optimizer.learning_rate * rate_at(self._plan.schedule, state.progress.step)
         learning_rate *= state.progress.rate_factor
         stats = make_step(state, micro_batches, learning_rate)
-        return _Made(learning_rate, sum(batch.num_tokens for batch in batches), stats)
+        return _Made(learning_rate, feed.num_tokens, stats)
 
     def _tell_of_compiler(self) -> Iterator[FindingEvent]:
         """Tells once that the compiler was given up, in the step that was just made or in the probe."""

@@ -214,6 +214,8 @@ class Plan(_Frozen):
     # None, also in plans from before it was a choice: no clock asks for a checkpoint.
     save_minutes: float | None = None
     eval_tasks: EvalTasksPlan | None = None
+    # Whether dropout is drawn for each micro-batch anew, so that it does not show which rank has it.
+    seeds_micro_batches: bool = False
     num_threads: int | None = None
     memory_limit_bytes: int | None = None
     forecast: Forecast | None = None

@@ -94,6 +94,18 @@ class Optimizer:
             master.grad = torch.zeros_like(master)
         return None if master is None else master.grad
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether parameters are 16-bit copies of their masters."""
+        return self._is_mixed
+
+    def all_gradients(self) -> list[Tensor]:
+        """The gradients of all masters in one order, zeros where there are none yet."""
+        for master in self.masters.values():
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        return self._gradients()
+
     def gradient_norm(self) -> Tensor:
         """The 2-norm of all gradients together, 0-d fp32."""
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients())))

@@ -1,15 +1,20 @@
 """Exactly what a checkpoint holds."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from onecard.distributed.ranks import SOLO, Ranks
 from onecard.model.decoder import Decoder
 from onecard.model.loss import Head
 from onecard.spec import Plan
 from onecard.training.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from onecard.training.step import MicroBatch
 
 # Growth and backoff of the fp16 loss scale, as in torch.amp.GradScaler.
 _SCALE_GROWTH = 2.0
@@ -68,11 +73,19 @@ class LossScale:
             )
 
 
+class Spread(Protocol):
+    """How the gradients of several ranks become one."""
+
+    def backward(self, batch: "MicroBatch", factor: Tensor, *, is_last: bool) -> Tensor:
+        """Adds the gradients of a micro-batch and gives its loss; in the last one the sums cross between ranks."""
+
+
 @dataclass
 class TrainState:
     """A model in training: its weights, optimizer, scale, progress and the plan it follows.
 
-    `is_updating` is true while an update is applied: an error then leaves weights and moments torn.
+    `is_updating` is true while an update is applied: an error then leaves weights and moments torn. `ranks` are the
+    processes that train it together, each with the whole state; `spread` sums their gradients.
     """
 
     plan: Plan
@@ -83,6 +96,8 @@ class TrainState:
     loss_scale: LossScale
     progress: Progress
     is_updating: bool = False
+    ranks: Ranks = SOLO
+    spread: Spread | None = None
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,68 @@
+"""A rank of the tests of the step: makes some updates of tiny models with its share of their micro-batches.
+
+    python steps_on_ranks.py PLANS.json OUT.json      with the environment that torchrun would give
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onecard.data import Batch
+from onecard.distributed.meeting import meeting
+from onecard.run.stepping import make_step
+from onecard.spec import Plan
+from onecard.training.assemble import assemble
+from onecard.training.spread import spread
+from onecard.training.step import place
+
+NUM_STEPS, NUM_MICRO_BATCHES, LENGTH, VOCABULARY = 4, 8, 16, 97
+
+
+def batches_of(step: int, num_micro_batches: int, *, poison: int | None = None) -> list[Batch]:
+    """The micro-batches of a step: rows of unequal numbers of targets, some batches shorter than others."""
+    found = []
+    for number in range(num_micro_batches):
+        tokens = LENGTH - 4 * (number % 3)
+        generator = torch.Generator().manual_seed(100 * step + number)
+        ids = torch.randint(1, VOCABULARY, (2, tokens + 1), generator=generator)
+        targets = ids[:, 1:].clone()
+        targets[:, : number % 5] = -100
+        found.append(Batch(ids[:, :-1].contiguous(), targets, None, int((targets != -100).sum())))
+    return found
+
+
+def train(plan: Plan, num_micro_batches: int) -> dict[str, Any]:
+    """Makes updates and gives what they were like, with a sum over all weights at the end."""
+    state = assemble(plan)
+    ranks = meeting().begin(torch.device("cpu"), 60.0)
+    spread(state, ranks)
+    losses, norms = [], []
+    for step in range(NUM_STEPS):
+        own = ranks.share(batches_of(step, num_micro_batches))
+        if not own:
+            last = batches_of(step, num_micro_batches)[-1]
+            own = [Batch(last.ids, torch.full_like(last.targets, -100), None, 0)]
+        stats = make_step(state, [place(batch, state) for batch in own], 1e-2)
+        state.progress.step += 1
+        losses.append(float(stats.loss))
+        norms.append(float(stats.gradient_norm))
+    weights = [float(master.double().abs().sum()) for master in state.optimizer.masters.values()]
+    return {"losses": losses, "norms": norms, "weights": weights, "num_targets": int(stats.num_targets)}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    found = {
+        name: train(Plan.model_validate(case["plan"]), case["num_micro_batches"]) for name, case in cases.items()
+    }
+    everyone = meeting().begin(torch.device("cpu"), 60.0).gather_texts(json.dumps(found))
+    if meeting().place.is_leader:
+        Path(sys.argv[2]).write_text(json.dumps([json.loads(text) for text in everyone]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
