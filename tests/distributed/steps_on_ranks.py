@@ -1,6 +1,6 @@
 """A rank of the tests of the step: makes some updates of tiny models with its share of their micro-batches.
 
-    python steps_on_ranks.py PLANS.json OUT.json      with the environment that torchrun would give
+python steps_on_ranks.py PLANS.json OUT.json      with the environment that torchrun would give
 """
 
 import json
@@ -56,9 +56,7 @@ def train(plan: Plan, num_micro_batches: int) -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    found = {
-        name: train(Plan.model_validate(case["plan"]), case["num_micro_batches"]) for name, case in cases.items()
-    }
+    found = {name: train(Plan.model_validate(case["plan"]), case["num_micro_batches"]) for name, case in cases.items()}
     everyone = meeting().begin(torch.device("cpu"), 60.0).gather_texts(json.dumps(found))
     if meeting().place.is_leader:
         Path(sys.argv[2]).write_text(json.dumps([json.loads(text) for text in everyone]), encoding="utf-8")

@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         finally:
             sys.stdout.flush()  # here, where an error can still be told
     except OnecardError as error:
-        _print_error(str(error))
+        if message := str(error):  # another process of the run may have said it
+            _print_error(message)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # a reader who has seen enough
         sys.stdout = _nowhere()

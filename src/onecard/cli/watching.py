@@ -16,6 +16,7 @@ from onecard.cli.outcome_text import outcome_rows
 from onecard.cli.plan_text import summary_rows
 from onecard.cli.preparation import PreparationProgress
 from onecard.cli.rows import print_rows, width_of
+from onecard.distributed.place import is_follower
 from onecard.errors import EXIT_INTERRUPTED, DivergedError
 from onecard.run.lifeline import Lifeline
 
@@ -128,6 +129,8 @@ def watch(train: Trains, *, as_json: bool) -> None:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
         view.close()
+    if is_follower():  # another process of the run tells what comes next
+        return
     if as_json:
         outcome = json.loads(to_json_line(view.finished)) if view.finished else {}
         print(json.dumps({"run": str(run_folder), **outcome}))

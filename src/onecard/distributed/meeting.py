@@ -9,7 +9,7 @@ rank is gone, comes to be when all have something to do.
 
 import atexit
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -42,6 +42,7 @@ class Meeting:
         self._ranks: Ranks | None = None
         self._num_orders = 0
         self._store: Any = None
+        self._asked: dict[str, Any] = {}
 
     def _connect(self) -> Any:
         if self._store is None:
@@ -58,13 +59,14 @@ class Meeting:
         """Tells the others what the run is; nothing where there are none."""
         if self.place.num_ranks > 1:
             self._num_orders += 1
-            self._connect().set(f"onecard/order/{self._num_orders}", json.dumps(order))
+            self._connect().set(f"onecard/order/{self._num_orders}", json.dumps(order | {"asked": self._asked}))
 
-    def await_order(self) -> dict[str, Any]:
-        """Waits for what the leader says.
+    def await_order(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Waits for what the leader says; `asked` is what this rank was started for.
 
         Raises:
             DismissedError: it has failed.
+            InputError: it was started for something else.
         """
         self._num_orders += 1
         key = f"onecard/order/{self._num_orders}"
@@ -73,6 +75,11 @@ class Meeting:
         order: dict[str, Any] = json.loads(store.get(key))
         if "exit_code" in order:
             raise DismissedError(order["exit_code"])
+        given = order["asked"]
+        others = {name for name in {*asked, *given} if asked.get(name) != given.get(name)}
+        if others:
+            told = "; ".join(f"{name} is {asked.get(name)}, not {given.get(name)}" for name in sorted(others))
+            raise InputError(f"{self.place} was asked for something else than rank 0: {told}. Start all ranks alike")
         return order
 
     def begin(self, device: torch.device, timeout_s: float) -> Ranks:
@@ -102,9 +109,9 @@ class Meeting:
         return self._ranks
 
     @contextmanager
-    def led(self) -> Iterator[None]:
-        """Lets the others end, too, where the block fails before they have their order."""
-        before = self._num_orders
+    def led(self, asked: Mapping[str, Any]) -> Iterator[None]:
+        """Lets the others end, too, where the block, which does what was asked, fails before they have their order."""
+        before, self._asked = self._num_orders, dict(asked)
         try:
             yield
         except BaseException as error:

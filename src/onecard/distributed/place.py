@@ -50,8 +50,8 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place:
         raise InputError(f"RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE must be whole numbers: {error}") from error
     if not (0 <= rank < num_ranks and 0 <= local_rank < num_local_ranks <= num_ranks):
         raise InputError(
-            f"rank {rank} of {num_ranks}, on its machine {local_rank} of {num_local_ranks}, cannot be: ranks count from "
-            "0 and are less than their number. `torchrun` sets them"
+            f"rank {rank} of {num_ranks}, on its machine {local_rank} of {num_local_ranks}, cannot be: ranks count "
+            "from 0 and are less than their number. `torchrun` sets them"
         )
     return Place(rank, num_ranks, local_rank, num_local_ranks)
 

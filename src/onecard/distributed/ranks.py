@@ -4,6 +4,8 @@ Numbers and texts alone cross between them, as tensors or through torchrun's sto
 needs goes over gloo, also beside GPUs, so that no agreement waits for a device.
 """
 
+import contextlib
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,6 +20,8 @@ Item = TypeVar("Item")
 
 # The leader samples, scores or waits for a disk; the others have nothing to do but wait for it.
 _LONGEST_ABSENCE = timedelta(hours=24)
+# All ranks see at about the same time that one is gone, and look for it.
+_ANSWER_S = 5.0
 
 
 class Ranks:
@@ -107,5 +111,44 @@ class Ranks:
         else:
             self._store.wait([key], _LONGEST_ABSENCE)
 
+    def tell_end(self, exit_code: int) -> None:
+        """Leaves word that this rank ends by itself and has said why."""
+        self._set(f"onecard/ended/{self.place.rank}", str(exit_code))
+
+    def find_lost(self) -> tuple[dict[int, int], list[int]]:
+        """After a connection broke: exit codes of ranks that ended by themselves, and those that do not answer."""
+        self._set(f"onecard/looking/{self.place.rank}", "")
+        ended, silent = dict[int, int](), list[int]()
+        until = time.monotonic() + _ANSWER_S
+        for rank in range(self.num):
+            while not (is_there := self._has(f"onecard/looking/{rank}")) and time.monotonic() < until:
+                if self._has(f"onecard/ended/{rank}"):
+                    break
+                time.sleep(0.1)
+            if self._has(f"onecard/ended/{rank}"):
+                ended[rank] = int(self._store.get(f"onecard/ended/{rank}"))
+            elif not is_there:
+                silent.append(rank)
+        return ended, silent
+
+    def _set(self, key: str, value: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the store itself may be gone
+            self._store.set(key, value)
+
+    def _has(self, key: str) -> bool:
+        try:
+            return bool(self._store.check([key]))
+        except RuntimeError:
+            return False
+
 
 SOLO = Ranks()
+
+
+def is_from_group(error: RuntimeError) -> bool:
+    """Whether an error says that a connection between ranks broke or timed out.
+
+    Those of gloo have no type of their own: their texts name its sources, or say that it gave up a connection.
+    """
+    text = str(error)
+    return isinstance(error, dist.DistError) or "/gloo/" in text or "timeout caused pair closure" in text

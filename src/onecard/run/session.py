@@ -35,6 +35,7 @@ from onecard.run.retreat import Retreat, recorded_bytes, saved_event
 from onecard.run.space import check_space
 from onecard.run.stay_awake import kept_awake
 from onecard.run.tasks import RunTasks
+from onecard.run.together import NoRetreat, come_together, explained_rank_loss, give_order
 from onecard.run.versions import record_versions
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
@@ -65,7 +66,9 @@ def run_session(
     """
     plan = plan or folder.plan(checkpoint)
     _check_corpus(plan, corpus)
+    give_order(folder, checkpoint, plan)
     state, restored, probed = _make_state(plan, folder, corpus, checkpoint)
+    come_together(state, folder.recipe(), corpus.fingerprint)
     with ExitStack() as stack:
         # A run that died before its first checkpoint begins its record anew.
         was_begun = folder.has_record()
@@ -82,11 +85,11 @@ def run_session(
         judge = Judge(state, corpus.tokenizer, folder, tasks, clock, control) if tasks is not None else None
         milestones = Milestones(state, corpus, clock, checkpoints, judge)
         observer = Observer(plan, folder.recipe(), folder.events, control)
-        retreat = Retreat(state, folder, record, feed, milestones, clock)
+        retreat = Retreat(state, folder, record, feed, milestones, clock) if not state.ranks.is_several else NoRetreat()
         steps: list[StepEvent] = []
         hearers: list[OnEvent] = [record.receive, partial(_note_retreat, folder.root)]
         hearers += [sink.receive for sink in sinks] + ([on_event] if on_event else [])
-        with explained_memory(state), explained_device_loss(state.device, state):
+        with explained_rank_loss(state), explained_memory(state), explained_device_loss(state.device, state):
             before = milestones.catch_up(saved_event(state, restored))
             events = chain(before, probed, Loop(state, milestones, control, clock, retreat).run(feed))
             for event in observer.watch(_with_last_save(events, checkpoints)):

@@ -66,6 +66,8 @@ def is_supervised(words: Sequence[str]) -> bool:
     """Whether a command line is one that trains, and is not the worker's own."""
     if NOTE_VARIABLE in os.environ or not words or words[0] not in ("train", "resume"):
         return False
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun is above this process, and starts it again if asked to
+        return False
     own = {word.partition("=")[0].replace("_", "-") for word in words}
     # The one flag that is read here, so that a run can do without a second process.
     flat = [part.replace("_", "-") for word in words for part in word.split("=", 1)]

@@ -8,6 +8,8 @@ Every rank holds the whole state and changes it in the same way, so nothing else
 """
 
 from contextlib import nullcontext
+from inspect import signature
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -17,6 +19,9 @@ from onecard.distributed.ranks import Ranks
 from onecard.training.state import TrainState
 from onecard.training.step import MicroBatch, sum_micro_batch
 
+# Buffers are the same everywhere and never change; PyTorch 2.13 has renamed the setting.
+_HAS_NEW_NAME = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+_NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _HAS_NEW_NAME else "broadcast_buffers": False}
 # What configs of models call the number of their experts, some of which may get no token in a step.
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -48,7 +53,7 @@ class _Buckets:
         config = state.model.config
         self._parallel = DistributedDataParallel(
             _Pass(state),
-            broadcast_buffers=False,
+            **_NO_BUFFERS,
             gradient_as_bucket_view=True,
             # Costs a walk through the graph, and an expert without a token would otherwise be waited for.
             find_unused_parameters=any(getattr(config, key, None) for key in _EXPERT_KEYS),

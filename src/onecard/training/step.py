@@ -17,7 +17,7 @@ class MicroBatch:
     """A batch on the device of the model: ids and targets [B, T], and the borders of its documents.
 
     `target_index`: which of the flattened tokens have a target, [n] int64, or None where the head runs on all tokens.
-    `seed`: of its dropout, which is then the same on whatever rank; without one it goes on where the batch before ended.
+    `seed`: of its dropout, which is then the same on any rank; without one it goes on where the batch before ended.
     """
 
     ids: Tensor
