@@ -7,12 +7,15 @@ Nothing is added to what torchrun does but one exit code and one message for all
 
 import logging
 import sys
+import uuid
 from collections.abc import Sequence
 
 from onecard.errors import EXIT_INTERRUPTED, InputError, RankLostError
 
 _FLAG = "--num-processes"
 _MOST = 1024
+# As this process was started: an installed command does not look for modules in the current folder.
+_FLAGS = ["-P"] if sys.flags.safe_path else []
 # A run that is asked to stop writes its state first; torchrun's own half minute is little for a large one.
 _SHUTDOWN_S = 300
 
@@ -57,13 +60,14 @@ def launch(words: Sequence[str], num_processes: int) -> int:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=num_processes,
+        run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         shutdown_timeout=_SHUTDOWN_S,
     )
     try:
-        elastic_launch(config, entrypoint=sys.executable)("-m", "onecard", *words)
+        elastic_launch(config, entrypoint=sys.executable)(*_FLAGS, "-m", "onecard", *words)
     except SignalException:
         return EXIT_INTERRUPTED
     except ChildFailedError as error:

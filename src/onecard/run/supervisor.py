@@ -28,6 +28,7 @@ from onecard.errors import (
     DoesNotFitError,
     InputError,
     OnecardError,
+    RankLostError,
 )
 from onecard.run.signals import is_ignored, take_signals
 
@@ -47,6 +48,7 @@ _LIKELY_CAUSES = {
     0xC0000005: "a crash inside a library (access violation)",
     0xC0000017: "no memory left",
     _DEVICE_LOST: "the GPU was lost",
+    RankLostError.exit_code: "one of its processes was lost",
     InputError.exit_code: "the GPU was lost before, and may not be back yet",
     DoesNotFitError.exit_code: "a crash inside a library (abort)",
 }
@@ -75,8 +77,10 @@ def is_supervised(words: Sequence[str]) -> bool:
     return not is_off and not own & {"--help", "--verify"}
 
 
-def supervise(words: Sequence[str]) -> int | None:
+def supervise(words: Sequence[str], num_processes: int = 1) -> int | None:
     """Runs a command in a worker, and `resume` in another where it dies; gives the exit code of the last one.
+
+    With `num_processes` the worker starts so many, and the next one as many again.
 
     A worker that has left a new checkpoint behind starts the count of restarts anew. None where nothing was run, for
     there is no place for the note.
@@ -88,7 +92,8 @@ def supervise(words: Sequence[str]) -> int | None:
         print(told, file=sys.stderr)
         return None
     with place as folder:
-        return Supervisor(Path(folder) / "note.json").run(list(words))
+        command = () if num_processes == 1 else _command("onecard.distributed.launch", str(num_processes))
+        return Supervisor(Path(folder) / "note.json", command).run(list(words))
 
 
 class Supervisor:
@@ -96,7 +101,7 @@ class Supervisor:
 
     def __init__(self, note_path: Path, command: Sequence[str] = (), pause_s: float = _PAUSE_S) -> None:
         self._note_path = note_path
-        self._command = command or (sys.executable, *_interpreter_flags(), "-m", "onecard")
+        self._command = command or _command("onecard")
         self._pause_s = pause_s
         self._worker: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
@@ -203,6 +208,10 @@ def _words_to_resume(words: Sequence[str], note: Note) -> list[str]:
 def _kept_flags(words: Sequence[str]) -> list[str]:
     kept = [word for word in words if word == "--json" or word.startswith("--accept=")]
     return kept + [f"--accept={value}" for flag, value in pairwise(words) if flag == "--accept"]
+
+
+def _command(module: str, *words: str) -> list[str]:
+    return [sys.executable, *_interpreter_flags(), "-m", module, *words]
 
 
 def _interpreter_flags() -> list[str]:
