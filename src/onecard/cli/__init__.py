@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from onecard.distributed.launch import launch, take_num_processes
-from onecard.distributed.place import ALONE, find_place
+from onecard.distributed.place import ALONE, find_place, is_to_be_said
 from onecard.errors import InputError, OnecardError
 from onecard.run.supervisor import is_supervised, supervise
 
@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         finally:
             sys.stdout.flush()  # here, where an error can still be told
     except OnecardError as error:
-        if message := str(error):  # another process of the run may have said it
-            _print_error(message)
+        if is_to_be_said(str(error)):
+            _print_error(str(error))
         sys.exit(error.exit_code)
     except BrokenPipeError:  # a reader who has seen enough
         sys.stdout = _nowhere()

@@ -59,3 +59,12 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place:
 def is_follower() -> bool:
     """Whether another process of this run writes and prints."""
     return not find_place().is_leader
+
+
+def is_to_be_said(message: str) -> bool:
+    """Whether this process is the one to print an error: of those of a machine the first, and whoever it is about."""
+    try:
+        place = find_place()
+    except InputError:
+        return bool(message)
+    return bool(message) and (place.local_rank == 0 or message.startswith(str(place)))
