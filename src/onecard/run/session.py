@@ -66,9 +66,7 @@ def run_session(
     """
     plan = plan or folder.plan(checkpoint)
     _check_corpus(plan, corpus)
-    give_order(folder, checkpoint, plan)
     state, restored, probed = _make_state(plan, folder, corpus, checkpoint)
-    come_together(state, folder.recipe(), corpus.fingerprint)
     with ExitStack() as stack:
         # A run that died before its first checkpoint begins its record anew.
         was_begun = folder.has_record()
@@ -106,6 +104,7 @@ def _make_state(
     """Loads what a run goes on from and tries whether it has room; only then newer checkpoints are set aside."""
     remove_leftovers(folder.checkpoints)
     check_space(folder.checkpoints, plan)
+    give_order(folder, checkpoint, plan)
     with explained_memory(), explained_device_loss(torch.device(plan.device)):
         state = assemble_run(plan, corpus, checkpoint)
         restored = read_checkpoint(checkpoint) if checkpoint is not None else None
@@ -114,6 +113,7 @@ def _make_state(
     probed = _probe(state)
     if restored is not None:
         set_aside_after(restored.folder)
+    come_together(state, folder.recipe(), corpus.fingerprint)
     return state, restored, probed
 
 
