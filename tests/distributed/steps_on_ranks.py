@@ -21,7 +21,7 @@ from onecard.training.step import place
 NUM_STEPS, NUM_MICRO_BATCHES, LENGTH, VOCABULARY = 4, 8, 16, 97
 
 
-def batches_of(step: int, num_micro_batches: int, *, poison: int | None = None) -> list[Batch]:
+def batches_of(step: int, num_micro_batches: int) -> list[Batch]:
     """The micro-batches of a step: rows of unequal numbers of targets, some batches shorter than others."""
     found = []
     for number in range(num_micro_batches):
@@ -49,7 +49,8 @@ def train(plan: Plan, num_micro_batches: int) -> dict[str, Any]:
         state.progress.step += 1
         losses.append(float(stats.loss))
         norms.append(float(stats.gradient_norm))
-    weights = [float(master.double().abs().sum()) for master in state.optimizer.masters.values()]
+    whole = state.gather() or {"masters": state.optimizer.masters}
+    weights = [float(master.detach().double().abs().sum()) for master in whole["masters"].values()]
     return {"losses": losses, "norms": norms, "weights": weights, "num_targets": int(stats.num_targets)}
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from onecard.spec import AdaptPlan, Plan
 
+# Of a machine that is busy with other things.
+_PATIENCE_S = 900
 WORKER = Path(__file__).with_name("steps_on_ranks.py")
 Results = dict[int, list[dict[str, dict[str, Any]]]]
 
@@ -33,7 +35,7 @@ def run_ranks(num_ranks: int, plans: Path, out: Path) -> list[dict[str, Any]]:
         )
         for rank in range(num_ranks)
     ]
-    errors = [rank.communicate(timeout=120)[1].decode() for rank in ranks]
+    errors = [rank.communicate(timeout=_PATIENCE_S)[1].decode() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * num_ranks, errors
     found: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))
     return found
@@ -54,6 +56,13 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "clipped": (8, "qwen3", {"max_grad_norm": 0.01}),
     "lora": (8, "llama", {"adapt": LORA}),
     "16 bits": (8, "qwen3", {"precision": "bf16"}),
+    "in parts": (8, "qwen3", {"strategy": "fsdp"}),
+    "in parts, uneven": (5, "llama", {"strategy": "fsdp", "settings": {"tie_word_embeddings": False}}),
+    "in parts, recomputed, tied": (
+        *(8, "llama"),
+        {"strategy": "fsdp", "settings": {"tie_word_embeddings": True}, "gradient_checkpointing": True},
+    ),
+    "in parts, clipped": (8, "gpt2", {"strategy": "fsdp", "max_grad_norm": 0.01}),
 }
 
 

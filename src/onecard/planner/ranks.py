@@ -2,6 +2,7 @@
 
 from onecard.errors import InputError
 from onecard.spec import Plan, Recipe
+from onecard.training.sharded import check_shardable
 
 
 def plan_for_ranks(plan: Plan, recipe: Recipe, num_ranks: int) -> Plan:
@@ -13,6 +14,9 @@ def plan_for_ranks(plan: Plan, recipe: Recipe, num_ranks: int) -> Plan:
     if num_ranks == 1:
         return plan
     _check_samples(plan, num_ranks)
+    if recipe.strategy == "fsdp":
+        plan = plan.model_copy(update={"strategy": "fsdp"})
+        check_shardable(plan)
     is_given = recipe.per_device_train_batch_size != "auto"
     if is_given and plan.num_micro_batches < num_ranks:
         total = plan.total_batch_size

@@ -27,12 +27,14 @@ from onecard.run.session import assemble_run, explained_memory
 from onecard.run.together import NoRetreat, come_together, explained_rank_loss
 from onecard.spec import Plan
 from onecard.training.snapshot import restore
+from onecard.training.state import TrainState
 
 
 class NoCheckpoints:
     """Stands where the leader keeps the checkpoints of a run."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, state: TrainState, folder: RunFolder) -> None:
+        self._state = state
         self.root = folder.checkpoints
         self.leading: Callable[[], set[int]] = set
 
@@ -40,6 +42,7 @@ class NoCheckpoints:
         return False
 
     def save(self, reason: SaveReason) -> Iterator[Event]:
+        self._state.gather()  # to which each rank gives its part
         yield from ()
 
     def settle(self, *, waits: bool = True) -> Iterator[Event]:
@@ -87,7 +90,7 @@ def _train(root: str, start: str | None, plan: Plan, on_progress: OnProgress | N
         stack.enter_context(stopping_on_signals(control))
         feed = stack.enter_context(Feed(state, corpus))
         clock = Clock(state.progress.elapsed_s)
-        milestones = Milestones(state, corpus, clock, NoCheckpoints(folder), None)
+        milestones = Milestones(state, corpus, clock, NoCheckpoints(state, folder), None)
         for context in (explained_rank_loss(state), explained_memory(state)):
             stack.enter_context(context)
         for _ in Loop(state, milestones, control, clock, NoRetreat()).run(feed):

@@ -111,7 +111,7 @@ class Milestones:
             if evaluated is not None:
                 is_best = evaluated.is_best
                 yield evaluated
-        if due.samples and self._state.ranks.is_leader:
+        if due.samples and (self._state.ranks.is_leader or self._state.is_in_parts):
             sampled = yield from self._recovery.insist("samples", self._sample, self._fewer_prompts)
             if sampled is not None:
                 yield sampled
@@ -203,7 +203,11 @@ class Milestones:
         write = answer if self._plan.task == "sft" else complete
         groups = [prompts[first : first + size] for first in range(0, len(prompts), size)]
         model, tokenizer = self._state.model, self._corpus.tokenizer
-        completions = [text for group in groups for text in write(model, tokenizer, group, sampling)]
+
+        def write_all() -> list[str]:
+            return [text for group in groups for text in write(model, tokenizer, group, sampling)]
+
+        completions = self._state.inside(write_all)
         return SampledEvent(
             step=self._state.progress.step,
             elapsed_s=self._elapsed(),

@@ -25,9 +25,11 @@ def agree_on_end(ranks: Ranks, reason: FinishReason | None) -> FinishReason | No
 
 def measure_heldout_loss(state: TrainState, batches: Iterable[Batch]) -> HeldoutLoss:
     """Measures the held-out loss, of several ranks by each over its share of the batches."""
-    ranks = state.ranks
+    ranks, backend = state.ranks, state.plan.attn_implementation
+    if state.is_in_parts:  # each layer is gathered from all ranks, which so have to look at the same batches
+        return summarize(state.inside(lambda: measure_blocks(state.model, state.head, batches, backend)))
     own = islice(batches, ranks.place.rank, None, ranks.num)
-    blocks = measure_blocks(state.model, state.head, own, state.plan.attn_implementation)
+    blocks = measure_blocks(state.model, state.head, own, backend)
     if ranks.is_several:
         rows = torch.stack([torch.from_numpy(blocks.sums), torch.from_numpy(blocks.counts).double()], dim=1)
         sums, counts = ranks.gather_rows(rows).numpy().T

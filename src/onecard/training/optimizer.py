@@ -11,10 +11,11 @@ In fp32 a parameter is its own master and nothing is copied.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -35,7 +36,8 @@ class Optimizer:
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters = {name: _master_of(parameter) for name, parameter in self._parameters.items()}
         self._master_of_id = {id(p): self.masters[name] for name, p in self._parameters.items()}
-        self._is_mixed = any(self.masters[name] is not p for name, p in self._parameters.items())
+        self._is_in_parts = any(isinstance(parameter, DTensor) for parameter in self._parameters.values())
+        self._is_mixed = not self._is_in_parts and any(self.masters[n] is not p for n, p in self._parameters.items())
         if self._is_mixed:
             for name, parameter in self._parameters.items():
                 parameter.register_post_accumulate_grad_hook(_move_gradient_to(self.masters[name]))
@@ -99,6 +101,12 @@ class Optimizer:
         """Whether parameters are 16-bit copies of their masters."""
         return self._is_mixed
 
+    def take_parts(self) -> None:
+        """Hands the masters of sharded parameters the parts of the gradients that are this rank's."""
+        for name, parameter in self._parameters.items():
+            if isinstance(parameter.grad, DTensor):
+                self.masters[name].grad = parameter.grad.to_local()
+
     def all_gradients(self) -> list[Tensor]:
         """The gradients of all masters in one order, zeros where there are none yet."""
         for master in self.masters.values():
@@ -138,6 +146,9 @@ class Optimizer:
         """Drops all gradients: the next backward pass then hands over its own tensors instead of adding to zeros."""
         for master in self.masters.values():
             master.grad = None
+        if self._is_in_parts:
+            for parameter in self._parameters.values():
+                parameter.grad = None
 
     def forget_gradients(self) -> None:
         """Drops all gradients, those too that a backward pass which broke off has left on the way to their masters."""
@@ -188,6 +199,9 @@ class Optimizer:
 
 
 def _master_of(parameter: nn.Parameter) -> Tensor:
+    if isinstance(parameter, DTensor):
+        part: Tensor = cast(DTensor, parameter.detach()).to_local()  # the memory of the part itself
+        return part
     if parameter.dtype == torch.float32:
         return parameter
     return parameter.detach().float().requires_grad_()

@@ -7,6 +7,7 @@
 Every rank holds the whole state and changes it in the same way, so nothing else has to cross.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from inspect import signature
 from typing import Any
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from onecard.distributed.ranks import Ranks
-from onecard.training.state import TrainState
+from onecard.training.sharded import Shards
+from onecard.training.state import Found, TrainState
 from onecard.training.step import MicroBatch, sum_micro_batch
 
 # Buffers are the same everywhere and never change; PyTorch 2.13 has renamed the setting.
@@ -30,7 +32,10 @@ def spread(state: TrainState, ranks: Ranks) -> None:
     """Lets a freshly assembled or restored state be trained by all ranks together."""
     state.ranks = ranks
     if ranks.is_several:
-        state.spread = _MasterSums(state) if state.optimizer.is_mixed else _Buckets(state)
+        if state.plan.strategy == "fsdp":
+            state.spread = Shards(state)
+        else:
+            state.spread = _MasterSums(state) if state.optimizer.is_mixed else _Buckets(state)
 
 
 class _Pass(nn.Module):
@@ -45,7 +50,22 @@ class _Pass(nn.Module):
         return sum_micro_batch(self._state, batch, factor, adds_head=adds_head)
 
 
-class _Buckets:
+class _Whole:
+    """Each rank has the whole model and all summed gradients."""
+
+    is_whole = True
+
+    def norm_of_all(self, norm: Tensor) -> Tensor:
+        return norm
+
+    def inside(self, run: Callable[[], Found]) -> Found:
+        return run()
+
+    def gather(self) -> None:
+        return None
+
+
+class _Buckets(_Whole):
     """fp32: `DistributedDataParallel` sums the gradients of parameters in buckets while the backward pass runs."""
 
     def __init__(self, state: TrainState) -> None:
@@ -70,7 +90,7 @@ class _Buckets:
         return loss.detach()
 
 
-class _MasterSums:
+class _MasterSums(_Whole):
     """16 bits: the fp32 gradients of the masters are summed after the last backward pass.
 
     Buckets would sum those of the parameters, in 16 bits, and of the last micro-batch alone.

@@ -71,7 +71,10 @@ def train_step(
             torch.manual_seed(batch.seed)
         loss_sum += _backward(state, batch, factor, is_last=number == len(micro_batches))
     loss_sum = state.ranks.sum(loss_sum)
-    gradient_norm = state.optimizer.gradient_norm() / state.loss_scale.value
+    gradient_norm = state.optimizer.gradient_norm()
+    if state.spread is not None:
+        gradient_norm = state.spread.norm_of_all(gradient_norm)
+    gradient_norm = gradient_norm / state.loss_scale.value
     is_finite = torch.isfinite(loss_sum) & torch.isfinite(gradient_norm)
     if max_grad_norm is not None or state.loss_scale.is_dynamic:
         limit = float("inf") if max_grad_norm is None else max_grad_norm
