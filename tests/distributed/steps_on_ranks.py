@@ -37,7 +37,7 @@ def batches_of(step: int, num_micro_batches: int) -> list[Batch]:
 def train(plan: Plan, num_micro_batches: int) -> dict[str, Any]:
     """Makes updates and gives what they were like, with a sum over all weights at the end."""
     state = assemble(plan)
-    ranks = meeting().begin(torch.device("cpu"), 60.0)
+    ranks = meeting().begin(torch.device("cpu"), 900.0)
     spread(state, ranks)
     losses, norms = [], []
     for step in range(NUM_STEPS):
@@ -58,7 +58,7 @@ def main() -> None:
     torch.set_num_threads(1)
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     found = {name: train(Plan.model_validate(case["plan"]), case["num_micro_batches"]) for name, case in cases.items()}
-    everyone = meeting().begin(torch.device("cpu"), 60.0).gather_texts(json.dumps(found))
+    everyone = meeting().begin(torch.device("cpu"), 900.0).gather_texts(json.dumps(found))
     if meeting().place.is_leader:
         Path(sys.argv[2]).write_text(json.dumps([json.loads(text) for text in everyone]), encoding="utf-8")
 

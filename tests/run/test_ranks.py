@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs_on_ranks import HOW_IT_DIES
 
 import onecard
 
@@ -17,20 +18,14 @@ Tuner = Callable[..., Any]
 # Of a machine that is busy with other things.
 _PATIENCE_S = 900
 WORKER = Path(__file__).with_name("runs_on_ranks.py")
-PRETRAINING = {
-    "max_steps": 50,
-    "eval_steps": 10,
-    "sample_steps": 25,
-    "save_steps": 25,
-    "per_device_train_batch_size": 1,
-}
+TEXT = {"max_steps": 50, "eval_steps": 10, "sample_steps": 25, "save_steps": 10, "per_device_train_batch_size": 1}
 CHATS = {"max_steps": 50, "per_device_train_batch_size": 1, "total_batch_size": 8, "eval_fraction": 0.25}
-COMMAND = [sys.executable, "-m", "onecard"]
 
 
-def train_on_ranks(num_ranks: int, recipes: dict[Path, dict[str, Any]], folder: Path) -> None:
-    listed = folder / "recipes.json"
-    listed.write_text(json.dumps({str(root): values for root, values in recipes.items()}), encoding="utf-8")
+def do_on_ranks(num_ranks: int, jobs: list[dict[str, Any]], folder: Path) -> tuple[list[int], str]:
+    """Does jobs on so many processes; gives their exit codes and all that they said of errors."""
+    listed = folder / "jobs.json"
+    listed.write_text(json.dumps(jobs, default=str), encoding="utf-8")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -44,7 +39,7 @@ def train_on_ranks(num_ranks: int, recipes: dict[Path, dict[str, Any]], folder: 
         for rank in range(num_ranks)
     ]
     errors = [rank.communicate(timeout=_PATIENCE_S)[1].decode() for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * num_ranks, "\n".join(errors)
+    return [rank.returncode for rank in ranks], "\n".join(errors)
 
 
 def assert_same(one: Any, other: Any, most: float = 1e-5) -> None:
@@ -58,19 +53,35 @@ def assert_same(one: Any, other: Any, most: float = 1e-5) -> None:
 
 
 def test_two_processes_make_the_run_of_one(runner: Any, tuner: Tuner, tmp_path: Path) -> None:
-    whole = tuner("llama", **CHATS)
-    values = {
-        "text": runner.values | PRETRAINING,
-        "chats": whole.values,
+    text = runner.values | TEXT | {"dropout": 0.0, "optim": "adamw", "report_to": "tensorboard"}
+    recipes = {
+        "text": text,
+        "parts": text | {"strategy": "fsdp"},
+        "chats": tuner("llama", **CHATS).values,
         "lora": tuner("gpt2", **CHATS, method="lora", lora_r=4, learning_rate=1e-3).values,
     }
-    values["text"] |= {"dropout": 0.0, "optim": "adamw", "report_to": "tensorboard"}
-    ranked = {name: tmp_path / "runs" / f"{name}-2" for name in values}
-    train_on_ranks(2, {ranked[name]: values[name] for name in values}, tmp_path)
-    for name, recipe in values.items():
-        onecard.train(onecard.load_recipe(recipe), output_dir=tmp_path / "runs" / f"{name}-1")
+    jobs = [{"root": runner.folder / f"{name}-2", "recipe": recipe} for name, recipe in recipes.items()]
+    codes, errors = do_on_ranks(2, jobs, tmp_path)
+    assert codes == [0, 0], errors
+    for name, recipe in recipes.items():
+        onecard.train(onecard.load_recipe(recipe), output_dir=runner.folder / f"{name}-1")
         alone, together = (runner.outcome(f"{name}-{num}") for num in (1, 2))
         assert len(together.events("step")) == 50
         assert_same(together, alone)
-        assert together.last.is_dir()
-    assert len(list(ranked["text"].glob("tensorboard/*"))) == 1
+    assert len(list((runner.folder / "text-2").glob("tensorboard/*"))) == 1
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_run_goes_on_with_another_number_of_processes(strategy: str, runner: Any, tmp_path: Path) -> None:
+    recipe = runner.values | TEXT | {"dropout": 0.1, "optim": "adamw", "strategy": strategy}
+    whole = {"root": runner.folder / "whole", "recipe": recipe}
+    torn = {"root": runner.folder / "torn", "recipe": recipe, "dies_at": (1, 23)}
+    codes, errors = do_on_ranks(2, [whole, torn], tmp_path)
+    assert codes == [1, HOW_IT_DIES], errors
+    assert "RankLostError: rank 1 of 2 did not answer after step 23" in errors
+    assert runner.outcome("torn").checkpoints == ["step-000010", "step-000020"]
+    runner.kill("torn", after_events=20)  # on this process alone, after step 30 was saved
+    assert "step-000030" in runner.outcome("torn").checkpoints
+    codes, errors = do_on_ranks(2, [{"root": runner.folder / "torn"}], tmp_path)
+    assert codes == [0, 0], errors
+    assert_same(runner.outcome("torn"), runner.outcome("whole"))

@@ -98,7 +98,11 @@ class Shards:
     @torch.no_grad()
     def inside(self, run: Callable[[], Found]) -> Found:
         """Runs what needs the weights, without gradients; all ranks have to, in step."""
-        found: Found = self._inside(run)
+        try:
+            found: Found = self._inside(run)
+        finally:
+            # Without a backward pass the root stays whole, until a checkpoint is written, which one rank does alone.
+            self._inside.reshard()
         return found
 
     @torch.no_grad()
