@@ -26,12 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import faults_memory
+import faults_pickles
+import faults_ways
 import psutil
 import torch
 from record import RESULTS, read_rows, save_result
 
 from onecard.cli import main
-from onecard.observe.events import CLOCK_FIELDS, CLOCK_REASONS
+from onecard.observe.events import CLOCK_FIELDS, CLOCK_REASONS, depends_on_clock
+from onecard.observe.lines import parse_event
 
 RECIPE = """
 tokenizer: bytes
@@ -80,6 +83,7 @@ WORDS = [
 _LOADED_ONCE = (
     *("onecard.api", "onecard.cli.app", "onecard.run.session", "onecard.run.outcome", "onecard.run.changes"),
     *("onecard.planner.on_cpu", "onecard.observe.tensorboard", "transformers.models.qwen3.modeling_qwen3"),
+    *("peft", "onecard.run.judge", "transformers.models.llama.modeling_llama"),
 )
 
 
@@ -94,21 +98,25 @@ class Workshop:
         (folder / "tiny.yaml").write_text(recipe, encoding="utf-8")
         for name in _LOADED_ONCE:
             importlib.import_module(name)
-        self.whole_s: dict[bool, float] = {}
+        self.ways = faults_ways.make_ways(folder)
+        self.whole_s: dict[tuple[bool, str], float] = {}
         for in_background in (False, True):
-            run = self.whole(in_background)
-            child = fork(self.words(run), in_background, folder / "whole.txt")
+            self.whole(in_background)
+
+    def whole(self, in_background: bool, way: str = "plain") -> Path:
+        """The run that nothing happened to; made when it is first asked for."""
+        run = self.folder / f"whole-{in_background}-{way}"
+        if not run.exists():
+            child = fork(self.words(run, way), in_background, self.folder / "whole.txt", self.ways[way].patch)
             wait_for(run / "plan.json")
             started = time.perf_counter()
             _, status = os.waitpid(child, 0)
-            assert status == 0, (folder / "whole.txt").read_text(encoding="utf-8")
-            self.whole_s[in_background] = time.perf_counter() - started
+            assert status == 0, (self.folder / "whole.txt").read_text(encoding="utf-8")
+            self.whole_s[in_background, way] = time.perf_counter() - started
+        return run
 
-    def whole(self, in_background: bool) -> Path:
-        return self.folder / f"whole-{in_background}"
-
-    def words(self, run: Path) -> list[str]:
-        return ["train", str(self.folder / "tiny.yaml"), "--output_dir", str(run)]
+    def words(self, run: Path, way: str = "plain") -> list[str]:
+        return ["train", str(self.ways[way].recipe), *self.ways[way].flags, "--output_dir", str(run)]
 
     def call(self, words: list[str], in_background: bool, patch: Callable[[], None] | None = None) -> tuple[int, str]:
         """Runs a command in a forked process; gives its exit code and what it wrote to stderr."""
@@ -117,9 +125,9 @@ class Workshop:
         _, status = os.waitpid(child, 0)
         return os.waitstatus_to_exitcode(status), log.read_text(encoding="utf-8", errors="replace")
 
-    def problems(self, run: Path, in_background: bool) -> list[str]:
+    def problems(self, run: Path, in_background: bool, way: str = "plain") -> list[str]:
         """In what a run differs from the one that nothing happened to."""
-        whole, found = self.whole(in_background), []
+        whole, found = self.whole(in_background, way), []
         if events_of(run) != events_of(whole):
             found.append("events differ")
         last, other = (sorted((root / "checkpoints").glob("step-*"))[-1] for root in (run, whole))
@@ -130,12 +138,12 @@ class Workshop:
             f"{name} differs" for name in names if (last / name).read_bytes() != (other / name).read_bytes()
         ]
 
-    def resume(self, run: Path, in_background: bool) -> list[str]:
+    def resume(self, run: Path, in_background: bool, way: str = "plain") -> list[str]:
         """Goes on with a run; gives everything that is not as it should be."""
-        code, errors = self.call(["resume", str(run)], in_background)
+        code, errors = self.call(["resume", str(run)], in_background, self.ways[way].patch)
         found = [f"exit code {code}: {errors.strip()[-300:]}"] if code else []
         found += ["a traceback"] if "Traceback" in errors else []
-        return found or self.problems(run, in_background)
+        return found or self.problems(run, in_background, way)
 
 
 def fork(words: list[str], in_background: bool, log: Path, patch: Callable[[], None] | None = None) -> int:
@@ -164,32 +172,38 @@ def fork(words: list[str], in_background: bool, log: Path, patch: Callable[[], N
 
 
 def events_of(run: Path) -> list[dict[str, Any]]:
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    """The record without what a clock or a sensor decides."""
+    lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines if not depends_on_clock(parse_event(line))]
     kept = [event for event in events if event.get("reason") not in CLOCK_REASONS or event["event"] != "saved"]
     return [{key: value for key, value in event.items() if key not in CLOCK_FIELDS} for event in kept]
 
 
 def kill_once(shop: Workshop, number: int, draw: random.Random) -> dict[str, Any]:
-    """Kills a run at a random moment, or at a random moment of a random save, and goes on with it."""
+    """Kills a run at a random moment, or in the midst of a save or of going back, and goes on with it."""
     in_background, at_save = number % 2 == 1, number % 4 >= 2
-    run = shop.folder / f"killed-{number}"
-    child = fork(shop.words(run), in_background, shop.folder / "killed.txt")
+    way = list(shop.ways)[number // 4 % len(shop.ways)]
+    shop.whole(in_background, way)
+    run, own = shop.folder / f"killed-{number}", shop.ways[way]
+    child = fork(shop.words(run, way), in_background, shop.folder / "killed.txt", own.patch)
     wait_for(run / "plan.json")
     if at_save:
-        wait_for(run / "checkpoints" / f"step-{3 * draw.randrange(1, 12):06d}", or_gone=child)
+        saves = range(own.save_steps, faults_ways.NUM_STEPS - own.save_steps, own.save_steps)
+        wait_for(run / "checkpoints" / f"step-{draw.choice(saves):06d}", or_gone=child)
         deadline = time.perf_counter() + 5
-        while not any((run / "checkpoints").glob(".step-*.partial")) and time.perf_counter() < deadline:
+        while not any((run / "checkpoints").glob(own.sign)) and time.perf_counter() < deadline:
             if is_gone(child):
                 break
         time.sleep(draw.random() * 0.01)
     else:
-        time.sleep(draw.random() * shop.whole_s[in_background] * 0.9)
+        time.sleep(draw.random() * shop.whole_s[in_background, way] * 0.9)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    saving = bool([*(run / "checkpoints").glob(".step-*.partial")])
-    problems = shop.resume(run, in_background)
+    saving = bool([*(run / "checkpoints").glob(own.sign)])
+    problems = shop.resume(run, in_background, way)
     shutil.rmtree(run)
-    return {"in_background": in_background, "killed": status != 0, "while_saving": saving, "problems": problems}
+    row = {"way": way, "in_background": in_background, "killed": status != 0, "while_saving": saving}
+    return row | {"problems": problems}
 
 
 def wait_for(path: Path, or_gone: int | None = None) -> None:
@@ -224,6 +238,20 @@ def kill_supervised(shop: Workshop, number: int, draw: random.Random) -> dict[st
     restarts = errors.count("is started again")
     shutil.rmtree(run)
     return {"restarts": restarts, "problems": problems}
+
+
+def way_of(shop: Workshop, number: int) -> str:
+    """Two cases of each kind of run in turn: saving at once, and in the background."""
+    return list(shop.ways)[number // 2 % len(shop.ways)]
+
+
+def both(*patches: Callable[[], None] | None) -> Callable[[], None]:
+    def apply() -> None:
+        for patch in patches:
+            if patch is not None:
+                patch()
+
+    return apply
 
 
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.ESTALE)
@@ -271,25 +299,32 @@ def fail_writes(draw: random.Random) -> Callable[[], None]:
 
 def fail_disk(shop: Workshop, number: int, draw: random.Random) -> dict[str, Any]:
     """A disk that refuses some saves: the run ends by itself, or at worst is resumed, with the same weights."""
-    in_background = number % 2 == 1
+    in_background, way = number % 2 == 1, way_of(shop, number)
+    if way == "refused":  # goes back to the newest checkpoint that is there, which depends on what was refused
+        way = "plain"
     run = shop.folder / f"disk-{number}"
-    code, errors = shop.call(shop.words(run), in_background, fail_writes(draw))
+    code, errors = shop.call(shop.words(run, way), in_background, both(shop.ways[way].patch, fail_writes(draw)))
     problems = ["a traceback"] if "Traceback" in errors else []
     problems += [] if code in (0, 2) else [f"exit code {code}: {errors[-300:]}"]
     if code:
-        problems += shop.resume(run, in_background)
+        problems += shop.resume(run, in_background, way)
     else:
-        problems += [text for text in shop.problems(run, in_background) if text != "events differ"]
-    findings = [event for event in events_of(run) if event["event"] == "finding"]
+        problems += [text for text in shop.problems(run, in_background, way) if text != "events differ"]
+    record = (run / "events.jsonl").read_text(encoding="utf-8")
     steps = [event["step"] for event in events_of(run) if event["event"] == "step"]
     problems += [] if steps == list(range(1, 41)) else ["steps are missing from the record"]
     shutil.rmtree(run)
-    return {"exit_code": code, "refused_saves_told": len(findings), "problems": problems}
+    return {
+        "way": way,
+        "exit_code": code,
+        "refused_saves_told": record.count("checkpoint-not-written"),
+        "problems": problems,
+    }
 
 
 def lose_device(shop: Workshop, number: int, draw: random.Random) -> dict[str, Any]:
     """A step that fails as if the GPU were gone: exit code 5, which the supervisor answers by a new process."""
-    run, step = shop.folder / f"device-{number}", draw.randrange(40)
+    run, step, way = shop.folder / f"device-{number}", draw.randrange(40), way_of(shop, number)
 
     def patch() -> None:
         from onecard.run import stepping
@@ -303,12 +338,12 @@ def lose_device(shop: Workshop, number: int, draw: random.Random) -> dict[str, A
 
         stepping.train_step = lose
 
-    code, errors = shop.call(shop.words(run), number % 2 == 1, patch)
+    code, errors = shop.call(shop.words(run, way), number % 2 == 1, both(shop.ways[way].patch, patch))
     problems = ["a traceback"] if "Traceback" in errors else []
     problems += [] if code == 5 else [f"exit code {code}"]
-    problems += shop.resume(run, number % 2 == 1)
+    problems += shop.resume(run, number % 2 == 1, way)
     shutil.rmtree(run)
-    return {"step": step, "problems": problems}
+    return {"way": way, "step": step, "problems": problems}
 
 
 DAMAGES = ("flip", "cut", "empty", "remove")
@@ -343,67 +378,13 @@ def damage_file(shop: Workshop, number: int, draw: random.Random) -> dict[str, A
     return {"file": path.name, "how": how, "problems": problems}
 
 
-def plant_pickle(shop: Workshop, number: int, draw: random.Random) -> dict[str, Any]:
-    """Puts files that run a command when they are unpickled wherever onecard reads, and uses all of its verbs there."""
-    place = shop.folder / f"planted-{number}"
-    run, data = place / "run", place / "data"
-    shutil.copytree(half_done(shop), run)
-    shutil.copytree(shop.folder / "cache", place / "cache")
-    data.mkdir()
-    shutil.copy(shop.folder / "text.txt", data / "text.txt")
-    canary = place / "executed"
-    folders = {path for root in (run, data, place / "cache") for path in (root, *root.rglob("*")) if path.is_dir()}
-    num_planted = sum(plant(folder, canary) for folder in folders)
-    # A model of which nothing but the pickle is left.
-    bare = place / "bare"
-    shutil.copytree(sorted((run / "checkpoints").glob("step-*"))[-1], bare)
-    (bare / "model.safetensors").unlink()
-    (bare / "manifest.json").unlink()
-    plant(bare, canary)
-    verbs = [
-        ["resume", str(run)],
-        ["generate", str(run), "--prompt", "the"],
-        ["generate", str(bare), "--prompt", "the"],
-        ["evaluate", str(run)],
-        ["export", str(run), "--to", "hf", "--output", str(place / "exported")],
-        ["prepare", str(shop.folder / "tiny.yaml"), "--dataset", str(data)],
-        ["train", "--model_name_or_path", str(bare), "--dataset", str(data), "--max_steps", "2", "--device", "cpu"],
-    ]
-    os.environ["ONECARD_CACHE"], before = str(place / "cache"), os.environ["ONECARD_CACHE"]
-    codes, problems = {}, []
-    for words in verbs:
-        code, errors = shop.call([*words], False)
-        codes[" ".join((words[0], Path(words[1]).name))] = code
-        problems += [f"a traceback of {words[0]}: {errors[-300:]}"] if "Traceback" in errors else []
-    os.environ["ONECARD_CACHE"] = before
-    problems += ["a pickle was loaded"] if canary.exists() else []
-    shutil.rmtree(place)
-    return {"planted": num_planted, "exit_codes": codes, "problems": problems}
-
-
-PICKLES = (
-    *("pytorch_model.bin", "adapter_model.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"),
-    *("meta.pkl", "tokenizer.pkl", "tokenizer.pickle", "dataset.pkl", "cache.pkl", "tokens.npy", "state.pt", "0.pkl"),
-)
-
-
-def plant(folder: Path, canary: Path) -> int:
-    """Puts the files into a folder, beside what is there; gives their number."""
-    poison = b"cposix\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."
-    head = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little")
-    array = head + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n" + poison
-    for name in PICKLES:
-        (folder / name).write_bytes(array if name.endswith(".npy") else poison)
-    return len(PICKLES)
-
-
 CASES: dict[str, tuple[Callable[[Workshop, int, random.Random], dict[str, Any]], int]] = {
     "kills": (kill_once, 50),
     "supervised": (kill_supervised, 4),
     "disk": (fail_disk, 30),
     "device": (lose_device, 10),
     "files": (damage_file, 60),
-    "pickles": (plant_pickle, 1),
+    "pickles": (faults_pickles.plant_pickle, len(faults_pickles.WAYS)),
 }
 
 

@@ -1,9 +1,12 @@
 """Generation for IFEval's prompts beside lm-evaluation-harness's own Hugging Face backend at its best batch size.
 
-python benchmarks/ifeval_throughput.py PROMPTS.jsonl TOKENIZER_FOLDER [--limit 48] [--new 128] [--device cpu|cuda]
+python benchmarks/ifeval_throughput.py PROMPTS.jsonl FOLDER [--limit 48] [--new 128] [--device cpu|cuda] [--name NAME]
 
-The same model object, prompts, greedy choice, fp32 and limit on both sides; they take turns, and each ratio is of the
-least of several rounds. Texts that agree but for spaces around them are counted: the harness keeps one before an end.
+FOLDER holds a trained model, or a tokenizer alone: then a random Llama is made for it, whose texts run to the limit
+unless `--end-bias` lifts the end of text. Prompts go through the chat template of a trained model, and those that leave
+less than `--new` of its positions are passed over. The same model object, prompts, greedy choice, fp32 and limit on
+both sides; they take turns, and each ratio is of the least of several rounds. Texts that agree but for spaces around
+them are counted: the harness keeps one before an end.
 On a CPU, `cpu_s` is the time of all threads: the figure to read on a machine that does other things, too.
 """
 
@@ -54,10 +57,30 @@ def build(folder: str, device: str, end_bias: float) -> tuple[PreTrainedModel, P
     return model, tokenizer
 
 
+def load(folder: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    return model, tokenizer
+
+
+def read_prompts(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, num_new: int) -> list[str]:
+    prompts = [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()]
+    longest = model.config.max_position_embeddings - num_new - 2
+    return [prompt for prompt in prompts if len(tokenizer(rendered(tokenizer, prompt))["input_ids"]) <= longest]
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    if not tokenizer.chat_template:
+        return prompt
+    turn = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("prompts", type=Path)
-    parser.add_argument("tokenizer")
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--limit", type=int, default=48)
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -65,10 +88,13 @@ def main() -> None:
     parser.add_argument("--end-bias", type=float, default=0.0)
     parser.add_argument("--theirs", type=int, nargs="*", help="batch sizes of the harness")
     parser.add_argument("--ours", type=int, nargs="*", help="texts at once")
+    parser.add_argument("--name", default="", help="ends the name of the file of results")
     args = parser.parse_args()
-    lines = args.prompts.read_text(encoding="utf-8").splitlines()[: args.limit]
-    prompts = [json.loads(line)["prompt"] for line in lines]
-    model, tokenizer = build(args.tokenizer, args.device, args.end_bias)
+    if (args.folder / "config.json").exists():
+        model, tokenizer = load(str(args.folder), args.device)
+    else:
+        model, tokenizer = build(str(args.folder), args.device, args.end_bias)
+    prompts = read_prompts(args.prompts, model, tokenizer, args.new)[: args.limit]
     sizes = [size for size in BATCH_SIZES[args.device] if size < 2 * len(prompts)]
     sides: dict[str, Callable[[], list[str]]] = {}
     for size in args.theirs or sizes:
@@ -76,16 +102,19 @@ def main() -> None:
     for size in args.ours or sizes:
         sides[f"onecard {size}"] = ours(model, tokenizer, prompts, args.new, size)
     rows, texts = take_turns(sides, args.rounds)
-    report(args, rows, texts, tokenizer)
+    report(args, model, rows, texts, tokenizer)
 
 
 def harness(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], num_new: int, size: int
 ) -> Callable[[], list[str]]:
-    backend = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size, max_length=2048)
+    backend = HFLM(
+        pretrained=model, tokenizer=tokenizer, batch_size=size, max_length=model.config.max_position_embeddings
+    )
     arguments: dict[str, Any] = {"until": [], "do_sample": False, "temperature": 0.0, "max_gen_toks": num_new}
     requests = [
-        Instance("generate_until", {}, (prompt, dict(arguments)), index) for index, prompt in enumerate(prompts)
+        Instance("generate_until", {}, (rendered(tokenizer, prompt), dict(arguments)), index)
+        for index, prompt in enumerate(prompts)
     ]
     return lambda: [str(text) for text in backend.generate_until(requests, disable_tqdm=True)]
 
@@ -113,6 +142,7 @@ def take_turns(
 
 def report(
     args: argparse.Namespace,
+    model: PreTrainedModel,
     rows: dict[str, dict[str, Any]],
     texts: dict[str, list[str]],
     tokenizer: PreTrainedTokenizerBase,
@@ -125,9 +155,11 @@ def report(
     result = {
         "num_prompts": len(first),
         "max_new_tokens": args.new,
-        "shape": SHAPES[args.device],
+        "shape": {key: getattr(model.config, key) for key in (*SHAPES["cpu"], "vocab_size")},
+        "num_parameters": model.num_parameters(),
         "end_bias": args.end_bias,
         "num_new_tokens_about": sum(lengths),
+        "num_at_limit_about": sum(length >= args.new - 1 for length in lengths),
         "num_threads": torch.get_num_threads(),
         "load": [round(value, 1) for value in os.getloadavg()],
         "rows": rows,
@@ -141,7 +173,8 @@ def report(
         result[f"ratio_{key}"] = round(theirs[0] / own[0], 2)
         result[f"best_{key}"] = {"harness": theirs[1], "onecard": own[1]}
     print(json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1))
-    write_result(f"ifeval_throughput_{args.device}{'_ends' if args.end_bias else ''}", result)
+    name = args.name or ("ends" if args.end_bias else "")
+    write_result(f"ifeval_throughput_{args.device}{'_' * bool(name)}{name}", result)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ LEVELS = (
     {"training", "evaluation"},
     {"planner"},
     {"run", "handover", "diagnose"},
+    {"trials"},
     {"api"},
     {"cli"},
 )

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onecard.api import (
         alternatives,
+        bench,
         compare,
         evaluate,
         examine,
         export,
+        find_lr,
         generate,
         load_recipe,
         monitor,
@@ -25,10 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "alternatives",
+    "bench",
     "compare",
     "evaluate",
     "examine",
     "export",
+    "find_lr",
     "generate",
     "load_recipe",
     "monitor",

@@ -21,7 +21,6 @@ from onecard.checkpoint import (
     is_being_read,
     list_checkpoints,
     move,
-    moving,
     read_checkpoint,
     reading,
     remove_leftovers,
@@ -30,6 +29,7 @@ from onecard.checkpoint import (
 )
 from onecard.checkpoint import folder as folder_module
 from onecard.errors import CheckpointError
+from onecard.spec import moving
 from onecard.units import MIB
 
 

@@ -94,7 +94,9 @@ def test_a_chat_ends_at_exit_and_can_be_reset(
     assert chat.heard == []
     out, err = capsys.readouterr()
     for command in ("/reset", "/regenerate", "/save", "/exit", "Ctrl+C"):
-        assert command in out
+        assert command in err
+    # Answers alone, for a file.
+    assert "/reset" not in out
     assert "forgotten" in err
     assert "/save needs the name of a file" in err
 
@@ -245,7 +247,13 @@ def test_what_is_typed_and_no_text_can_be_typed_again(
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"host": ""}, "host is empty"), ({"api_key": ""}, "api_key is empty"), ({"allow_origins": ["a.b"]}, "'a.b'")],
+    [
+        ({"host": ""}, "host is empty"),
+        ({"api_key": ""}, "api_key is empty"),
+        ({"api_key": "a\n"}, "api_key has characters"),
+        ({"name": " "}, "name is empty"),
+        ({"allow_origins": ["a.b"]}, "'a.b'"),
+    ],
 )
 def test_serve_lets_in_nobody_by_mistake(settings: dict[str, Any], words: str) -> None:
     import onecard

@@ -99,9 +99,20 @@ def test_a_model_or_responses(run: Callable[..., Any], words: tuple[str, ...], m
 
 
 def test_equals_are_not_called_better(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = tuple(row(step, **{ACCURACY: 0.25}) for step in (40, 80))
-    tie = comparison(ACCURACY, 40, 80, 0.0, 1.0)
-    print_evaluation(Evaluation(checkpoints=rows, best={ACCURACY: "step-000040"}, comparisons=(tie,)))
+    rows = tuple(row(step, **{ACCURACY: value}) for step, value in ((40, 0.25), (80, 0.1), (120, 0.25)))
+    others = comparison(ACCURACY, 40, 80, 0.15, 0.001), comparison(ACCURACY, 40, 120, 0.0, 1.0)
+    print_evaluation(Evaluation(checkpoints=rows, best={ACCURACY: "step-000040"}, comparisons=others))
     shown = capsys.readouterr().out
-    assert "step-000040 and the last, step-000080, are equally good over 541 prompts." in shown
+    assert "step-000040 and step-000120 are equally good over 541 prompts; the first counts as best." in shown
+    assert [line.endswith(f"best {ACCURACY} (tie)") for line in shown.splitlines()[1:4]] == [True, False, True]
     assert "better" not in shown
+
+
+def test_a_tie_that_the_last_has_no_part_in(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tuple(row(step, **{ACCURACY: value}) for step, value in ((40, 0.25), (80, 0.25), (120, 0.1)))
+    others = comparison(ACCURACY, 40, 80, 0.0, 1.0), comparison(ACCURACY, 40, 120, 0.15, 0.001)
+    print_evaluation(Evaluation(checkpoints=rows, best={ACCURACY: "step-000040"}, comparisons=others))
+    shown = capsys.readouterr().out
+    assert "step-000040 and step-000080 are equally good" in shown
+    assert "step-000040 beats the last, step-000120" in shown
+    assert "Not to be told" not in shown

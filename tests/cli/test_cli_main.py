@@ -1,3 +1,4 @@
+import errno
 import os
 import shlex
 import subprocess
@@ -24,7 +25,7 @@ def test_help_answers_at_once_and_loads_nothing_heavy() -> None:
     seconds = time.perf_counter() - started
     assert done.stderr.strip() == "[]"
     assert "train" in done.stdout
-    assert seconds < 1.0  # 0.15 s on an idle machine; the modules above are the real guard
+    assert seconds < 5.0  # 0.15 s on an idle machine; the modules above are the real guard
 
 
 @pytest.mark.parametrize("verb", ["train", "plan", "prepare", "resume", "replay", "generate", "recipes", "cards"])
@@ -100,11 +101,43 @@ def test_redirected_output_is_utf8_whatever_the_locale() -> None:
     assert "从前" in run_with("", "recipes", "rtx-5060-pretrain", **plain).stdout.decode("utf-8")
 
 
-def test_a_console_with_a_code_page_does_not_end_the_program() -> None:
+@pytest.mark.parametrize(("code_page", "shown"), [("cp1252", "??"), ("cp936", "你好"), ("ascii", "??")])
+def test_a_console_with_a_code_page_does_not_end_the_program(code_page: str, shown: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "onecard", "recipes", "你好"],
         capture_output=True,
-        env={**os.environ, "PYTHONIOENCODING": "cp1252:strict"},
+        env={**os.environ, "PYTHONIOENCODING": f"{code_page}:strict"},
     )
     assert done.returncode == 2
-    assert b"??: 1 problem" in done.stderr
+    assert f"{shown}: 1 problem" in done.stderr.decode(code_page)
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "expected"),
+    [
+        (1455, None, "memory and page file together are used up. Close other programs"),
+        (
+            3,
+            "C:\\" + "runs\\" * 60 + "step-000010",
+            "less than 260 characters, this one has 314",
+        ),
+        (3, "C:\\runs", "check that it exists"),
+    ],
+    ids=["page file", "long path", "missing"],
+)
+def test_errors_of_windows_are_explained(
+    number: int, name: str | None, expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WindowsError(OSError):
+        winerror = number
+
+    def fail(*_: object, **__: object) -> None:
+        raise WindowsError(errno.ENOENT, "what Windows says", name)
+
+    from onecard.cli import main
+
+    monkeypatch.setattr("onecard.cli.app.app", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["recipes"])
+    assert ended.value.code == 2
+    assert expected in capsys.readouterr().err

@@ -63,7 +63,19 @@ PASCAL = ("NVIDIA GeForce GTX 1080 Ti", (6, 1))
 BLACKWELL = ("NVIDIA GeForce RTX 5060", (12, 0))
 
 
-def test_a_test_that_hangs_or_dies_ends_no_other(tmp_path: Path) -> None:
+def test_silence_on_a_crowded_machine_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.getloadavg", lambda: (1000.0, 0.0, 0.0))
+    script = tmp_path / "worker.py"
+    script.write_text(_WORKER, encoding="utf-8")
+    tests = {"hangs": Entry(TESTS["cores"].run, 0.5, "install the driver")}
+    _, found = examine("utf-8", tests, (sys.executable, str(script)))
+    assert found.verdict == "warning"
+    assert "wait for each core" in found.found
+    assert "driver" not in found.remedy
+
+
+def test_a_test_that_hangs_or_dies_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.getloadavg", lambda: (0.0, 0.0, 0.0))
     script = tmp_path / "worker.py"
     script.write_text(_WORKER, encoding="utf-8")
     limits = {"first": 30.0, "hangs": 0.5, "second": 30.0, "dies": 30.0, "third": 30.0}

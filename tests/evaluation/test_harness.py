@@ -163,9 +163,17 @@ def test_what_cannot_be_loaded_is_said(files: Callable[[str], str], tmp_path: Pa
         HarnessTask(str(broken), HarnessSettings(1))
 
 
+def test_a_name_that_no_task_has_is_set_beside_those_like_it() -> None:
+    pytest.importorskip("lm_eval", reason="needs the extra eval")
+    with pytest.raises(InputError, match=r"'hellaswga' is none of loss, ifeval and .* did you mean hellaswag"):
+        HarnessTask("hellaswga", HarnessSettings(1))
+    with pytest.raises(InputError, match=r"did you mean ifeval\?"):
+        HarnessTask("IFevl", HarnessSettings(1))
+
+
 def test_without_the_extra_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onecard.evaluation.harness.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"task arc_easy belongs to lm-evaluation-harness.*onecard\[eval\]"):
+    with pytest.raises(InputError, match=r"arc_easy is neither loss nor ifeval, so it belongs to .*onecard\[eval\]"):
         HarnessTask("arc_easy", HarnessSettings(1))
 
 

@@ -65,7 +65,13 @@ def test_every_token_is_a_target_once() -> None:
 
 def test_files_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "binary").write_bytes(b"\xc3\xa9\0\1")
     (tmp_path / "latin").write_bytes(b"caf\xe9")
-    for name, message in [("none", "cannot be read"), ("empty", "is empty"), ("latin", r"no UTF-8 text \(byte 3\)")]:
+    for name, message in [
+        ("none", "cannot be read"),
+        ("empty", "is empty"),
+        ("binary", "NUL byte at offset 2"),
+        ("latin", r"no UTF-8 text \(byte 3\)"),
+    ]:
         with pytest.raises(DataError, match=message):
             TextLossTask(tmp_path / name, batch_size=1, limit=None)

@@ -113,10 +113,11 @@ def test_this_machine_is_read() -> None:
     sensor = HostSensor()
     before = sensor.read()
     assert before.own_bytes is not None
-    kept = b"x" * (64 << 20)
+    kept = b"x" * (256 << 20)
     after = sensor.read()
     assert after.own_bytes is not None
-    assert 0.9 < (after.own_bytes - before.own_bytes) / len(kept) < 1.5
+    # Linux counts resident pages per core and adds them up late: tens of MB are missing on a machine of many cores.
+    assert 0.7 < (after.own_bytes - before.own_bytes) / len(kept) < 1.3
     assert after.free_ram_bytes
     assert after.cpu_share is not None
     assert 0 <= after.cpu_share <= 1

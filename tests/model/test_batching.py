@@ -95,6 +95,20 @@ def test_no_step_runs_a_text_that_has_ended_or_a_token_that_was_run(
     assert steps - sum(len(prompt) == 1 for prompt in PROMPTS) == sum(len(new) - 1 for new in found)
 
 
+def test_rows_are_filled_before_the_first_step(
+    model_of: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("llama")
+    assert suits(model)
+    monkeypatch.setattr("onecard.model.batching._NUM_TOKENS_AT_ONCE", {"cpu": 10})
+    with shapes_run(model) as shapes:
+        complete_ids(model, PROMPTS, [NUM_IDS + 1], GREEDY)
+    num_groups = sum(shape != (len(PROMPTS), 1) for shape in shapes)
+    assert num_groups > 1
+    assert len(shapes) - num_groups == GREEDY.max_new_tokens - 1
+    assert shapes[num_groups:] == [(len(PROMPTS), 1)] * (GREEDY.max_new_tokens - 1)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_windows_slide_for_each_text_by_itself(name: str, model_of: Callable[..., PreTrainedModel]) -> None:
     model = model_of(name)

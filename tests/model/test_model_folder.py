@@ -109,6 +109,11 @@ def forget_tokens(folder: Path) -> None:
         (lambda folder: edit(folder / "config.json", hidden_size="wide"), "holds no model"),
         (lambda folder: edit(folder / "config.json", model_type="qwen3"), "are not those of the qwen3"),
         (lambda folder: edit(folder / "config.json", model_type="gpt2"), "are not those of the gpt2"),
+        (lambda folder: edit(folder / "config.json", model_type="t5"), "a t5 is no causal language model. Choose"),
+        (
+            lambda folder: edit(folder / "config.json", model_type="ours"),
+            "model_type 'ours' is unknown",
+        ),
         (lambda folder: edit(folder / "config.json", num_hidden_layers=9), "are not those of the llama"),
         (
             lambda folder: edit(folder / "config.json", intermediate_size=96),

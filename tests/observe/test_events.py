@@ -61,6 +61,23 @@ def test_a_line_that_is_no_event_is_reported(line: str) -> None:
         parse_event(line)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("tokens_per_s", {}), ("loss", "2.5"), ("step", 2.5), ("step", True), ("is_finite", 1), ("memory_bytes", "x")],
+)
+def test_a_field_of_another_type_is_reported(step_event, field: str, value: object) -> None:
+    record = json.loads(to_json_line(step_event(3))) | {field: value}
+    with pytest.raises(CheckpointError, match=f"{field} is of another type"):
+        parse_event(json.dumps(record))
+
+
+@pytest.mark.parametrize("value", [1e308, "no reason", ["completed"]])
+def test_a_word_that_is_none_of_those_known_is_reported(finished, value: object) -> None:
+    record = json.loads(to_json_line(finished)) | {"reason": value}
+    with pytest.raises(CheckpointError, match="reason is of another type"):
+        parse_event(json.dumps(record))
+
+
 def test_a_field_of_a_newer_version_is_reported(saved) -> None:
     record = json.loads(to_json_line(saved)) | {"colour": "red"}
     with pytest.raises(CheckpointError, match="colour"):

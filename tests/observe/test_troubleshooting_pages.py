@@ -34,10 +34,11 @@ def test_each_finding_has_its_words_and_its_chapter() -> None:
         for text in entry.texts.values():
             words = (text.symptom, text.cause, text.remedy)
             assert all(words), entry.id
+            assert bool(text.effect) == entry.has_detector, entry.id
             assert not any(word.endswith((".", "。")) for word in words), entry.id
         english = entry.texts["en"]
         # Any console can print them.
-        assert (english.symptom + english.cause + english.remedy).isascii(), entry.id
+        assert (english.symptom + english.cause + english.remedy + english.effect).isascii(), entry.id
     assert {entry.section for entry in entries().values()} == set(sections())
 
 
@@ -73,5 +74,8 @@ def test_a_finding_has_the_words_of_its_entry() -> None:
     text = entries()["starved-by-data"].texts["en"]
     assert (finding.symptom, finding.likely_cause, finding.evidence) == (text.symptom, text.cause, "as seen")
     assert finding.remedy == f"{text.remedy}: dataloader_num_workers: 4 (twice as fast)"
+    told = make_finding("starved-by-data", "as seen", "dataloader_num_workers: 4").remedy
+    assert told == f"{text.remedy}: dataloader_num_workers: 4 ({text.effect})"
+    assert make_finding("compile-failed", "no Triton", "").remedy == entries()["compile-failed"].texts["en"].remedy
     with pytest.raises(KeyError):
         make_finding("not-there", "", "")

@@ -86,7 +86,7 @@ def traced_depths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
     seen: list[tuple[int, bool]] = []
 
     def trace(plan: Plan, _: tuple[int, int]) -> Trace:
-        seen.append((depth._num_layers(plan.model.settings), plan.torch_compile))
+        seen.append((depth.num_layers_of(plan.model.settings), plan.torch_compile))
         return make_trace(seen[-1][0], is_compiled=plan.torch_compile, share=plan.gradient_checkpointing)
 
     monkeypatch.setattr(depth, "trace_cached", trace)
@@ -174,7 +174,7 @@ def test_shallow_plans_have_fewer_layers_and_are_shared_by_all_depths(plan_of: C
     pairs = [shallow_plans(plan_of(name, num_layers)) for num_layers in (15, 19)]
     assert pairs[0] is not None
     assert pairs[0] == pairs[1]
-    assert [depth._num_layers(plan.model.settings) for plan in pairs[0]] == [3, 4]
+    assert [depth.num_layers_of(plan.model.settings) for plan in pairs[0]] == [3, 4]
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["kept", "recomputed"])
@@ -187,7 +187,7 @@ def test_what_a_deep_step_computes_is_known_from_shallow_ones(
     traced: list[int] = []
 
     def watch(one: Plan, capability: tuple[int, int]) -> Trace:
-        traced.append(depth._num_layers(one.model.settings))
+        traced.append(depth.num_layers_of(one.model.settings))
         return trace_cached(one, capability)
 
     monkeypatch.setattr(depth, "trace_cached", watch)

@@ -1,6 +1,7 @@
 """Forecasts for cards that are not here, and the settings that fit them."""
 
 import gzip
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from onecard.errors import DoesNotFitError, InputError
 from onecard.hardware import find_card
 from onecard.model.build import count_parameters
+from onecard.planner import forecast as forecast_module
 from onecard.planner import trace_cache
 from onecard.planner.depth import TracedPlan
 from onecard.planner.device import Target, target_of_card
@@ -19,6 +21,7 @@ from onecard.planner.forecast import forecast
 from onecard.planner.ladder import list_alternatives
 from onecard.planner.state_size import least_state
 from onecard.spec import AdaptPlan, BasePlan, Plan, Recipe
+from onecard.training.assemble import assemble
 
 MIB = 2**20
 # Weights that outweigh activations.
@@ -109,6 +112,14 @@ def test_a_damaged_trace_is_made_again(draft: Callable[..., Plan], target: Targe
         file.write_bytes(content)
         assert forecast(draft(), target) == first
         assert gzip.decompress(file.read_bytes()) == gzip.decompress(whole)
+
+
+def test_rests_are_part_of_the_time_on_a_card(draft: Callable[..., Plan], target: Target) -> None:
+    whole, half = (fit_plan(draft(max_power_share=share), recipe_of(), target).forecast.time for share in (None, 0.5))
+    assert half.step_s == pytest.approx(2 * whole.step_s)
+    assert half.total_s == pytest.approx(2 * whole.total_s)
+    assert half.energy_wh == pytest.approx(whole.energy_wh)
+    assert half.note.startswith("max_power_share 0.5: rests for 50% of the time; energy without")
 
 
 def test_what_is_given_stays(draft: Callable[..., Plan], target: Target) -> None:
@@ -248,6 +259,20 @@ def test_no_trace_needs_less_than_arithmetic_says(
     assert sum(least.values()) <= memory.phase_bytes["update"]
     # Embeddings that stay as they are are most of what rests in 4 bits of a model this small.
     assert sum(least.values()) >= (0.3 if method == "qlora" else 0.5) * memory.phase_bytes["update"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+def test_the_copy_of_a_state_is_counted_as_page_locked_memory_is_rounded(
+    name: str, optimizer: str, tiny_plan: Callable[..., Plan]
+) -> None:
+    plan = tiny_plan(name, optimizer=optimizer)
+    state = assemble(plan)
+    copied = [*state.optimizer.masters.values(), *state.optimizer.state_tensors().values()]
+    # Counters of steps are single numbers.
+    sizes = [tensor.nbytes for tensor in copied if tensor.ndim]
+    assert forecast_module._page_locked_bytes(plan) == sum(2 ** math.ceil(math.log2(size)) for size in sizes)
+    assert forecast_module._page_locked_bytes(plan) > sum(sizes)
 
 
 def test_smaller_state_is_a_remedy_where_nothing_else_is(

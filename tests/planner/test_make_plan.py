@@ -14,7 +14,6 @@ from onecard.errors import DoesNotFitError, InputError, RecipeError
 from onecard.hardware import Machine, find_card
 from onecard.planner import Measurements, check_recipe, choose, choose_device, make_plan, micro_batch
 from onecard.planner.device import Target, keep_reserve, target_of_card
-from onecard.planner.pretrained import plan_base
 from onecard.planner.requirements import check_quantizing
 from onecard.planner.schedule import count_steps, resolve_batch
 from onecard.spec import CorpusFacts, Plan, Recipe, apply_device, load_recipe, recipe_names
@@ -532,31 +531,26 @@ def test_no_compiled_step_is_planned_where_there_is_no_compiler(
 
 
 @pytest.mark.parametrize("model_type", ["mamba", "rwkv"])
-def test_a_model_without_attention_is_refused_in_our_words(model_type: str, tmp_path: Path) -> None:
-    words = f"{model_type} has layers with a state"
-    assert "is no plain decoder with attention" in refusal(
-        model_config={"model_type": model_type}, num_attention_heads=None
-    )
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
-    with pytest.raises(InputError, match=words) as caught:
-        plan_base(str(tmp_path), max_seq_length=16, reasons={})
-    assert "issue" not in str(caught.value)
+def test_a_model_without_attention_runs_a_document_at_a_time(model_type: str) -> None:
+    recipe = load_recipe(SMALL | {"model_config": {"model_type": model_type}, "num_attention_heads": None})
+    plan = make_plan(recipe, MACHINE, facts(), FAST)
+    assert plan.attn_implementation == "apart"
+    assert "hands a state from token to token" in plan.reasons["attn_implementation"]
+    assert plan.flops_per_token == 6 * plan.model.num_matrix_parameters  # and nothing for attention
 
 
 HYBRID = {"num_key_value_heads": 2, "intermediate_size": 32, "num_hidden_layers": 2}
 
 
-def test_layers_that_mix_documents_are_refused_before_there_is_a_text() -> None:
-    def check(card: str | None, **changes: Any) -> None:
-        recipe = load_recipe(SMALL | HYBRID | changes)
-        target = target_of_card(find_card(card), "linux") if card else None
-        check_recipe(apply_device(recipe, "cuda" if card else "cpu"), MACHINE, target)
+def test_layers_that_mix_documents_run_them_apart() -> None:
+    def attention_of(*kinds: str) -> str:
+        model_config = {"model_type": "lfm2", "layer_types": list(kinds)}
+        return make_plan(
+            load_recipe(SMALL | HYBRID | {"model_config": model_config}), MACHINE, facts(), FAST
+        ).attn_implementation
 
-    mixed = {"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}
-    for card in ("rtx-3060-12gb", None):
-        with pytest.raises(InputError, match="lfm2 mixes tokens outside its attention"):
-            check(card, model_config=mixed, device="cuda" if card else "cpu")
-    check(None, model_config=mixed | {"layer_types": ["full_attention", "full_attention"]})
+    assert attention_of("conv", "full_attention") == "apart"
+    assert attention_of("full_attention", "full_attention") == "sdpa"
 
 
 def test_wsl_has_the_memory_of_windows_and_the_pytorch_of_linux() -> None:
@@ -681,3 +675,10 @@ def test_a_reserve_is_taken_from_the_card_and_a_cpu_has_none() -> None:
     assert keep_reserve(target, None) == target
     recipe = load_recipe(SMALL | {"device": "cpu", "reserve_gb": 2})
     assert choose._find_idle_limit(recipe, Target("cpu", "")) == "reserve_gb is for GPUs: on a CPU it changes nothing"
+
+
+def test_hours_hold_fewer_steps_where_the_run_rests() -> None:
+    hours = {"max_steps": None, "max_hours": 1.0}
+    whole, half = (plan_of(**hours, max_power_share=share) for share in (None, 0.5))
+    assert half.schedule.num_steps == whole.schedule.num_steps // 2
+    assert "with its rests" in half.reasons["schedule.num_steps"]

@@ -154,3 +154,18 @@ def test_the_most_a_process_held_is_no_less_than_what_it_holds() -> None:
     del block
     assert 200 * 2**20 < held < 2**40
     assert on_cpu.peak_process_bytes() >= held
+
+
+def test_rests_are_part_of_the_time_that_is_predicted(tiny_plan: Callable[..., Plan], tried: list[Plan]) -> None:
+    whole, half = (
+        forecast_on_cpu(tiny_plan("llama", max_power_share=share), MACHINE, PROCESS).forecast.time
+        for share in (None, 0.5)
+    )
+    for key in ("step_s", "step_low_s", "step_high_s", "total_s"):
+        assert getattr(half, key) == pytest.approx(2 * getattr(whole, key)), key
+    for key in ("tokens_per_s", "share_of_peak"):
+        assert getattr(half, key) == pytest.approx(0.5 * getattr(whole, key)), key
+    assert (half.evaluation_s, half.save_s) == (whole.evaluation_s, whole.save_s)
+    assert (half.note, whole.note) == ("max_power_share 0.5: rests for 50% of the time", None)
+    hours = tiny_plan("llama", max_power_share=0.5, max_hours=4 / 3600)
+    assert forecast_on_cpu(hours, MACHINE, PROCESS).forecast.time.step_s == pytest.approx(4 / 20)

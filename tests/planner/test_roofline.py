@@ -186,6 +186,20 @@ def test_compiled_kernels_cost_python_less(tiny_plan: MakePlan, card: Card) -> N
     assert predict_time(compiled, plan, card, efficiencies).step_s == pytest.approx(0.004)
 
 
+def test_documents_that_run_apart_are_launched_one_by_one(tiny_plan: MakePlan, card: Card) -> None:
+    efficiencies = replace(EVEN, dispatch_s=10e-6)
+    trace = trace_of(*(moved("gelu", 0.0, phase, calls=1000) for phase in ("forward", "backward", "update")))
+    plan = single_step(tiny_plan)
+    apart = plan.model_copy(update={"attn_implementation": "apart"})
+    assert predict_time(trace, plan, card, efficiencies).step_s == pytest.approx(0.03)
+    # Four rows forward and back, one update.
+    assert predict_time(trace, apart, card, efficiencies).step_s == pytest.approx(0.09)
+    one_text = apart.corpus.model_copy(update={"num_train_documents": 1})
+    for together in ({"corpus": one_text}, {"task": "sft"}):
+        made = apart.model_copy(update=together)
+        assert predict_time(trace, made, card, efficiencies).step_s == pytest.approx(0.03)
+
+
 def test_the_band_of_a_laptop_spans_its_power_limits(tiny_plan: MakePlan) -> None:
     trace = trace_of(product(8192, 3072, 3072, calls=24), moved("gelu", 2.0, calls=24))
     plan = single_step(tiny_plan)

@@ -142,7 +142,7 @@ def test_findings_are_told_in_the_language_of_the_page(write_run: Callable[..., 
     text = Page(render_report(read(root), "zh")).text
     for told in (chinese.symptom, chinese.cause, "40% of the time", "something new"):
         assert told in text, told
-    assert f"{chinese.remedy}: dataloader_num_workers: 2 (0.3 s a step)" in text
+    assert f"{chinese.remedy}：dataloader_num_workers: 2（0.3 s a step）" in text
     assert english.symptom not in text
     assert english.symptom in Page(render_report(read(root), "en")).text
 

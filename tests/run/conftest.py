@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eight_chats import TEXT, write_chats
+from eight_chats import write_chats
+from sick_runs import Place
+from tiny_models import make_base
 
 import onecard
 from onecard.observe.events import CLOCK_FIELDS, Event, depends_on_clock
@@ -43,13 +45,6 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
-GATED = {"num_key_value_heads": 2, "intermediate_size": 96}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"model_type": "llama"} | SIZES | GATED,
-    "qwen3": {"model_type": "qwen3", "head_dim": 16} | SIZES | GATED,
-    "gpt2": {"model_type": "gpt2"} | SIZES,
-}
 FINE_TUNING: dict[str, Any] = {
     "max_seq_length": 48,
     "max_steps": 6,
@@ -193,20 +188,10 @@ def stop_at() -> Callable[[int], Callable[[Event], None]]:
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folders of tiny models with random weights; the head is drawn large enough for sure answers of adapters."""
-    from onecard.data.tokenizer import train_tokenizer
-    from onecard.model.build import build_model
-    from onecard.model.folder import save_model_folder
-
     root = tmp_path_factory.mktemp("bases")
 
     def find(family: str) -> Path:
-        if not (root / family).exists():
-            tokenizer = train_tokenizer("bpe", [TEXT * 4], 320)
-            settings = FAMILIES[family] | {"vocab_size": len(tokenizer), "initializer_range": 0.2}
-            settings |= {"bos_token_id": 0, "eos_token_id": tokenizer.eos_token_id}
-            save_model_folder(build_model(settings, dropout=0.0, init="transformers", seed=3), {}, root / family)
-            tokenizer.save_pretrained(root / family)
-        return root / family
+        return make_base(family, root)
 
     return find
 
@@ -230,3 +215,11 @@ def tuner(
         return Runner(tmp_path / "runs", given | FINE_TUNING | settings)
 
     return make
+
+
+@pytest.fixture
+def place(tmp_path: Path, cache: Path, bases: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setenv("ONECARD_CACHE", str(cache))
+    monkeypatch.setattr("onecard.planner.measure._PEAK_SIZE", {"cpu": 64})
+    monkeypatch.chdir(tmp_path)
+    return Place(tmp_path, bases)

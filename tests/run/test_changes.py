@@ -211,6 +211,23 @@ def test_a_run_that_was_made_in_smaller_parts_repeats_itself(runner: "Runner", m
     assert found.is_same, found.describe()
 
 
+def test_a_split_whose_event_was_cut_off_is_still_in_force(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory runs out at step 6; then the run goes back to 4, and makes its steps anew in the smaller parts."""
+
+    def is_bad(state: Any) -> bool:
+        return state.progress.step >= 7 and state.progress.rate_factor == 1
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stepping, "train_step", failing(stepping.train_step, lambda call: call == 6, 50))
+        spoil(is_bad, patched)
+        outcome = runner.start("run", on_nonfinite="lower_rate", **LONG)
+    (recovered,) = outcome.events("recovered")
+    assert (recovered["step"], recovered["problem"]) == (4, "not finite")
+    assert recovered["settings"] == {"micro_batch_size": 1}
+    found = onecard.verify(outcome.root / "checkpoints" / "step-000004", 8)
+    assert found.is_same, found.describe()
+
+
 def test_a_step_that_is_refused_again_is_the_same(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(lambda state: state.progress.step == 5, monkeypatch)
     outcome = runner.start("run", **LONG)

@@ -210,3 +210,30 @@ def test_a_task_of_the_harness_over_checkpoints(outcome: "Outcome", tmp_path: Pa
     assert [row.find("own/acc").n for row in found.checkpoints] == [4, 4]
     assert len(found.comparisons) == 1
     assert (outcome.root / "responses" / "own-step-000012.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"num_fewshot": -1}, "num_fewshot is -1: give 0 or more"),
+        ({"num_fewshot": 3}, "num_fewshot is for tasks of lm-evaluation-harness"),
+        ({"tasks": ("ifeval",), "apply_chat_template": True}, "apply_chat_template is for tasks of lm-evaluation"),
+    ],
+)
+def test_settings_of_tasks_that_are_not_asked_for_are_not_ignored(settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        evaluating.EvaluationRequest(**settings).check()
+
+
+def test_a_mistake_in_responses_is_told_without_the_scorers_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def miss() -> None:
+        raise InputError("the scorer is missing")
+
+    monkeypatch.setattr(evaluating, "Checker", miss)
+    prompt = {"key": 1, "prompt": "a", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(prompt) + "\n", encoding="utf-8")
+    (tmp_path / "responses.jsonl").write_text("1\n", encoding="utf-8")
+    with pytest.raises(InputError, match="line 1: it takes two texts"):
+        onecard.evaluate(responses=tmp_path / "responses.jsonl", ifeval_data=tmp_path / "prompts.jsonl")

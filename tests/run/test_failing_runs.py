@@ -166,6 +166,22 @@ def test_an_unfinished_run_folder_is_explained(runner: "Runner") -> None:
         onecard.resume(outcome.root)
 
 
+@pytest.mark.parametrize("content", [bytes(range(256)) * 4, b"1\n2\n"])
+def test_a_record_of_which_nothing_can_be_read_is_named_and_ends_no_run(
+    runner: "Runner", content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome = runner.start("run", max_steps=4)
+    record = outcome.root / "events.jsonl"
+    # As long as it was: a checkpoint knows the length, and the run goes on behind it.
+    record.write_bytes((content * 400)[: record.stat().st_size - 1] + b"\n")
+    for read in (onecard.write_report, lambda run: onecard.replay(run, 2), lambda run: onecard.verify(run, 1)):
+        with pytest.raises(InputError, match=r"events\.jsonl cannot be read as the record of a run"):
+            read(outcome.root)
+    with caplog.at_level("WARNING", "onecard.run"):
+        onecard.resume(outcome.root)
+    assert "lines of it could not be read" in caplog.text
+
+
 def test_a_start_that_fails_leaves_no_folder_in_the_way(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
     from onecard.run import session
 
@@ -196,7 +212,7 @@ def test_a_folder_that_cannot_be_written_is_named(runner: "Runner", monkeypatch:
     plan, recipe = onecard.plan(runner.recipe(max_steps=2)), runner.recipe(max_steps=2)
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_text", full)
-        with pytest.raises(InputError, match=r"run folder .*run cannot be made: .*No space left"):
+        with pytest.raises(InputError, match=r"run folder .*run cannot be made \(No space left"):
             RunFolder.create(runner.folder / "run", recipe, plan)
     assert not (runner.folder / "run").exists()
 

@@ -1,5 +1,6 @@
 """A run scores its checkpoints by a task, keeps what may be best, and marks it, whatever interrupts it."""
 
+import errno
 import json
 import signal
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from onecard.evaluation.paired import Items
 from onecard.evaluation.responses import respond
 from onecard.evaluation.task import Result, Subject
 from onecard.observe.events import Event
+from onecard.run import judge
 from onecard.run import tasks as run_tasks
 from onecard.run.folder import RunFolder
 from onecard.run.judge import NUM_FINALISTS
@@ -231,3 +233,35 @@ def test_what_is_missing_is_said_before_training(runner: "Runner", monkeypatch: 
         runner.start("run", eval_limit=5)
     with pytest.raises(InputError, match=r"metric_for_best_model 'ifeval' is not measured: use auto, loss"):
         runner.start("run", metric_for_best_model="ifeval")
+
+
+def test_scores_that_a_full_disk_refuses_do_not_end_a_run(judged: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are told, known to the run all the same, and written down once there is room."""
+    whole = judged.start("whole")
+    is_full, plain = [True], {name: getattr(judge, name) for name in ("record_scores", "write_mark")}
+
+    def refusing(name: str) -> Callable[..., None]:
+        def write(*arguments: Any) -> None:
+            if is_full[0]:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            plain[name](*arguments)
+
+        return write
+
+    def free_some(event: Event) -> None:
+        is_full[0] = event.step < 9
+
+    for name in plain:
+        monkeypatch.setattr(judge, name, refusing(name))
+    found = judged.start("full", on_event=free_some)
+    told = [event for event in found.findings if event["id"] == "score-not-written"]
+    assert {event["step"] for event in told} == {2, 4, 6, 8}
+    assert "step-000002 by ifeval: [Errno 28] No space left on device" in told[0]["evidence"]
+    assert found.record == whole.record
+    lines = [(outcome.root / "scores.jsonl").read_text(encoding="utf-8").splitlines() for outcome in (found, whole)]
+    scores = [[(row["step"], row["n"], row["value"]) for row in map(json.loads, rows)] for rows in lines]
+    assert scores[0] == scores[1]
+    names = [sorted(path.name for path in (root / "evaluations").iterdir()) for root in (found.root, whole.root)]
+    assert names[0] == names[1]
+    marked = [json.loads((root / "best.json").read_text(encoding="utf-8")) for root in (found.root, whole.root)]
+    assert marked[0]["step"] == marked[1]["step"]

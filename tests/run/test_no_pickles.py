@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,4 +82,43 @@ def test_a_model_of_which_only_a_pickle_is_left_is_refused(runner: "Runner", tmp
     (bare / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n", encoding="utf-8")
     with pytest.raises(OnecardError):
         onecard.generate(bare, ["the "], max_new_tokens=2)
+    assert not canary.exists()
+
+
+def test_no_answer_on_standard_input_lets_code_of_a_model_run(
+    runner: "Runner", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers asks whether to run the code of a model it does not know, unless it is told not to."""
+    import io
+
+    outcome = runner.start("run", max_steps=2)
+    canary = tmp_path / "canary"
+    for name, kind in (("config.json", "model_type"), ("tokenizer_config.json", "tokenizer_class")):
+        model = tmp_path / kind
+        shutil.copytree(outcome.last, model)
+        (model / "manifest.json").unlink()
+        document = json.loads((model / name).read_text(encoding="utf-8"))
+        document |= {kind: "Evil", "auto_map": {"AutoConfig": "evil.E", "AutoTokenizer": ["evil.E", "evil.E"]}}
+        (model / name).write_text(json.dumps(document), encoding="utf-8")
+        (model / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n", encoding="utf-8")
+        monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+        # An unknown class of tokenizers is no harm: tokenizer.json says all.
+        with pytest.raises(OnecardError) if kind == "model_type" else nullcontext():
+            onecard.generate(model, ["the "], max_new_tokens=2)
+        assert not canary.exists()
+
+
+def test_a_column_of_a_type_that_is_pickled_is_read_as_what_it_holds(tmp_path: Path) -> None:
+    """Older versions of Arrow unpickle what a file says of its types."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from onecard.data.row_files import Row, read_row_file
+
+    canary, file = tmp_path / "canary", tmp_path / "rows.parquet"
+    poison = b"cbuiltins\nopen\n(S'" + str(canary).encode() + b"'\nS'w'\ntR."
+    told = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": poison}
+    schema = pa.schema([pa.field("text", pa.string(), metadata=told)])
+    pq.write_table(pa.table([pa.array(["a"])], schema=schema), file)
+    assert list(read_row_file(file, "parquet", "rows")) == [Row("rows[0]", {"text": "a"})]
     assert not canary.exists()

@@ -1,5 +1,6 @@
 """Mistakes: one plain sentence each, all of them together, named as the user wrote them."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,14 @@ NOT_UTF8 = "sample_prompts is ['a\\udcff'], but has bytes that are not UTF-8: wr
     [
         ({"lerning_rate": 1}, "lerning_rate is not a setting; did you mean learning_rate?"),
         ({"Max-Itres": 1}, "Max-Itres is not a setting; did you mean max_iters?"),
-        ({"zzzzzzz": 1}, "zzzzzzz is not a setting"),
-        ({7: 1}, "7 is not a setting"),
+        ({"zzzzzzz": 1}, "zzzzzzz is not a setting; `onecard recipes --keys` lists them all"),
+        ({None: 1}, "null is not a setting; `onecard recipes --keys` lists them all"),
+        ({"dataset": ""}, "dataset is empty: give a file, a folder, a glob or a name"),
+        ({"dataset": [{"path": ""}]}, "dataset[0] is empty: give a file, a folder, a glob or a name"),
+        ({"report_to": 0}, "report_to is 0, but takes tensorboard, wandb, none or a list"),
+        ({"report_to": float("inf")}, "report_to is inf, but takes tensorboard, wandb, none or a list"),
+        ({"eval_tasks": 3}, "eval_tasks is 3, but takes ifeval, none or a list"),
+        ({7: 1}, "7 is not a setting; `onecard recipes --keys` lists them all"),
         ({"lr": "fast"}, "lr is 'fast', but takes a number above 0"),
         ({"lr": "nan"}, "lr is 'nan', but takes a number above 0"),
         ({"lr": "inf"}, "lr is 'inf', but takes a number above 0"),
@@ -288,7 +295,7 @@ def test_a_missing_file_and_a_folder_say_what_to_name(tmp_path: Path) -> None:
         ("sizes:\n  a: {lr: 1, lr: 2}\n", "line 2, column 14: lr is given twice"),
         ("", "the file is empty"),
         ("- a\n- b\n", "the file holds a list"),
-        ("demo", "the file holds a str"),
+        ("demo", "the file holds one value"),
         ("a: !!python/object:os.system {}\n", "line 1, column 4: could not determine a constructor"),
         ("seed: \x00", "not valid YAML: unacceptable character"),
         (b"seed: 1 # \xff\xfe", "byte 10 is not UTF-8 text: save the file as UTF-8"),
@@ -298,3 +305,42 @@ def test_a_broken_file_says_where(tmp_path: Path, text: str | bytes, problem: st
     file = write(tmp_path / "broken.yaml", text)
     (found,) = problems_of(file)
     assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("seed: 1\n\tlr: 2\n", "indent with spaces"),
+        ("seed: 1\nseed: 3\n", "keep one of them"),
+        ("seed: 1\n---\nseed: 3\n", "keep one recipe in a file"),
+        ('name: "a\n', "close the quote"),
+        ("dataset: *.txt\n", "put text that begins with * in quotes"),
+        ("dataset: !mine a\n", "put text that begins with ! in quotes"),
+        ("seed: \x00", "save the file as plain text in UTF-8"),
+        ("? [a]\n: 3\n", "a key is one word"),
+        ("seed: [1, 2\n", "write one `key: value` a line"),
+        ("seed: 2026-99-99\n", "Put text in quotes"),
+    ],
+)
+def test_a_broken_file_says_what_to_change(tmp_path: Path, text: str, remedy: str) -> None:
+    (found,) = problems_of(write(tmp_path / "broken.yaml", text))
+    assert remedy in found
+
+
+def test_data_in_place_of_a_recipe_are_told_where_they_belong(tmp_path: Path) -> None:
+    (found,) = problems_of(write(tmp_path / "chats.jsonl", '{"messages": []}\n{"messages": []}\n'))
+    assert "give text or chats with --dataset" in found
+
+
+def test_aliases_of_aliases_are_refused_before_they_are_written_out(tmp_path: Path) -> None:
+    lines = ["a: &a [" + ", ".join("x" * 9) + "]"]
+    lines += [f"{new}: &{new} [{', '.join(['*' + old] * 9)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)]
+    started = time.perf_counter()
+    (found,) = problems_of(write(tmp_path / "bomb.yaml", "\n".join([*lines, "dataset: *i"])))
+    assert "stand for more than 100,000 values" in found
+    assert time.perf_counter() - started < 5  # written out, they are 400 million
+
+
+def test_a_recipe_without_a_name_is_told_apart_from_the_folder_one_stands_in() -> None:
+    with pytest.raises(RecipeError, match="the name of the recipe is empty"):
+        describe_recipe("")

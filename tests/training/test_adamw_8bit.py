@@ -1,6 +1,7 @@
 """Moments in 8 bits: bitsandbytes' update, refused and resumed as AdamW's is."""
 
 import sys
+import weakref
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from onecard.errors import InputError
 from onecard.spec import OptimizerPlan, Plan
@@ -105,6 +108,68 @@ def test_a_refused_step_changes_no_bit(rates: OptimizerPlan) -> None:
         assert all(map(torch.equal, state, copies(optimizer)))
     take_steps(optimizer, matrices, range(3, 4))
     assert not any(map(torch.equal, state, copies(optimizer)))
+
+
+class _MostAtOnce(TorchDispatchMode):
+    """Adds up the memory of all results that are there at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.most_bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for tensor in tree_leaves(result):
+            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
+            if storage is not None and id(storage) not in self.live and id(storage) not in given:
+                self.live[id(storage)] = storage.nbytes()
+                weakref.finalize(storage, self.live.pop, id(storage))
+        self.most_bytes = max(self.most_bytes, sum(self.live.values()))
+        return result
+
+
+def test_an_update_takes_no_more_than_was_claimed_before_it(
+    rates: OptimizerPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adamw_8bit, "_RUN_ELEMENTS", 16_384)
+    matrices = random_matrices()
+    optimizer = AdamW8bit(matrices, rates, PageableZeros(is_paged=False))
+    for matrix, gradient in zip(matrices, spread_gradients(0), strict=True):
+        matrix.grad = gradient
+    with _MostAtOnce() as claimed:
+        optimizer.claim_scratch()
+    with _MostAtOnce() as taken:
+        optimizer.step(1e-3, YES)
+    assert claimed.most_bytes == 16_384 * (4 + 4 + 1) + 64 * 4
+    assert taken.most_bytes - claimed.most_bytes < 64  # single numbers
+    assert taken.most_bytes > 0.9 * claimed.most_bytes
+
+
+class _NoRoomForCodes(TorchDispatchMode):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.empty.memory_format and (kwargs or {}).get("dtype") == torch.uint8:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return function(*args, **(kwargs or {}))
+
+
+def test_memory_that_runs_out_before_an_update_tears_nothing(
+    wide: dict[str, Any], tiny_state: StateFactory, random_micro_batch: BatchFactory
+) -> None:
+    state, whole = (tiny_state(settings=wide, optimizer="adamw_8bit") for _ in range(2))
+    before = {name: tensor.detach().clone() for name, tensor in state.optimizer.masters.items()}
+    with _NoRoomForCodes(), pytest.raises(RuntimeError, match="allocate"):
+        train_step(state, [random_micro_batch(4)], 1e-2, max_grad_norm=1.0)
+    assert not state.is_updating
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.optimizer.masters.items())
+    state.optimizer.forget_gradients()
+    for each in (state, whole):
+        train_step(each, [random_micro_batch(4)], 1e-2, max_grad_norm=1.0)
+    for name, tensor in whole.optimizer.state_tensors().items():
+        assert torch.equal(state.optimizer.state_tensors()[name], tensor), name
+    for one, other in zip(state.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_how_matrices_are_cut_into_runs_changes_nothing(rates: OptimizerPlan, monkeypatch: pytest.MonkeyPatch) -> None:

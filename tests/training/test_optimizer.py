@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from onecard.training import muon
 from onecard.training.muon import Muon, orthogonalize
 from onecard.training.state import TrainState
 from onecard.training.step import MicroBatch, train_step
@@ -48,7 +52,7 @@ def test_muon_is_that_of_torch() -> None:
     shapes = [(24, 16), (24, 16), (16, 40), (32, 32)]
     start = [torch.randn(shape, generator=generator) for shape in shapes]
     ours, theirs = copies(start), copies(start)
-    muon = Muon(ours, [False] * 4, momentum=0.95, compute_dtype=torch.bfloat16)
+    own_muon = Muon(ours, [False] * 4, momentum=0.95, compute_dtype=torch.bfloat16)
     reference = torch.optim.Muon(
         theirs, lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True, adjust_lr_fn="original", ns_steps=5
     )
@@ -56,13 +60,70 @@ def test_muon_is_that_of_torch() -> None:
         for own, other in zip(ours, theirs, strict=True):
             own.grad = torch.randn(own.shape, generator=generator)
             other.grad = own.grad.clone()
-        muon.step(0.02, 0.1, torch.tensor(True))
+        own_muon.step(0.02, 0.1, torch.tensor(True))
         reference.step()
     for own, other, first in zip(ours, theirs, start, strict=True):
         moved = (other - first).norm()
         # Torch iterates one matrix at a time, in bf16 too: the same up to its rounding.
         assert moved > 0.1
         assert (own - other).norm() < 0.01 * moved
+
+
+class _Allocations(TorchDispatchMode):
+    """Adds up the memory that operators take beyond what they are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage().data_ptr() for tensor in tree_leaves((args, kwargs)) if _is_tensor(tensor)}
+        made = {tensor.untyped_storage().data_ptr(): tensor for tensor in tree_leaves(result) if _is_tensor(tensor)}
+        self.num_bytes += sum(tensor.untyped_storage().nbytes() for place, tensor in made.items() if place not in given)
+        return result
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_update_takes_no_memory_but_single_numbers(
+    optimizer: str, precision: str, tiny_state: StateFactory, random_micro_batch: BatchFactory
+) -> None:
+    """What runs out in an update tears it."""
+    state = tiny_state(optimizer=optimizer, precision=precision)
+    for master in state.optimizer.masters.values():
+        master.grad = torch.randn(master.shape)
+    is_finite = torch.tensor(True)
+    with _Allocations() as taken:
+        state.optimizer.step(1e-2, is_finite)
+    assert taken.num_bytes < 256
+    assert min(master.nbytes for master in state.optimizer.masters.values() if master.ndim == 2) > 256
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_muon_in_smaller_batches_is_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in [(24, 16)] * 5 + [(16, 40)] * 3]
+    whole, parts = copies(start), copies(start)
+    own = Muon(whole, [False] * 8, momentum=0.95, compute_dtype=dtype)
+    monkeypatch.setattr(muon, "_BATCH_ELEMENTS", 2 * 24 * 16)
+    other = Muon(parts, [False] * 8, momentum=0.95, compute_dtype=dtype)
+    assert [len(masters) for masters, _ in other.buffers()] == [2, 2, 1, 1, 1, 1]
+    for is_finite in (True, False, True):
+        for one, two in zip(whole, parts, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator) if is_finite else torch.full(one.shape, torch.nan)
+            two.grad = one.grad.clone()
+        # An expert that no token was sent to.
+        whole[1].grad = parts[1].grad = None
+        for each in (own, other):
+            each.step(0.02, 0.1, torch.tensor(is_finite))
+    for one, two, first in zip(whole, parts, start, strict=True):
+        assert not torch.equal(one, first)
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-3 if dtype == torch.bfloat16 else 1e-6)
 
 
 def test_muon_steps_further_for_tall_matrices_whichever_way_they_are_stored() -> None:

@@ -63,7 +63,9 @@ def plan(
     first = FirstAnswer(on_draft or (lambda _: None), is_refined=refine)
     if row is None:
         if platform is not None:
-            raise InputError("--platform belongs to --card: without a card the plan is for this machine")
+            raise InputError(
+                "--platform belongs to --card: without a card the plan is for this machine. Give one, or leave it out"
+            )
         process_bytes = loaded_bytes()
         recipe = apply_its_device(recipe, machine)
         check_targets(recipe.report_to)

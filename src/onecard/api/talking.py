@@ -76,6 +76,8 @@ def serve(
     host, name = settings.pop("host", "127.0.0.1"), settings.pop("name", None)
     api_key, allow_origins = settings.pop("api_key", None), tuple(settings.pop("allow_origins", ()))
     _check_access(host, api_key, allow_origins)
+    if name is not None and not name.strip():
+        raise InputError("name is empty, and clients ask for a model by its name: give one, or leave it out")
     sampling = Sampling(**settings)
     sampling.check()
     chosen, _ = choose_device(device, probe_here())
@@ -106,6 +108,8 @@ def _check_access(host: str, api_key: str | None, allow_origins: Sequence[str]) 
         for origin in allow_origins
         if origin != "*" and not _ORIGIN.fullmatch(origin)
     ]
+    if api_key and api_key.strip() and not re.fullmatch(r"[!-~]+", api_key):
+        problems.append("api_key has characters that no client can send: give letters, digits and signs of ASCII")
     if problems:
         raise InputError("\n".join(problems))
 

@@ -13,8 +13,9 @@ from onecard.checkpoint.folder import (
     write_checkpoint,
 )
 from onecard.checkpoint.manifest import FORMAT_VERSION
-from onecard.checkpoint.moving import discard, move
+from onecard.checkpoint.moving import discard
 from onecard.checkpoint.reading import is_being_read, reading
+from onecard.spec.moving import move
 
 __all__ = [
     "FORMAT_VERSION",

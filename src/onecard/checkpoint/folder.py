@@ -29,8 +29,9 @@ from onecard.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
-from onecard.checkpoint.moving import discard, force_names_to_disk, force_to_disk, move
+from onecard.checkpoint.moving import discard, force_names_to_disk, force_to_disk
 from onecard.errors import CheckpointError
+from onecard.spec.moving import move
 from onecard.units import MIB, format_bytes
 
 _PARTIAL = ".partial"
@@ -162,7 +163,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     manifest = read_manifest(folder)
     if problems := find_damage(folder, manifest):
         raise CheckpointError(
-            f"{folder} is damaged: {'; '.join(problems)}. Delete this folder and resume from the checkpoint before it"
+            f"{folder} is damaged: {'; '.join(problems)}. Use another checkpoint of the run; `onecard resume` of the "
+            "run sets this one aside and goes on from the one before it"
         )
     return Checkpoint(folder, manifest.num_tensor_bytes, manifest.format_version)
 

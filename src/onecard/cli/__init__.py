@@ -105,11 +105,25 @@ def _describe_os_error(error: OSError) -> str:
         )
     if not error.filename and _stdout_fails():
         return f"stdout cannot be written to: {what}. Send the output somewhere else"
+    if _is_too_long_for_windows(error):
+        return (
+            f"{error.filename}: {what}. Windows takes paths of less than 260 characters, this one has "
+            f"{len(str(error.filename))}: give a shorter --output_dir or move the data up, or allow long paths, as "
+            "administrator: reg add HKLM\\SYSTEM\\CurrentControlSet\\Control\\FileSystem /v LongPathsEnabled /t "
+            "REG_DWORD /d 1. Then run the command again"
+        )
     place = f"{error.filename}: " if error.filename else ""
     remedy = _REMEDIES.get(error.errno or 0, "check that it exists and may be used")
     return f"{place}{what}. Nothing that was complete is lost; {remedy} and run the command again"
 
 
+def _is_too_long_for_windows(error: OSError) -> bool:
+    # A folder of 248 characters is refused already, and both look like one that is missing.
+    return getattr(error, "winerror", None) in _NOT_FOUND and len(str(error.filename or "")) >= 248
+
+
+# ERROR_FILE_NOT_FOUND, ERROR_PATH_NOT_FOUND, ERROR_FILENAME_EXCED_RANGE.
+_NOT_FOUND = frozenset({2, 3, 206})
 # ERROR_COMMITMENT_LIMIT: mostly met while PyTorch's CUDA libraries are loaded.
 _PAGE_FILE_TOO_SMALL = 1455
 _REMEDIES = {errno.ENOSPC: "free some space on the disk", errno.ENAMETOOLONG: "give a shorter name"}

@@ -4,12 +4,14 @@ from typing import Annotated
 
 import typer
 
+from onecard.cli.bench import bench
 from onecard.cli.cards import cards
 from onecard.cli.chat import chat
 from onecard.cli.compare import compare
 from onecard.cli.doctor import doctor
 from onecard.cli.evaluate import evaluate
 from onecard.cli.export import export
+from onecard.cli.find_lr import find_lr
 from onecard.cli.generate import generate
 from onecard.cli.monitor import monitor
 from onecard.cli.plan import plan
@@ -30,7 +32,7 @@ app = typer.Typer(
 )
 
 # Recipe keys are flags that typer does not know: these verbs sort them out themselves.
-for _takes_recipe_keys in (train, plan, prepare):
+for _takes_recipe_keys in (train, plan, prepare, bench, find_lr):
     app.command(context_settings={"ignore_unknown_options": True})(_takes_recipe_keys)
 for _takes_run in (
     *(resume, monitor, report, evaluate, compare, replay, generate, chat, serve, export),

@@ -51,7 +51,7 @@ class Conversation:
             case "/exit" | "/quit":
                 return False
             case "/help":
-                print(HELP.format(end=_END))
+                print(HELP.format(end=_END), file=sys.stderr, flush=True)
             case "/reset":
                 self._chat.reset()
                 self._remark("the conversation is forgotten")

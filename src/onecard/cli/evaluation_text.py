@@ -1,6 +1,6 @@
 """Scores as a table over checkpoints, and in words what sets the best apart."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from onecard.cli.rows import print_rows
 from onecard.spec import Comparison, Evaluation, Score
@@ -22,10 +22,22 @@ def _rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
     first = evaluation.checkpoints[0]
     rows = [("", *(score.name for score in first.scores), "")]
     for row in evaluation.checkpoints:
-        best = [name for name, winner in evaluation.best.items() if winner == row.name]
-        mark = f"best {', '.join(best)}" if best and len(evaluation.checkpoints) > 1 else ""
-        rows.append((row.name, *map(_cell, row.scores), mark))
+        rows.append((row.name, *map(_cell, row.scores), _mark(evaluation, row.name)))
     return rows
+
+
+def _mark(evaluation: Evaluation, checkpoint: str) -> str:
+    found = []
+    for score, winner in evaluation.best.items():
+        equals = _equals(entry for entry in evaluation.comparisons if entry.score == score)
+        if checkpoint in (winner, *equals):
+            found.append(f"{score} (tie)" if equals else score)
+    return f"best {', '.join(found)}" if found and len(evaluation.checkpoints) > 1 else ""
+
+
+def _equals(comparisons: Iterable[Comparison]) -> list[str]:
+    """Names those that are as good as the best, of which the first counts as the best."""
+    return [entry.other for entry in comparisons if entry.gain == 0]
 
 
 def _cell(score: Score) -> str:
@@ -57,22 +69,25 @@ def _sentences(evaluation: Evaluation, score: str) -> list[str]:
     found = [entry for entry in evaluation.comparisons if entry.score == score]
     if not found:
         return []
-    last = evaluation.checkpoints[-1].name
+    last, tied = evaluation.checkpoints[-1].name, _equals(found)
     against_last = next((entry for entry in found if entry.other == last), None)
-    if against_last is None:
+    if tied:
+        names = f"{_listed((found[0].best, *tied[:-1]))} and {tied[-1]}"
+        lines = [f"{score}: {names} are equally good over {found[0].n:,} {_items_of(score)}; the first counts as best."]
+    elif against_last is None:
         lines = [f"{score}: {last}, the last, is the best of {len(evaluation.checkpoints)}."]
     else:
-        lines = [_against_last(against_last)]
-    equals = [entry.other for entry in found if entry.corrected_p_value >= SIGNIFICANT and entry.other != last]
-    if equals:
-        lines.append(f"  Not to be told from the best by these items: {_listed(equals)}.")
+        lines = []
+    if against_last is not None and against_last.gain != 0:
+        lines.append(_against_last(against_last))
+    settled = {last, *tied}
+    alike = [entry.other for entry in found if entry.corrected_p_value >= SIGNIFICANT and entry.other not in settled]
+    if alike:
+        lines.append(f"  Not to be told from the best by these items: {_listed(alike)}.")
     return lines
 
 
 def _against_last(entry: Comparison) -> str:
-    if entry.gain == 0:
-        both = f"{entry.best} and the last, {entry.other}"
-        return f"{entry.score}: {both}, are equally good over {entry.n:,} {_items_of(entry.score)}."
     beats = "beats" if entry.corrected_p_value < SIGNIFICANT else "is better than, but not to be told from,"
     looks = (
         f" after {entry.num_comparisons} looks ({format_p(entry.p_value)} for one)" if entry.num_comparisons > 1 else ""

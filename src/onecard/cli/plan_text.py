@@ -82,7 +82,9 @@ def _describe_model(plan: "Plan") -> str:
 
 def _describe_device(plan: "Plan") -> str:
     device = f"{plan.forecast.card} ({plan.device})" if plan.forecast and plan.device != "cpu" else plan.device
-    return f"{device}, {plan.precision}, {'compiled' if plan.torch_compile else 'not compiled'}"
+    share = plan.max_power_share
+    rests = f", computes at most {share:.4g} of the time (max_power_share)" if share is not None and share < 1 else ""
+    return f"{device}, {plan.precision}, {'compiled' if plan.torch_compile else 'not compiled'}{rests}"
 
 
 def _describe_batch(plan: "Plan") -> str:

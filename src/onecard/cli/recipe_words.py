@@ -26,6 +26,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 def recipe_from_words(words: Sequence[str], config: Path | None, verb: str = "train") -> "Recipe":
     """Loads the recipe that a command line of `verb` names, with its flags as overrides."""
+    source, overrides = source_from_words(words, config)
+    if source is None and not overrides:
+        raise InputError(f"name a recipe, for example: onecard {verb} demo; `onecard recipes` lists them")
+    from onecard import api
+
+    return api.load_recipe(source, **overrides)
+
+
+def source_from_words(words: Sequence[str], config: Path | None) -> tuple[str | None, dict[str, Any]]:
+    """The recipe that a command line names, None where it names none, and its flags as overrides."""
     parsed = parse_flags(words, flag_kinds())
     _refuse_resume(parsed.overrides)
     for word in parsed.positionals:
@@ -37,12 +47,7 @@ def recipe_from_words(words: Sequence[str], config: Path | None, verb: str = "tr
             f"one recipe at a time, but there are {len(sources)}: {', '.join(sources)}; "
             "a value needs its flag before it, as in --dataset FILE"
         )
-    if not sources and not parsed.overrides:
-        raise InputError(f"name a recipe, for example: onecard {verb} demo; `onecard recipes` lists them")
-    from onecard import api
-
-    overrides: dict[str, Any] = {**parsed.overrides}
-    return api.load_recipe(sources[0] if sources else None, **overrides)
+    return (sources[0] if sources else None), {**parsed.overrides}
 
 
 def _refuse_resume(overrides: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from onecard.errors import DataError
+from onecard.spec.moving import move
 from onecard.spec.paths import expand
 from onecard.units import format_bytes
 
@@ -48,7 +49,7 @@ def write_json(path: Path, content: object) -> None:
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     # The name of a file may hold bytes that are no UTF-8: they come out as they went in.
     beside.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8", errors="surrogateescape")
-    beside.replace(path)
+    move(beside, path)
 
 
 def write_sealed(path: Path, content: object) -> None:

@@ -33,7 +33,11 @@ def read_text_pieces(path: Path, on_bytes: Callable[[bytes], object] | None = No
 
 def unreadable(path: object, error: OSError) -> DataError:
     """Says why a file or folder cannot be read, and what to look at."""
-    remedy = "Check who may read it." if isinstance(error, PermissionError) else "Is it whole and still there?"
+    remedy = (
+        "Check who may read it."
+        if isinstance(error, PermissionError)
+        else "Is it whole and still there? If not, fetch it again."
+    )
     return DataError(f"{path}: cannot be read ({error.strerror or error}). {remedy}")
 
 

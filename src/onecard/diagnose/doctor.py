@@ -8,10 +8,14 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from queue import Empty, Queue
 
+import psutil
+
 from onecard.diagnose.check import Check
 from onecard.diagnose.host import check_console
 from onecard.diagnose.machine_tests import TESTS, Entry
 
+# Programs that want a core, for each there is: a test then gets so small a share that its silence tells little.
+_CROWDED = 3
 _WORKER = (sys.executable, "-m", "onecard.diagnose.worker")
 
 
@@ -43,7 +47,7 @@ def _run(names: Sequence[str], tests: Mapping[str, Entry], worker: Sequence[str]
                 try:
                     line = lines.get(timeout=tests[name].limit_s)
                 except Empty:
-                    yield Check(name, "bad", f"hangs: no answer after {tests[name].limit_s:.0f} s", tests[name].remedy)
+                    yield _hung(name, tests[name])
                     return
                 if line is None:
                     said.seek(0)
@@ -63,6 +67,15 @@ def _read(process: "subprocess.Popen[bytes]", lines: "Queue[bytes | None]") -> N
     for line in process.stdout:
         lines.put(line)
     lines.put(None)
+
+
+def _hung(name: str, test: Entry) -> Check:
+    silence = f"no answer after {test.limit_s:.0f} s"
+    waiting = psutil.getloadavg()[0] / (psutil.cpu_count() or 1)
+    if waiting > _CROWDED:
+        found = f"{silence}, while {waiting:.0f} programs wait for each core, which may be why"
+        return Check(name, "warning", found, "end other programs, then run onecard doctor again")
+    return Check(name, "bad", f"hangs: {silence}", test.remedy)
 
 
 def _died(name: str, code: int, said: bytes, remedy: str) -> Check:

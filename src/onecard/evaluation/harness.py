@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,8 @@ _BOOTSTRAPS = 1000
 # Aggregations that are means over items, of one number or of a sum and what it is over.
 _MEANS = ("mean", "nanmean", "weighted_mean", "weighted_perplexity", "bits_per_byte")
 _SUFFIXES = (".yaml", ".yml")
+# Tasks that are not of the harness.
+_OWN = ("loss", "ifeval")
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class HarnessTask:
     def __init__(self, name: str, settings: HarnessSettings, report: Report | None = None) -> None:
         if find_spec("lm_eval") is None:
             raise InputError(
-                f"task {name} belongs to lm-evaluation-harness, which cannot be imported: install the extra with "
-                "pip install 'onecard[eval]'"
+                f"task {name} is neither loss nor ifeval, so it belongs to lm-evaluation-harness, which cannot be "
+                "imported: check the spelling, or install the extra with pip install 'onecard[eval]'"
             )
         self._settings = settings
         self._report = report
@@ -137,14 +140,16 @@ def _load(name: str) -> dict[str, Any]:
     path = Path(name).expanduser() if name.endswith(_SUFFIXES) else _file_of(name)
     if path is not None and not path.is_file():
         raise InputError(f"task {name}: there is no such file. Give the name of a task or the path of its YAML file")
+    known = list(_OWN)
     try:
         with _quiet():
             manager = TaskManager(include_defaults=path is None)
+            known += manager.all_tasks
             tasks: dict[str, Any] = manager.load([str(path) if path is not None else name])["tasks"]
     except KeyError as error:
         raise InputError(
             f"task {name!r} is none of loss, ifeval and lm-evaluation-harness {version('lm_eval')}: "
-            "`lm_eval ls tasks` lists its own; a file ends with .yaml"
+            f"{_near(name, known)}`lm_eval ls tasks` lists its own; a file ends with .yaml"
         ) from error
     # The harness and datasets raise whatever a file or the network makes them stumble over.
     except Exception as error:
@@ -153,6 +158,11 @@ def _load(name: str) -> dict[str, Any]:
             f"task {name} cannot be loaded: {reason}. Check its YAML file and where its data lies"
         ) from error
     return tasks
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = get_close_matches(name.lower(), sorted(set(known)), n=3, cutoff=0.75)
+    return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 def _file_of(name: str) -> Path | None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from onecard.errors import InputError
 from onecard.evaluation.responses import Report
 from onecard.model.attention import attention_of
+from onecard.model.decoder import Decoder
 from onecard.model.generate import AtOnce, Sampling, complete_ids, opening_of
 from onecard.model.loss import find_head, score_tokens
 
@@ -140,7 +141,7 @@ class HarnessModel(TemplateLM):
         longest = max(map(len, rows)) - 1
         device = self._model.get_input_embeddings().weight.device
         ids_BT = torch.tensor([row[:-1] + [0] * (longest + 1 - len(row)) for row in rows], device=device)
-        hidden_BTD = self._model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        hidden_ND = Decoder(self._model, compiled=False)(ids_BT, None)
         places = [
             index * longest + len(row) - 1 - count + offset
             for index, (row, count) in enumerate(zip(rows, counts, strict=True))
@@ -149,8 +150,8 @@ class HarnessModel(TemplateLM):
         targets_N = torch.tensor(
             [token for row, n in zip(rows, counts, strict=True) for token in row[-n:]], device=device
         )
-        hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, torch.tensor(places, device=device))
-        scores_N, verdicts_N = score_tokens(hidden_ND, find_head(self._model), targets_N)
+        hidden_nD = hidden_ND.index_select(0, torch.tensor(places, device=device))
+        scores_N, verdicts_N = score_tokens(hidden_nD, find_head(self._model), targets_N)
         parts = zip(scores_N.double().cpu().split(counts), verdicts_N.cpu().split(counts), strict=True)
         return [(float(scores.sum()), bool(verdicts.all())) for scores, verdicts in parts]
 

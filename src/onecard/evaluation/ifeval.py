@@ -49,7 +49,8 @@ def read_prompts(path: Path | None) -> list[dict[str, Any]]:
     rows: list[Any] = read_jsonl(path, "--ifeval_data") if path is not None else _from_hub()
     problems = [f"line {number}: {problem}" for number, row in enumerate(rows, 1) if (problem := _problem_of(row))]
     if problems:
-        raise DataError(_told(f"{path or 'google/IFEval'} holds no IFEval prompts", problems))
+        source = path or "google/IFEval"
+        raise DataError(_told(f"{source} holds no IFEval prompts: give its own input_data.jsonl", problems))
     return rows
 
 
@@ -86,7 +87,10 @@ def match_responses(path: Path, prompts: Sequence[dict[str, Any]]) -> list[tuple
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "response")):
             problems.append(f'line {number}: it takes two texts, {{"prompt": …, "response": …}}')
         elif row["prompt"] not in known:
-            problems.append(f"line {number}: this prompt is not one of the data: {row['prompt'][:60]!r}")
+            problems.append(
+                f"line {number}: this prompt is not one of the data, to the letter: {row['prompt'][:60]!r}: leave the "
+                "line out, or name the prompts it answers by --ifeval_data"
+            )
         elif row["prompt"] in found:
             problems.append(f"line {number}: a second response to {row['prompt'][:60]!r}")
         else:

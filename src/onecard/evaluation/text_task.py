@@ -15,7 +15,7 @@ from onecard.evaluation.heldout import measure_blocks, summarize
 from onecard.evaluation.task import Result, Subject
 from onecard.model.attention import attention_of
 from onecard.model.families import find_backend, implementation_of
-from onecard.model.generate import opening_of
+from onecard.model.generate import check_ids, opening_of
 from onecard.model.loss import IGNORE, find_head
 from onecard.spec import Score
 
@@ -42,7 +42,10 @@ class TextLossTask:
         except UnicodeDecodeError as error:
             raise DataError(f"--text {path}: it is no UTF-8 text (byte {error.start}): convert it") from error
         if not self._text:
-            raise DataError(f"--text {path}: it is empty")
+            raise DataError(f"--text {path}: it is empty: give a text to measure")
+        if "\0" in self._text:
+            place = len(self._text.partition("\0")[0].encode("utf-8"))
+            raise DataError(f"--text {path}: a binary file (NUL byte at offset {place:,}), not text: give a text")
         self._batch_size = batch_size
         self._limit = limit
         self._num_bytes = len(self._text.encode("utf-8"))
@@ -54,6 +57,7 @@ class TextLossTask:
         model, tokenizer = subject.model, subject.tokenizer
         opening = opening_of(model, tokenizer)
         ids = [*opening, *tokenizer.encode(self._text, add_special_tokens=False)]
+        check_ids(model, [ids])
         length = min(getattr(model.config, "max_position_embeddings", None) or _LONGEST_BLOCK, _LONGEST_BLOCK)
         backend = find_backend(model.config)
         with attention_of(model, implementation_of(model.config, backend)):

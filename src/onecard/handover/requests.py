@@ -79,15 +79,17 @@ class WritingRequest(_Strict):
     @classmethod
     def _refuse_what_it_cannot(cls, given: Any) -> Any:
         if not isinstance(given, dict):
-            return given
+            raise ValueError('the body must be one JSON object, {"model": …}')
+        unused = _ABOUT_THE_CALLER | set(_WITHOUT_EFFECT)
         asked = [
             name
             for name, harmless in _WITHOUT_EFFECT.items()
             if given.get(name) is not None and not _is_same(given[name], harmless)
         ]
         if asked:
+            # Said here, too: an error at this place hides those of the fields.
+            asked += [name for name in given if name not in unused and name not in cls.model_fields]
             raise ValueError(f"this server cannot honour {', '.join(asked)}: leave it out")
-        unused = _ABOUT_THE_CALLER | set(_WITHOUT_EFFECT)
         # An explicit null means the default, as for OpenAI.
         return {name: value for name, value in given.items() if name not in unused and value is not None}
 

@@ -28,6 +28,10 @@ from transformers import AttentionInterface, PreTrainedModel
 from onecard.model.families import PREFIX
 from onecard.model.target import device_kind
 
+# Tokens, and the width of a head, from which the CPU's flash kernel is faster on 16-bit input than on fp32: 35 against
+# 52 ms at 4 x 12 x 512 x 64, but 29 against 21 at 16 x 8 x 256 x 32 and 8.0 against 3.8 at 16 x 6 x 64 x 64 (LOG.md).
+_LONG, _WIDE = 256, 64
+
 
 @dataclass(frozen=True)
 class DocumentBorders:
@@ -148,8 +152,12 @@ def attend_sdpa(
 ) -> tuple[Tensor, None]:
     """Attends with PyTorch's own kernels; the plain causal case keeps the fast ones eligible. Returns [B, T, H, D]."""
     out_dtype = q_BHTD.dtype
-    if device_kind(q_BHTD.device) == "cpu" and out_dtype != torch.float32:
-        # The CPU's flash kernel is slower on 16-bit input than on fp32, 49 against 27 ms at 16 x 8 x 256 x 32 (LOG.md).
+    longest = max(document_lengths or (q_BHTD.shape[2],))
+    if (
+        device_kind(q_BHTD.device) == "cpu"
+        and out_dtype != torch.float32
+        and (dropout or longest < _LONG or q_BHTD.shape[3] < _WIDE)
+    ):
         q_BHTD, k_BKTD, v_BKTD = q_BHTD.float(), k_BKTD.float(), v_BKTD.float()
     if document_lengths is None:
         mask_BTT = _add_window(document_mask, q_BHTD, sliding_window)

@@ -79,10 +79,12 @@ class Batcher:
             while waiting or active:
                 num_free = num_rows - len(active)
                 if waiting and (not active or num_free * _REFILL_SHARE >= num_rows):
-                    group = self._next_group(waiting, num_free)
-                    tokens = self._choose(self.begin(cache, [text.context for text in group]))
-                    active += group
-                    self._accept(cache, active, waiting, tokens)
+                    # To the last free row: a text that is left for later costs steps of its own.
+                    while waiting and len(active) < num_rows:
+                        group = self._next_group(waiting, num_rows - len(active))
+                        tokens = self._choose(self.begin(cache, [text.context for text in group]))
+                        active += group
+                        self._accept(cache, active, waiting, tokens)
                 if active:
                     tokens = self._choose(self.advance(cache, [text.new[-1] for text in active]))
                     self._accept(cache, active, waiting, tokens)

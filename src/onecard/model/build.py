@@ -1,6 +1,7 @@
 """Models from scratch, from any causal-LM config of transformers."""
 
 import json
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from onecard.errors import InputError
 from onecard.model.checks import check_architecture
 from onecard.model.dropout import add_missing_dropout, set_config_dropout
-from onecard.model.families import find_backend, implementation_of, refuse_family
+from onecard.model.explain import explain_error
+from onecard.model.families import find_backend, implementation_of, keep_weights, refuse_family
 from onecard.model.kernels import fuse_kernels
 
 # The last projection of attention and of the MLP, by the names the families use.
@@ -23,9 +25,6 @@ _OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "down_proj", "dense_4h_to
 # Key of a config: the token before every document of the text that the model was trained on from scratch. Existing
 # models leave this to their tokenizer.
 DOCUMENT_START = "document_start_token_id"
-
-# Of a model that is built to look how its layers mix tokens: its vocabulary, and its parameters at most (1.2 GB).
-_FEW_TOKENS, _MOST_TO_BUILD = 32, 300_000_000
 
 
 def make_config(settings: dict[str, Any], dropout: float = 0.0) -> PreTrainedConfig:
@@ -48,30 +47,24 @@ def make_config(settings: dict[str, Any], dropout: float = 0.0) -> PreTrainedCon
         ) from error
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise InputError(f"model_config: model_type {model_type!r} is no causal language model: try qwen3, llama, gpt2")
-    allowed = set(known.to_dict()) | set(known.attribute_map)
-    if not _has_attention(known):
-        raise InputError(
-            f"model_type {model_type!r} is no plain decoder with attention (it has no num_attention_heads), and "
-            "onecard trains nothing else: try qwen3, llama or gpt2"
-        )
+    # Not every family of older code lists the ids that all of them take.
+    allowed = {*known.to_dict(), *known.attribute_map, "bos_token_id", "eos_token_id", "pad_token_id"}
     if unknown := sorted(key for key in settings if key not in allowed and not _is_value(known, key)):
-        raise InputError(f"model_config: {model_type} has no setting named {', '.join(unknown)}")
+        near = get_close_matches(unknown[0], allowed, n=1)
+        hint = f"did you mean {near[0]}?" if near else "leave it out, or look into a config.json of such a model"
+        raise InputError(f"model_config: {model_type} has no setting named {', '.join(unknown)}; {hint}")
     try:
         config = AutoConfig.for_model(model_type, **settings)
     except (TypeError, ValueError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"model_config: {model_type} refuses these settings: {reason}") from error
+        raise InputError(
+            f"model_config: {model_type} refuses these settings: {explain_error(error)}. Change what is named"
+        ) from error
     refuse_family(config)
+    keep_weights(config)
     set_config_dropout(config, dropout)
     if start is not None:
         setattr(config, DOCUMENT_START, start)
     return config
-
-
-def _has_attention(config: PreTrainedConfig) -> bool:
-    """Whether heads of attention are settings of a config or of one in it."""
-    inner = [getattr(config, name) for name in config.sub_configs]
-    return any("num_attention_heads" in {*one.to_dict(), *one.attribute_map} for one in (config, *inner) if one)
 
 
 def _is_value(config: PreTrainedConfig, key: str) -> bool:
@@ -126,10 +119,9 @@ def _check(model: PreTrainedModel) -> None:
         raise
     # Whatever a family's own code stumbles over: settings that do not go together, or no decoder at all.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"{model.config.model_type} cannot run as a decoder with these settings: {reason}. Choose another "
-            "model_type, or give all of its sizes in model_config"
+            f"{model.config.model_type} cannot run as a decoder with these settings: {explain_error(error)}. Choose "
+            "another model_type, or give all of its sizes in model_config"
         ) from error
 
 
@@ -139,7 +131,8 @@ def _from_config(config: PreTrainedConfig, backend: str | None) -> PreTrainedMod
         return AutoModelForCausalLM.from_config(config, attn_implementation=name, dtype=torch.float32)
     except (ValueError, RuntimeError, ZeroDivisionError, KeyError) as error:
         raise InputError(
-            f"no causal language model can be built from this config of {config.model_type}: {error}"
+            f"no causal language model can be built from this config of {config.model_type}: {explain_error(error)}. "
+            "Look at its sizes"
         ) from error
 
 
@@ -163,32 +156,15 @@ def build_shape(settings: dict[str, Any]) -> PreTrainedModel:
 
 
 @lru_cache(maxsize=8)
-def check_mixing(settings_json: str) -> None:
-    """Refuses a config whose layers mix tokens outside attention, as `build_model` does, before any text is prepared.
+def parameter_sizes(settings_json: str) -> tuple[tuple[int, bool], ...]:
+    """Gives the number of values of each parameter, and whether it is a matrix inside the layers.
 
-    `settings_json` are settings as JSON, so that the answer is remembered. Only where the shape has something other
-    than attention a model is really built, with few tokens; one too large for that is left to `build_model`.
-
-    Raises:
-        InputError: as `build_model`.
+    `settings_json` are settings as JSON, so that the answer is remembered.
     """
-    settings = json.loads(settings_json)
-    ids = ("bos_token_id", "eos_token_id", "pad_token_id", DOCUMENT_START)
-    settings = {key: value for key, value in settings.items() if key not in ids} | {"vocab_size": _FEW_TOKENS}
     with torch.device("meta"):
-        model = build_shape(settings)
-    if not _may_mix(model) or sum(parameter.numel() for parameter in model.parameters()) > _MOST_TO_BUILD:
-        return
-    with torch.random.fork_rng(devices=[]):
-        build_model(settings, dropout=0.0, init="transformers", seed=0)
-
-
-def _may_mix(model: PreTrainedModel) -> bool:
-    """Whether a model keeps a state from token to token, convolves over them, or names layers without attention."""
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
-    is_all_attention = all(str(kind).endswith("attention") and "linear" not in str(kind) for kind in kinds)
-    has_convolution = any(isinstance(module, nn.Conv1d) for module in model.modules())
-    return bool(getattr(model, "_is_stateful", False)) or has_convolution or not is_all_attention
+        model = build_shape(json.loads(settings_json))
+    matrices = {id(module.weight) for module in model.base_model.modules() if isinstance(module, nn.Linear | Conv1D)}
+    return tuple((parameter.numel(), id(parameter) in matrices) for parameter in model.parameters())
 
 
 def count_parameters(settings: dict[str, Any]) -> tuple[int, int]:

@@ -80,7 +80,7 @@ def check_head(model: PreTrainedModel) -> None:
     head = find_head(model)
     ids = torch.arange(4)[None] % model.config.get_text_config().vocab_size
     own = model(input_ids=ids, use_cache=False).logits[0].float()
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    hidden = Decoder(model, compiled=False)(ids, None)
     if not torch.allclose(head.finish(head.logits(hidden)), own, *_tolerance(model, 1e-4)):
         raise InputError(
             f"{model.config.model_type} changes its logits in a way onecard does not know, so its loss cannot be "

@@ -24,6 +24,8 @@ class Decoder:
 
     def __init__(self, model: PreTrainedModel, *, compiled: bool) -> None:
         self._plain = model.base_model
+        self._between = _find_between(model)
+        self._embeddings = model.get_input_embeddings()
         self._call = torch.compile(self._plain, dynamic=False) if compiled else self._plain
         self.is_compiled = compiled
         self.failure: str | None = None
@@ -48,7 +50,10 @@ class Decoder:
             return self._run_apart(ids_BT, borders.apart)
         keywords = {} if borders is None else borders.as_keywords()
         hidden_BTD: Tensor = self._forward(input_ids=ids_BT, use_cache=False, **keywords).last_hidden_state
-        return hidden_BTD.flatten(0, 1)
+        if self._between is not None:
+            hidden_BTD = self._between(hidden_BTD)
+        # Mamba adds up its layers in fp32, whatever the type of its weights.
+        return hidden_BTD.flatten(0, 1).to(self._embeddings.weight.dtype)
 
     def _run_apart(self, ids_BT: Tensor, lengths: tuple[tuple[int, ...], ...]) -> Tensor:
         """Runs each document by itself, for decoders that cannot be told where one begins."""
@@ -62,3 +67,9 @@ class Decoder:
             return self._call(**keywords)
         except TorchDynamoException as error:
             raise CompilerError(str(error)) from error
+
+
+def _find_between(model: PreTrainedModel) -> nn.Module | None:
+    """The one module between decoder and output projection, of families that have one (ModernBERT's decoder)."""
+    others = [part for part in model.children() if part not in (model.base_model, model.get_output_embeddings())]
+    return others[0] if len(others) == 1 else None

@@ -1,7 +1,6 @@
 """Hugging Face model folders: what every other tool opens."""
 
 import copy
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from logging import LogRecord
@@ -10,23 +9,25 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
-from onecard.errors import CheckpointError, DoesNotFitError, InputError
+from onecard.errors import CheckpointError, InputError
+from onecard.model.explain import explained
+from onecard.model.families import CHOOSE_CAUSAL, find_foreign_kind
 from onecard.model.hub import find_base, find_cached
-from onecard.model.shortage import is_out_of_memory
 from onecard.model.weight_files import COMPUTED, find_weight_files, fingerprint, read_headers, refuse_integers
 from onecard.spec import BasePlan
 
 # Of wrong weights, how many are named.
 _NUM_NAMES = 3
-_REMEDIES = {
-    "model": "Copy or download its config.json and weights again",
-    "tokenizer": "Copy or download its tokenizer.json and tokenizer_config.json again",
-    "adapter": "Copy or download its adapter_config.json and adapter_model.safetensors again",
-}
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def save_model_folder(
@@ -81,7 +82,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
     """
     from onecard.model import lora
 
-    with _explained(folder, "adapter"):
+    with explained(folder, "adapter"):
         return lora.load(model, folder)
 
 
@@ -120,8 +121,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: there is none that transformers can read.
     """
-    with _explained(folder, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+    with explained(folder, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
             raise ValueError("there are no tokens in it, its tokenizer.json is missing")
     return cast(PreTrainedTokenizerBase, tokenizer)
@@ -135,7 +136,7 @@ def load_base(folder: Path) -> PreTrainedModel:
     """
     from onecard.model import lora
 
-    with _explained(folder, "adapter"):
+    with explained(folder, "adapter"):
         base = lora.find_base(folder)
     if base is None:
         raise CheckpointError(
@@ -143,7 +144,7 @@ def load_base(folder: Path) -> PreTrainedModel:
             "into base_model_name_or_path of its adapter_config.json"
         )
     model = load_plain(_find_same_base(folder, base), torch.float32)
-    with _explained(folder, "adapter"):
+    with explained(folder, "adapter"):
         lora.round_base(model, folder)
     return model
 
@@ -152,7 +153,7 @@ def _load_adapted(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     from onecard.model import lora
 
     model = _attach(folder)
-    with _explained(folder, "adapter"):
+    with explained(folder, "adapter"):
         lora.merge(model)
     for parameter in model.parameters():  # and no buffer: rotary frequencies would lose their precision
         parameter.data = parameter.data.to(dtype)
@@ -164,7 +165,7 @@ def _attach(folder: Path) -> PreTrainedModel:
     from onecard.model import lora
 
     model = load_base(folder)
-    with _explained(folder, "adapter"):
+    with explained(folder, "adapter"):
         unplaced = lora.attach(model, folder)
     if unplaced:
         raise CheckpointError(
@@ -178,7 +179,7 @@ def _find_same_base(folder: Path, base: str) -> Path:
     """Finds the model that an adapter belongs to, and refuses another one of its name."""
     from onecard.model import lora
 
-    with _explained(folder, "adapter"):
+    with explained(folder, "adapter"):
         expected = lora.read_note(folder).get("base_fingerprint")
     found = find_cached(base)
     try:
@@ -207,7 +208,12 @@ def load_plain(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
         CheckpointError: no model, or weights that are missing, too many or of other shapes than the config says.
     """
     refuse_integers(read_headers([file for file in find_weight_files(folder) if file.suffix == ".safetensors"]))
-    with _explained(folder, "model"), _without_progress_bars(), _without_load_report():
+    with explained(folder, "model"):
+        settings = PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0]
+    # A file of something else is explained where transformers stumbles over it.
+    if isinstance(settings, dict) and (problem := find_foreign_kind(settings)):
+        raise CheckpointError(f"{folder}: {problem}. {CHOOSE_CAUSAL}")
+    with explained(folder, "model"), _without_progress_bars(), _without_load_report():
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -215,6 +221,8 @@ def load_plain(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
             ignore_mismatched_sizes=True,
             local_files_only=True,
             weights_only=True,
+            # Not left out: transformers would then ask, and a line of standard input would answer.
+            trust_remote_code=False,
             **options,
         )
     # transformers would go on with random numbers in their place.
@@ -252,22 +260,6 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether all values of a tensor are numbers, found without memory of its size."""
     # Extremes are NaN where anything is, and found 20 times as fast as a verdict on each value.
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all())
-
-
-@contextmanager
-def _explained(folder: Path | str, what: str) -> Iterator[None]:
-    try:
-        yield
-    # A damaged file makes transformers raise whatever its reading code stumbles over.
-    except Exception as error:
-        if is_out_of_memory(error):  # which says nothing of the files: nobody is to set them aside for it
-            raise DoesNotFitError(
-                f"memory ran out while {folder} was loaded ({error}): close what else uses it, and try again"
-            ) from error
-        reason = " ".join(_COLOUR.sub("", str(error)).split())[:300] or type(error).__name__
-        raise CheckpointError(
-            f"{folder} holds no {what} that transformers can read: {reason.rstrip('.')}. {_REMEDIES[what]}"
-        ) from error
 
 
 @contextmanager

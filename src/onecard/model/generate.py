@@ -18,6 +18,7 @@ from onecard.errors import InputError
 from onecard.model.attention import attention_of
 from onecard.model.batching import Batcher, OnEnd, Request, suits
 from onecard.model.build import DOCUMENT_START
+from onecard.model.families import carries_state
 from onecard.model.sampling import IsOver, Sampling
 
 __all__ = [
@@ -200,10 +201,12 @@ def _opening(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
 
 def _run_by_generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], request: Request) -> None:
     """Runs texts that no `RowCache` can hold, such as those of recurrent models, in padded batches."""
+    # A state would take padding in, and RWKV's code mixes up the rows of a batch: one text at a time.
+    num_rows = 1 if carries_state(model.config) else request.num_rows
     # transformers' own attention honours the padding mask.
     with attention_of(model, "sdpa"):
-        for first in range(0, len(prompts), request.num_rows):
-            batch = [list(ids) for ids in prompts[first : first + request.num_rows]]
+        for first in range(0, len(prompts), num_rows):
+            batch = [list(ids) for ids in prompts[first : first + num_rows]]
             for offset, new in enumerate(_complete_batch(model, batch, request)):
                 request.on_end(first + offset, new)
 

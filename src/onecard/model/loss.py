@@ -21,6 +21,8 @@ IGNORE = -100  # target of a token that is not in the loss, as in torch.nn.funct
 # Logits of one chunk in fp32: on a CPU near the last-level cache, on a GPU enough to fill the card.
 _CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 128 * 2**20}
 
+# Gemma, RecurrentGemma, xLSTM.
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 ChunkSize = int | Literal["full"] | None
 
@@ -69,7 +71,7 @@ def find_head(model: PreTrainedModel, chunk_size: ChunkSize = None) -> Head:
         scale = 1.0 / config.logits_scaling
     elif getattr(config, "logit_scale", None):
         scale = float(config.logit_scale)
-    softcap = getattr(config, "final_logit_softcapping", None)
+    softcap = next((cap for name in _SOFTCAPS if (cap := getattr(config, name, None))), None)
     rows_ND, tokens_N = (projection.rows, projection.tokens_N) if isinstance(projection, GrownHead) else (None, None)
     return Head(projection.weight, projection.bias, scale, softcap, rows_ND, tokens_N, chunk_size)
 

@@ -55,13 +55,19 @@ def dynamic_codebook(*, is_signed: bool) -> list[float]:
     return values
 
 
+# Mamba's kernels read their output projection, and its code the one of time steps (`dt_proj`, Jamba's, too): neither an
+# adapter nor 4 bits would be noticed. PEFT refuses the former in the same families.
+_READING_WEIGHTS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+
+
 def find_linears(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
-    """The linear layers of a model by name, without its head."""
+    """The linear layers of a model by name: without its head, and without those whose weight is read past them."""
     head = model.get_output_embeddings()
+    read_past = ("dt_proj", "out_proj") if model.config.model_type in _READING_WEIGHTS else ("dt_proj",)
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and name.rsplit(".", 1)[-1] not in read_past
     }
 
 

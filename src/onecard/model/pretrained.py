@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from onecard.errors import CheckpointError, InputError
 from onecard.model.build import build_model, finish
 from onecard.model.dropout import set_config_dropout
-from onecard.model.families import implementation_of, refuse_family
+from onecard.model.explain import explain_error
+from onecard.model.families import CHOOSE_CAUSAL, find_foreign_kind, implementation_of, keep_weights, refuse_family
 from onecard.model.folder import load_plain, refuse_broken
 from onecard.model.new_tokens import add_tokens
 from onecard.model.weight_files import find_weight_files, fingerprint, is_16_bit
@@ -44,18 +44,15 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if "model_type" not in settings and (known := [name for name in classes if name in _TYPES_BY_CLASS]):
         settings["model_type"] = _TYPES_BY_CLASS[known[0]]
     if problem := _find_problem(settings, classes):
-        raise InputError(f"{folder}: {problem}. Choose a causal language model such as gpt2, SmolLM2 or Qwen")
+        raise InputError(f"{folder}: {problem}. {CHOOSE_CAUSAL}")
     return settings
 
 
 def _find_problem(settings: dict[str, Any], classes: list[str]) -> str | None:
-    model_type = settings.get("model_type")
-    if model_type is None:
+    if settings.get("model_type") is None:
         return "its config.json names neither a model_type nor a known architecture"
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING_NAMES:
-        return f"model_type {model_type!r} is unknown to transformers, or needs code of its own, which is never run"
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or settings.get("is_encoder_decoder"):
-        return f"a {model_type} is no causal language model"
+    if problem := find_foreign_kind(settings):
+        return problem
     if classes and not any(name in _TYPES_BY_CLASS for name in classes):
         return f"it holds a {', '.join(classes)}, which is no causal language model"
     if "quantization_config" in settings:
@@ -72,12 +69,12 @@ def check_weights(folder: Path) -> None:
         CheckpointError: weights that are missing, damaged, too many, integers, or of other shapes than the config says.
         InputError: it describes no causal language model of transformers whose weights can be trained.
     """
-    config = make_pretrained_config(read_settings(folder), 0.0)
+    config = make_pretrained_config(read_settings(folder), 0.0, str(folder))
     load_plain(folder, _DTYPES[is_16_bit(find_weight_files(folder))], config=config)
 
 
-def make_pretrained_config(settings: dict[str, Any], dropout: float) -> PreTrainedConfig:
-    """Makes the config that a model's own settings describe, with one dropout everywhere.
+def make_pretrained_config(settings: dict[str, Any], dropout: float, name: str) -> PreTrainedConfig:
+    """Makes the config that the settings of the model `name` describe, with one dropout everywhere.
 
     Raises:
         InputError: the settings contradict each other.
@@ -85,9 +82,12 @@ def make_pretrained_config(settings: dict[str, Any], dropout: float) -> PreTrain
     try:
         config = type(AutoConfig.for_model(settings["model_type"])).from_dict(dict(settings))
     except Exception as error:  # each family's config class has errors of its own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"config.json of this {settings['model_type']} cannot be used: {reason}") from error
+        raise InputError(
+            f"{name}: its config.json of a {settings['model_type']} cannot be used: {explain_error(error)}. Copy or "
+            "download it again"
+        ) from error
     refuse_family(config)
+    keep_weights(config)
     set_config_dropout(config, dropout)
     return config
 
@@ -108,7 +108,7 @@ def load_pretrained(plan: ModelPlan, *, seed: int, backend: str = "sdpa", with_w
         model.config.name_or_path = _name_for_others(plan.base)
         return model
     folder = _find_planned_weights(plan.base)
-    config = make_pretrained_config(read_settings(folder), plan.dropout)
+    config = make_pretrained_config(read_settings(folder), plan.dropout, str(folder))
     model = _load(folder, config, implementation_of(config, backend))
     refuse_broken(model, folder, "it cannot be trained on; use another copy of it")
     torch.manual_seed(seed)

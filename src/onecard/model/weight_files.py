@@ -87,7 +87,8 @@ def read_headers(files: list[Path]) -> list[StoredTensor]:
         try:
             tensors += list(_read_header(file))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.append(f"{file}: {error}")
+            is_ours = isinstance(error, OSError) or type(error) is ValueError
+            problems.append(f"{file}: {error if is_ours else 'its header is no list of tensors'}")
     if problems:
         raise CheckpointError(
             f"damaged weights: {'; '.join(problems)}. Delete what is named and copy or download it again"
@@ -102,6 +103,8 @@ def _read_header(path: Path) -> Iterator[StoredTensor]:
         if not 2 <= header_bytes <= min(_MAX_HEADER_BYTES, num_bytes - 8):
             raise ValueError("no safetensors file, or cut off")
         header: dict[str, Any] = json.loads(file.read(header_bytes))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no list of tensors")
     header.pop("__metadata__", None)
     first = 8 + header_bytes
     needed = first + max((entry["data_offsets"][1] for entry in header.values()), default=0)

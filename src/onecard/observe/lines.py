@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import math
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from onecard.errors import CheckpointError
 from onecard.observe.events import ChosenEvent, DeviceEvent, Event, Sample, SampledEvent
 
 _EVENT_TYPES: dict[str, type[Event]] = {kind.event: kind for kind in get_args(Event)}
 _FIELD_NAMES = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in get_args(Event)}
+_TYPES = {kind: {field.name: field.type for field in dataclasses.fields(kind)} for kind in get_args(Event)}
 _REQUIRED_FLOATS = {
     kind: tuple(field.name for field in dataclasses.fields(kind) if field.type is float) for kind in get_args(Event)
 }
@@ -40,6 +42,8 @@ def parse_event(line: str) -> Event:
         for name in _REQUIRED_FLOATS[kind]:
             if record[name] is None:
                 record[name] = math.nan
+        if wrong := next((name for name, value in record.items() if not _fits(value, _TYPES[kind][name])), None):
+            raise TypeError(f"{wrong} is of another type")
         if kind is SampledEvent:
             record["samples"] = tuple(Sample(**sample) for sample in record["samples"])
         if kind is DeviceEvent:
@@ -52,6 +56,19 @@ def parse_event(line: str) -> Event:
             f"not an event of this version of onecard: {line.strip()[:120]!r} ({error}); "
             "the record is damaged, or was written by a newer version: upgrade onecard, or delete the line"
         ) from error
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a plain value is of a type; what is made of several values is left to those who make it."""
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    return isinstance(value, kind) if kind in (str, bool, type(None)) else True
 
 
 def _is_non_finite(value: object) -> bool:

@@ -14,6 +14,7 @@ from onecard.planner.eval_tasks import plan_tasks, with_cache
 from onecard.planner.fit import FirstAnswer, fit_plan
 from onecard.planner.measure import measure_micro_batches, measure_peak, measure_step
 from onecard.planner.micro_batch import Trial, try_micro_batches
+from onecard.planner.rests import stretched_s
 from onecard.planner.schedule import (
     make_schedule,
     resolve_interval,
@@ -30,7 +31,7 @@ _EAGER_SHARE_OF_PEAK = 0.25
 # What a plan takes over from the recipe as it is.
 _KEPT = (
     *("max_seq_length", "max_hours", "seed", "deterministic", "dataloader_prefetch_factor", "on_nonfinite"),
-    *("eval_batches", "save_minutes", "save_total_limit", "early_stopping_patience"),
+    *("max_power_share", "eval_batches", "save_minutes", "save_total_limit", "early_stopping_patience"),
     *("sample_prompts", "sample_max_new_tokens"),
 )
 
@@ -73,7 +74,7 @@ def make_plan(
         draft = try_micro_batches(draft, machine, run_s, measurements.micro_batches)
     if recipe.max_hours is None or not grounds.target.is_here:
         return draft
-    return _fit_into_hours(draft, recipe, num_steps, measurements.step(draft))
+    return _fit_into_hours(draft, recipe, num_steps, stretched_s(measurements.step(draft), draft))
 
 
 def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | None]:
@@ -140,14 +141,17 @@ def _fit_into_hours(draft: Plan, recipe: Recipe, num_steps: int | None, step_s: 
     chosen = affordable if num_steps is None else min(num_steps, affordable)
     allowed = format_seconds(3600 * recipe.max_hours)
     asked_for = draft.reasons.get("schedule.num_steps", f"{num_steps} steps")
+    rests = "" if draft.max_power_share is None else ", with its rests"
     if num_steps is None:
-        draft.reasons["schedule.num_steps"] = f"{allowed} at {step_s:.3g} s per step, measured"
+        draft.reasons["schedule.num_steps"] = f"{allowed} at {step_s:.3g} s per step, measured{rests}"
     elif chosen < num_steps:
         draft.reasons["schedule.num_steps"] = (
-            f"{allowed} at {step_s:.3g} s per step, measured, are over before {asked_for} ({num_steps} steps)"
+            f"{allowed} at {step_s:.3g} s per step, measured{rests}, are over before {asked_for} ({num_steps} steps)"
         )
     else:
-        draft.reasons["schedule.num_steps"] = f"{asked_for}, over before {allowed} at {step_s:.3g} s per step, measured"
+        draft.reasons["schedule.num_steps"] = (
+            f"{asked_for}, over before {allowed} at {step_s:.3g} s per step, measured{rests}"
+        )
     return draft.model_copy(
         update={"schedule": make_schedule(recipe, chosen), **_intervals(recipe, chosen, draft.steps_per_epoch)}
     )
@@ -227,6 +231,8 @@ def _choose_compile(recipe: Recipe, target: Target, run_s: float, attention: str
         return False, "documents of any length run one at a time, each a shape to compile"
     if recipe.torch_compile != "auto":
         return recipe.torch_compile, "asked for"
+    if attention == "apart":
+        return False, "its own code counts positions or goes from token to token in Python, which compiles for long"
     if problem := find_compiler_problem(target):
         return False, problem
     threshold = _COMPILE_PAYS_AFTER_S[target.kind]

@@ -10,7 +10,6 @@ from onecard.planner.problems import Problems
 from onecard.planner.requirements import (
     check_blocks,
     check_compiler,
-    check_documents,
     check_heldout,
     check_quantizing,
     check_ram,
@@ -71,8 +70,6 @@ def decide(grounds: Grounds, reasons: dict[str, str]) -> Decisions:
         model = problems.attempt(learn_control_tokens, model, corpus, reasons)
     if model is not None and adapt is not None:
         problems.attempt(count_adapters, model, adapt)  # refuses names and ranks that the model has no place for
-    if model is not None:
-        problems.attempt(check_documents, model)
     attention, reasons["attn_implementation"] = problems.attempt(
         choose_attention, recipe, target, precision, model
     ) or ("", "")

@@ -19,6 +19,7 @@ from typing import Any
 
 from onecard.model.build import count_parameters, make_config
 from onecard.planner.allocator_settings import AllocatorSettings
+from onecard.planner.looping import explain_shortening, num_layers_of
 from onecard.planner.recorder import Work
 from onecard.planner.replay import Peak, replay
 from onecard.planner.trace import Trace
@@ -43,7 +44,7 @@ class TracedPlan:
     """What a step takes: its trace, or those of two shallower models for one of `num_layers`.
 
     `trace` has the work of the whole model; the storages in it are those of the eager step where `shallow` is given.
-    `ends` are none and all layers recomputing where a `share` of them does.
+    `ends` are none and all layers recomputing where a `share` does; `shortened` says how rows were cut (`looping.py`).
     """
 
     trace: Trace
@@ -51,6 +52,7 @@ class TracedPlan:
     num_layers: int = 0
     ends: "tuple[TracedPlan, TracedPlan] | None" = None
     share: float = 0.0
+    shortened: str | None = None
 
     @property
     def note(self) -> str | None:
@@ -58,7 +60,7 @@ class TracedPlan:
         if self.ends is not None:
             return f"{self.ends[0].note}, none and all of them recomputing"
         if self.shallow is None:
-            return None
+            return self.shortened
         return f"interpolated from {_DEPTHS[0]} and {_DEPTHS[1]} of its {self.num_layers} layers"
 
     def replay(
@@ -109,7 +111,7 @@ def trace_any_depth(plan: Plan, compute_capability: tuple[int, int]) -> TracedPl
     """
     if not is_traced(plan, compute_capability) and (found := interpolate(plan, compute_capability)) is not None:
         return found
-    return TracedPlan(trace_cached(plan, compute_capability))
+    return TracedPlan(trace_cached(plan, compute_capability), shortened=explain_shortening(plan))
 
 
 def interpolate(plan: Plan, compute_capability: tuple[int, int]) -> TracedPlan | None:
@@ -123,7 +125,7 @@ def interpolate(plan: Plan, compute_capability: tuple[int, int]) -> TracedPlan |
     if (shallow := shallow_plans(plan)) is None:
         return None
     low, high = (trace_cached(one, compute_capability) for one in shallow)
-    num_layers = _num_layers(plan.model.settings)
+    num_layers = num_layers_of(plan.model.settings)
     compiled = _extend_work(low.record.work, high.record.work, num_layers, _COMPILED_PHASES)
     if compiled is None:
         return None
@@ -161,7 +163,7 @@ def trace_work(plan: Plan, compute_capability: tuple[int, int]) -> Trace:
     shallow = None if plan.optimizer.name == "muon" else _shallow_plans(plan)
     if shallow is not None and not is_traced(plan, compute_capability):
         low, high = (trace_cached(one, compute_capability) for one in shallow)
-        work = _extend_work(low.record.work, high.record.work, _num_layers(plan.model.settings), _PHASES_OF_STEP)
+        work = _extend_work(low.record.work, high.record.work, num_layers_of(plan.model.settings), _PHASES_OF_STEP)
         if work is not None:
             return replace(low, record=replace(low.record, work=work))
     return trace_cached(plan, compute_capability)
@@ -180,7 +182,7 @@ def expect_trace_s(plan: Plan, compute_capability: tuple[int, int]) -> float:
     if is_known(plan, compute_capability):
         return 0.0
     plans = [one for one in shallow_plans(plan) or (plan,) if not is_traced(one, compute_capability)]
-    return sum(_START_S + _LAYER_S * _num_layers(one.model.settings) for one in plans)
+    return sum(_START_S + _LAYER_S * num_layers_of(one.model.settings) for one in plans)
 
 
 def shallow_plans(plan: Plan) -> tuple[Plan, ...] | None:
@@ -207,10 +209,6 @@ def _shallow_plans(plan: Plan) -> tuple[Plan, Plan] | None:
     # Layers with parameters of other sizes (a first dense one among those of experts) lie on no line.
     counted = _extend(low.model.num_parameters, high.model.num_parameters, num_layers)
     return (low, high) if counted == plan.model.num_parameters else None
-
-
-def _num_layers(settings: dict[str, Any]) -> int:
-    return int(make_config(settings).num_hidden_layers)
 
 
 def _with_layers(plan: Plan, name: str, num_layers: int) -> Plan:

@@ -1,9 +1,11 @@
 """A plan to what it takes on a card."""
 
+import json
 import os
 from dataclasses import dataclass
 
 from onecard.hardware import Card, context_bytes, workspace_bytes
+from onecard.model.build import parameter_sizes
 from onecard.planner.allocator_settings import AllocatorSettings
 from onecard.planner.compiled import CannotTraceCompiled
 from onecard.planner.depth import TracedPlan, trace_any_depth, trace_work
@@ -11,6 +13,7 @@ from onecard.planner.device import Target
 from onecard.planner.efficiency import default_efficiencies
 from onecard.planner.outcomes import corrected_efficiencies, count_left_out, memory_factor
 from onecard.planner.replay import Peak
+from onecard.planner.rests import stretched_s, with_rests
 from onecard.planner.roofline import count_milestones, predict_time
 from onecard.planner.shape import count_adapters
 from onecard.planner.state_size import least_state
@@ -84,7 +87,7 @@ def predict_eager_step_s(plan: Plan, target: Target) -> float | None:
     if target.card is None:
         return None
     trace = trace_work(plan.model_copy(update={"torch_compile": False}), target.capability)
-    return predict_time(trace, plan, target.card, corrected_efficiencies(target.card)).step_s
+    return stretched_s(predict_time(trace, plan, target.card, corrected_efficiencies(target.card)).step_s, plan)
 
 
 def forecast_state(plan: Plan, target: Target) -> Forecast:
@@ -155,7 +158,7 @@ def _time(plan: Plan, card: Card, trace: Trace) -> TimeForecast:
     found = predict_time(trace, plan, card, corrected_efficiencies(card))
     num_evaluations, num_saves = count_milestones(plan)
     before = predict_time(trace, plan, card, default_efficiencies(card))
-    return TimeForecast(
+    time = TimeForecast(
         step_s=found.step_s,
         step_low_s=found.low_s,
         step_high_s=found.high_s,
@@ -170,6 +173,7 @@ def _time(plan: Plan, card: Card, trace: Trace) -> TimeForecast:
         energy_wh=found.energy_wh,
         note=_join(_tell_correction(found.step_s / before.step_s), _tell_left_out(count_left_out(card)[1])),
     )
+    return with_rests(time, plan)
 
 
 def _memory(plan: Plan, target: Target, traced: TracedPlan, note: str | None) -> MemoryForecast:
@@ -214,7 +218,7 @@ def _context_bytes(target: Target) -> int:
 
 def _band_of(plan: Plan, traced: TracedPlan, note: str | None) -> tuple[float, float]:
     if not plan.torch_compile:
-        return _EAGER_BAND
+        return _EAGER_BAND if traced.note is None else _INTERPOLATED_BAND
     if note is not None:
         return _UNCOMPILED_BAND
     return _COMPILED_BAND if traced.note is None else _INTERPOLATED_BAND
@@ -247,11 +251,27 @@ def _host_bytes(plan: Plan) -> int:
     An existing model is read tensor by tensor, but its pages may stay in memory.
     """
     trained, weights = _trained(plan)[0] * _SINGLE_PRECISION_BYTES, plan.model.num_parameters * _SINGLE_PRECISION_BYTES
-    return _PROCESS_BYTES + max(weights + trained, weights + max(_moment_bytes(plan), copy_bytes(plan)))
+    copied = _page_locked_bytes(plan) if copy_bytes(plan) else 0
+    return _PROCESS_BYTES + max(weights + trained, weights + max(_moment_bytes(plan), copied))
+
+
+def _page_locked_bytes(plan: Plan) -> int:
+    """What `copy_bytes` take of a GPU's state: PyTorch rounds each page-locked buffer up to a power of two."""
+    if plan.adapt is not None or plan.optimizer.is_8bit:
+        return 2 * checkpoint_bytes(plan)  # at most: few large tensors, whose sizes are not known here
+    is_muon = plan.optimizer.name == "muon"
+    sizes = parameter_sizes(json.dumps(plan.model.settings))
+    return sum(
+        (2 if is_muon and is_inner else 3) * _round_up(_SINGLE_PRECISION_BYTES * number) for number, is_inner in sizes
+    )
+
+
+def _round_up(num_bytes: int) -> int:
+    return 1 << (num_bytes - 1).bit_length()
 
 
 def copy_bytes(plan: Plan) -> int:
-    """Memory of the host for the copy of a state that is written while training goes on; none for a small one."""
+    """Bytes of the copy of a state that is written while training goes on; none for a small one."""
     num_bytes = checkpoint_bytes(plan)
     return num_bytes if num_bytes >= LEAST_BYTES_IN_BACKGROUND else 0
 

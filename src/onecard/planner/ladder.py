@@ -58,7 +58,7 @@ class _Rung:
     @property
     def row(self) -> Alternative:
         shown = {key: value for key, value in self.changes.items() if key != _FOLLOWING}
-        return _row(self.candidate, shown, is_chosen=self.is_chosen)
+        return row_of(self.candidate, shown, is_chosen=self.is_chosen)
 
     @property
     def is_open(self) -> bool:
@@ -137,7 +137,8 @@ def does_not_fit(given: Candidate, target: Target) -> DoesNotFitError:
     return DoesNotFitError("\n".join(lines), told)
 
 
-def _row(candidate: Candidate, changes: dict[str, Any], *, is_chosen: bool = False) -> Alternative:
+def row_of(candidate: Candidate, changes: dict[str, Any], *, is_chosen: bool = False) -> Alternative:
+    """Tells of a candidate what it changes and what that takes."""
     memory = candidate.forecast.memory
     shown = dict(changes)
     if "optimizer" in shown:
@@ -165,7 +166,8 @@ def _changes(plan: Plan, target: Target) -> Iterator[dict[str, Any]]:
         if share != plan.gradient_checkpointing:
             yield {"gradient_checkpointing": share}
     yield from _other_losses(plan)
-    if plan.torch_compile or find_compiler_problem(target) is None:
+    may_compile = plan.attn_implementation != "apart" and find_compiler_problem(target) is None
+    if plan.torch_compile or may_compile:
         yield {"torch_compile": not plan.torch_compile}
     for name in other_optimizers(plan):
         yield {"optimizer": plan.optimizer.model_copy(update={"name": name})}
@@ -234,7 +236,7 @@ def _settings_that_fit(plan: Plan, target: Target, is_state_too_large: bool) -> 
     num_found = 0
     for changes in tried:
         changed = plan.model_copy(update=changes)
-        if _may_hold(changed) and (row := _row(evaluate(changed, target), changes)).fits:
+        if _may_hold(changed) and (row := row_of(evaluate(changed, target), changes)).fits:
             yield row
             num_found += 1
         if num_found == _NUM_REMEDIES:
@@ -253,7 +255,7 @@ def _method_that_fits(plan: Plan, target: Target) -> Iterator[Alternative]:
         for more in ({}, *recomputing, single):
             candidate = _try_method(plan, method | more, target)
             if candidate is not None and candidate.forecast.memory.fits:
-                yield _row(candidate, method | more)
+                yield row_of(candidate, method | more)
                 return
 
 
@@ -267,7 +269,7 @@ def _limit_that_fits(given: Candidate, target: Target) -> Iterator[Alternative]:
     memory, offered = given.forecast.memory, offered_bytes(target)
     enough_gb = math.ceil(10 * memory.peak_bytes / GIB) / 10
     if offered is not None and memory.limit_bytes < offered and enough_gb * GIB <= offered:
-        yield _row(given, {"memory_limit_gb": enough_gb}).model_copy(update={"fits": True})
+        yield row_of(given, {"memory_limit_gb": enough_gb}).model_copy(update={"fits": True})
 
 
 def _flag(key: str, value: Any) -> str:

@@ -100,22 +100,46 @@ def _time_passes(state: TrainState, micro_batches: list[MicroBatch]) -> float:
     return time.perf_counter() - started
 
 
+def random_step(plan: Plan) -> list[Batch]:
+    """A whole step of random tokens in the shape that the text or the chats of a plan give it."""
+    if plan.task == "sft":
+        return _chats(plan, plan.total_batch_size)
+    sizes = [min(plan.micro_batch_size, plan.total_batch_size - at) for at in _starts(plan)]
+    return [_rows(plan, size, plan.seed + number) for number, size in enumerate(sizes)]
+
+
+def _starts(plan: Plan) -> range:
+    return range(0, plan.total_batch_size, plan.micro_batch_size)
+
+
 def _random_rows(plan: Plan, is_cpu: bool) -> tuple[list[Batch], float]:
     """A micro-batch of running text, and its share of a step."""
     rows = max(1, min(plan.micro_batch_size, _STEP_TOKENS // plan.max_seq_length if is_cpu else plan.micro_batch_size))
-    generator = torch.Generator().manual_seed(plan.seed)
+    return [_rows(plan, rows, plan.seed)], rows / plan.rows_per_step
+
+
+def _rows(plan: Plan, rows: int, seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(plan.corpus.vocab_size, (rows, plan.max_seq_length + 1), generator=generator)
-    batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), None, rows * plan.max_seq_length)
-    return [batch], rows / plan.rows_per_step
+    return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), None, rows * plan.max_seq_length)
 
 
 def _random_chats(plan: Plan, is_cpu: bool) -> tuple[list[Batch], float]:
-    """Chats around the mean length of those there are, with as many targets, laid out as the run will; their share."""
+    """So many chats as one micro-batch holds, or as few thousand tokens are, and their share of a step."""
+    most_tokens = _STEP_TOKENS if is_cpu else plan.micro_batch_size * plan.max_seq_length
+    count = max(1, min(plan.total_batch_size, most_tokens // _mean_length(plan)))
+    return _chats(plan, count), count / plan.total_batch_size
+
+
+def _mean_length(plan: Plan) -> int:
     facts = plan.corpus
     assert facts.num_train_rows
-    mean = min(plan.max_seq_length, max(2, round(facts.num_train_tokens / facts.num_train_rows)))
-    most_tokens = _STEP_TOKENS if is_cpu else plan.micro_batch_size * plan.max_seq_length
-    count = max(1, min(plan.total_batch_size, most_tokens // mean))
+    return min(plan.max_seq_length, max(2, round(facts.num_train_tokens / facts.num_train_rows)))
+
+
+def _chats(plan: Plan, count: int) -> list[Batch]:
+    """Chats around the mean length of those there are, with as many targets, laid out as the run will."""
+    facts, mean = plan.corpus, _mean_length(plan)
     spread = min(mean - 2, plan.max_seq_length - mean)
     target_share = (facts.num_target_tokens or facts.num_train_tokens) / facts.num_train_tokens
     generator = np.random.default_rng(plan.seed)
@@ -125,7 +149,7 @@ def _random_chats(plan: Plan, is_cpu: bool) -> tuple[list[Batch], float]:
         num_prompt = min(length - 2, int((1 - target_share) * length))
         pairs.append((ids[:-1], np.where(np.arange(1, length) > num_prompt, ids[1:], NO_TARGET)))
     shape = BatchShape(plan.max_seq_length, plan.micro_batch_size, plan.packing, plan.has_static_shapes)
-    return lay_out(pairs, shape, facts.separator_id), count / plan.total_batch_size
+    return lay_out(pairs, shape, facts.separator_id)
 
 
 def _step(state: TrainState, micro_batches: list[MicroBatch]) -> None:

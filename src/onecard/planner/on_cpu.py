@@ -9,6 +9,7 @@ from onecard.hardware import Machine
 from onecard.planner.forecast import copy_bytes, disk_bytes
 from onecard.planner.measure import measure_step
 from onecard.planner.replay import replay
+from onecard.planner.rests import with_rests
 from onecard.planner.roofline import SAVE_BYTES_PER_S, count_milestones, num_eval_batches, resident_bytes
 from onecard.planner.trace import Trace
 from onecard.planner.trace_cache import CannotTrace, trace_cached
@@ -122,7 +123,7 @@ def _time(plan: Plan, trace: Trace) -> TimeForecast:
         step_s = measure_step(plan.model_copy(update={"torch_compile": False}), _TRIAL_BUDGET_S)
         if plan.max_hours is not None:
             # Its steps come from such a trial, too: together they take no longer than the hours.
-            step_s = min(step_s, 3600 * plan.max_hours / plan.schedule.num_steps)
+            step_s = min(step_s, 3600 * plan.max_hours * (plan.max_power_share or 1.0) / plan.schedule.num_steps)
         low_s, high_s = (share * step_s for share in _TIME_BAND)
     if plan.torch_compile:
         low_s *= _COMPILED_SHARE
@@ -130,7 +131,7 @@ def _time(plan: Plan, trace: Trace) -> TimeForecast:
     evaluation_tokens = num_eval_batches(plan) * plan.eval_batch_size * plan.max_seq_length
     evaluation_s = _EVALUATION_SHARE * step_s * evaluation_tokens / plan.tokens_per_step
     save_s = resident_bytes(trace) / SAVE_BYTES_PER_S
-    return TimeForecast(
+    time = TimeForecast(
         step_s=step_s,
         step_low_s=low_s,
         step_high_s=high_s,
@@ -144,6 +145,7 @@ def _time(plan: Plan, trace: Trace) -> TimeForecast:
         share_of_peak=flops / (step_s * plan.peak_flops),
         energy_wh=None,
     )
+    return with_rests(time, plan)
 
 
 def _does_not_fit(made: Plan, process_bytes: int) -> DoesNotFitError:

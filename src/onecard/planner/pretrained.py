@@ -43,7 +43,7 @@ def plan_base(
         InputError: no such model, none that can be trained, more tokens than it has positions, or another tokenizer.
     """
     found = _find(name)
-    config = make_pretrained_config(found.settings, 0.0)
+    config = make_pretrained_config(found.settings, 0.0, name)
     settings = _shape_of(config)
     _check_length(name, config, max_seq_length)
     if max_seq_length == (positions := _positions(config)) and positions < DEFAULT_LENGTH:
@@ -81,7 +81,7 @@ def find_positions(name: str) -> int | None:
         InputError: no such model, or none that can be trained.
         CheckpointError: its config is damaged.
     """
-    return _positions(make_pretrained_config(_find(name).settings, 0.0))
+    return _positions(make_pretrained_config(_find(name).settings, 0.0, name))
 
 
 def learn_control_tokens(model: ModelPlan, corpus: CorpusFacts, reasons: dict[str, str]) -> ModelPlan:

@@ -1,10 +1,7 @@
 """What a machine or a corpus must offer for a recipe to be honoured."""
 
-import json
-
 from onecard.errors import DoesNotFitError, InputError
 from onecard.hardware import Machine
-from onecard.model.build import check_mixing
 from onecard.planner.device import Target, find_compiler_problem
 from onecard.spec import CorpusFacts, ModelPlan, Recipe
 from onecard.units import format_bytes, format_count
@@ -27,11 +24,6 @@ def check_quantizing(recipe: Recipe, target: Target) -> None:
             f"method qlora cannot be used on {target.name}: bitsandbytes, which quantizes to 4 bits, needs compute "
             f"capability {least} or newer (Pascal), and the card has {number}. Use method lora, or another card"
         )
-
-
-def check_documents(model: ModelPlan) -> None:
-    """Refuses layers that cannot keep the documents of a row apart."""
-    check_mixing(json.dumps(model.settings, sort_keys=True))
 
 
 def check_heldout(recipe: Recipe, corpus: CorpusFacts) -> None:

@@ -15,6 +15,7 @@ from onecard.hardware import Card
 from onecard.planner.aside import PHASES
 from onecard.planner.efficiency import Efficiencies, default_efficiencies
 from onecard.planner.kernels import class_of, is_fused, time_kernel
+from onecard.planner.looping import launches_of
 from onecard.planner.recorder import Work
 from onecard.planner.trace import Trace
 from onecard.spec import Plan
@@ -74,7 +75,7 @@ def predict_time(trace: Trace, plan: Plan, card: Card, efficiencies: Efficiencie
     Takes milliseconds. Before `calibrate` has seen the card, the errors are those of benchmarks/planner_time.py.
     """
     efficiencies = efficiencies or default_efficiencies(card)
-    step = _pass(list(_of_step(trace, plan)), card, efficiencies, plan.max_seq_length)
+    step = _pass(list(_of_step(trace, plan)), card, efficiencies, plan)
     data_s = plan.tokens_per_step / (_DATA_TOKENS_PER_S * max(1, plan.dataloader_num_workers))
     step_s = max(step.all_s, data_s)
     slow, fast = (_band(trace, plan, _at_power_limit(card, place), efficiencies) for place in (0, 1))
@@ -119,19 +120,31 @@ def _of_step(trace: Trace, plan: Plan) -> Iterator[tuple[Work, float]]:
             yield work, num_micro_batches - 1
 
 
-def _pass(work_and_times: list[tuple[Work, float]], card: Card, efficiencies: Efficiencies, length: int) -> _Passed:
+def _pass(work_and_times: list[tuple[Work, float]], card: Card, efficiencies: Efficiencies, plan: Plan) -> _Passed:
     seconds: dict[str, float] = defaultdict(float)
     limits: dict[str, float] = defaultdict(float)
     host_s = 0.0
     is_compiled = any(is_fused(work) for work, _ in work_and_times)
     for work, times in work_and_times:
-        kernel = time_kernel(work, card, efficiencies, length)
+        kernel = time_kernel(work, card, efficiencies, plan.max_seq_length)
         seconds[class_of(work, efficiencies)] += times * kernel.seconds
         limits[kernel.limit] += times * kernel.seconds
         is_graph = is_compiled and work.phase in ("forward", "backward")
         dispatch_s = efficiencies.fused_dispatch_s if is_graph else efficiencies.dispatch_s
-        host_s += times * work.num_calls * dispatch_s
+        host_s += times * _num_launches(work, plan) * dispatch_s
     return _Passed(seconds, limits, host_s)
+
+
+def _num_launches(work: Work, plan: Plan) -> int:
+    """How often Python launches an operation: documents of text that run apart are at least one a row."""
+    num_calls = work.num_calls
+    if work.phase in ("forward", "backward", "evaluation"):
+        num_calls = launches_of(num_calls, plan)
+    if plan.attn_implementation != "apart" or plan.task != "pretrain" or plan.corpus.num_train_documents == 1:
+        return num_calls
+    if work.phase == "evaluation":
+        return num_calls * plan.eval_batch_size
+    return num_calls * (plan.micro_batch_size if work.phase in ("forward", "backward") else 1)
 
 
 def _limit(step: _Passed) -> Literal["arithmetic", "bandwidth", "launches"]:
@@ -147,7 +160,7 @@ def _band(trace: Trace, plan: Plan, card: Card, efficiencies: Efficiencies) -> t
     bounds = []
     for factor, dispatch in zip((efficiencies.low, efficiencies.high), efficiencies.dispatch_range, strict=True):
         hosts = replace(efficiencies, dispatch_s=efficiencies.dispatch_s * dispatch)
-        passed = _pass(work, card, hosts, plan.max_seq_length)
+        passed = _pass(work, card, hosts, plan)
         bounds.append(max(passed.card_s * factor, passed.host_s))
     low, high = bounds
     if plan.torch_compile and not any(is_fused(each) for each, _ in work):
@@ -172,7 +185,7 @@ def _at_power_limit(card: Card, place: int) -> Card:
 
 def _evaluation_s(trace: Trace, plan: Plan, card: Card, efficiencies: Efficiencies) -> float:
     work = [(work, 1.0) for work in trace.record.work if work.phase == "evaluation"]
-    return num_eval_batches(plan) * _pass(work, card, efficiencies, plan.max_seq_length).all_s
+    return num_eval_batches(plan) * _pass(work, card, efficiencies, plan).all_s
 
 
 def num_eval_batches(plan: Plan) -> float:

@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from onecard.errors import InputError, RecipeError
 from onecard.model.adapt import count_trained
 from onecard.model.build import DOCUMENT_START, count_parameters, make_config
+from onecard.model.families import carries_state
 from onecard.model.loss import usual_chunk_size
 from onecard.spec import AdaptPlan, CorpusFacts, ModelPlan, Recipe
 from onecard.spec.agreement import SHAPE_KEYS
@@ -88,10 +89,17 @@ def count_adapters(model: ModelPlan, adapt: AdaptPlan) -> int:
 
 
 def attention_width(settings: dict[str, Any]) -> tuple[int, int]:
-    """Number of layers and width of all query heads together, for counting attention's arithmetic."""
+    """Number of layers with attention and width of all query heads together, for counting attention's arithmetic."""
     config = make_config(settings)
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_hidden_layers, config.num_attention_heads * head_width
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    num_layers = config.num_hidden_layers
+    if kinds:
+        num_layers = sum("attention" in kind and "linear" not in kind for kind in map(str, kinds))
+    num_heads = getattr(config, "num_attention_heads", None)
+    if not num_heads:
+        return 0, 0
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    return num_layers, num_heads * head_width
 
 
 def choose_loss_chunk(
@@ -127,7 +135,11 @@ def _read_config(path: Path) -> dict[str, Any]:
         path = path / "config.json" if path.is_dir() else path
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"model_config {path} cannot be read as a config: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"model_config {path} cannot be read as a config ({reason}): give a config.json of transformers, or "
+            "a mapping with model_type"
+        ) from error
     if not isinstance(settings, dict):
         raise InputError(f"model_config {path} holds a {type(settings).__name__}, but a config is a JSON object")
     return settings
@@ -233,7 +245,9 @@ def _check_heads(config: Any, settings: dict[str, Any]) -> None:
     problems = []
     if config.is_encoder_decoder:
         raise InputError(f"model_config: {config.model_type} has an encoder too: try qwen3, llama or gpt2")
-    heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
+    heads, kv_heads = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
+    if not heads or carries_state(config):
+        return  # a family without attention, or with heads of several kinds, checks its own sizes
     # Qwen3's own defaults (32 key-value heads, head width 128) are for its published sizes; a small model means these.
     if kv_heads and "num_key_value_heads" not in settings:
         settings["num_key_value_heads"] = kv_heads = heads

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import zlib
 from dataclasses import asdict
 from importlib.metadata import version
@@ -10,17 +11,22 @@ from pathlib import Path
 from onecard.data.cache import cache_folder, short_hash
 from onecard.errors import OnecardError
 from onecard.planner.compiled import CannotTraceCompiled
+from onecard.planner.looping import seconds_to_trace, shorten
 from onecard.planner.recorder import Record, Work
 from onecard.planner.trace import Trace, trace_plan
 from onecard.spec import Plan
+from onecard.units import format_seconds
+
+log = logging.getLogger("onecard.planner")
 
 # Raised whenever the same plan would give another record.
-_VERSION = 9
+_VERSION = 10
 # What of a plan shapes a step. The rest (seed, schedule, intervals) changes numbers, not storages.
 _SHAPING = (
     *("precision", "torch_compile", "attn_implementation", "gradient_checkpointing", "max_seq_length"),
     *("micro_batch_size", "eval_batch_size", "task", "loss_chunk_size"),
 )
+_WORTH_TELLING_S = 20.0
 
 
 class CannotTrace(Exception):
@@ -33,6 +39,7 @@ def trace_cached(plan: Plan, compute_capability: tuple[int, int] | None) -> Trac
     path = _file_of(plan, compute_capability, has_borders)
     if (found := _read(path)) is not None:
         return found
+    _tell_long_trace(plan)
     try:
         trace = trace_plan(plan, compute_capability, has_borders=has_borders)
     except (OnecardError, CannotTraceCompiled):
@@ -44,6 +51,17 @@ def trace_cached(plan: Plan, compute_capability: tuple[int, int] | None) -> Trac
     return trace
 
 
+def _tell_long_trace(plan: Plan) -> None:
+    seconds = seconds_to_trace(plan)
+    if seconds > _WORTH_TELLING_S:
+        log.warning(
+            "foreseeing a step takes about %s of one core: %s goes from token to token in Python. It is done once and "
+            "remembered",
+            format_seconds(seconds),
+            plan.model.settings["model_type"],
+        )
+
+
 def is_traced(plan: Plan, compute_capability: tuple[int, int]) -> bool:
     """Whether an earlier call has left the trace of such a plan."""
     plan, has_borders = _traceable(plan)
@@ -52,6 +70,7 @@ def is_traced(plan: Plan, compute_capability: tuple[int, int]) -> bool:
 
 def _traceable(plan: Plan) -> tuple[Plan, bool]:
     """The plan as it is traced, and whether documents end inside its rows."""
+    plan = shorten(plan)
     if plan.attn_implementation == "varlen":
         # Its lengths are read from the data, of which there is none. Plain causal flash keeps the same tensors.
         return plan.model_copy(update={"attn_implementation": "sdpa"}), False

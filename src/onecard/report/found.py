@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onecard.observe.detectors import entries
+from onecard.observe.detectors import entries, in_chinese
 from onecard.observe.events import FindingEvent, RecoveredEvent
 from onecard.report.record import RunRecord
 from onecard.report.words import Say
@@ -29,17 +29,17 @@ def tell_findings(run: RunRecord, say: Say) -> tuple[Found, ...]:
     found = []
     for events in by_name.values():
         last, when = events[-1], _when([event.step for event in events], say)
-        symptom, cause, remedy = _words_of(last, say)
-        found.append(Found(symptom, last.evidence, cause, remedy, when, last.stops_run))
+        symptom, evidence, cause, remedy = _words_of(last, say)
+        found.append(Found(symptom, evidence, cause, remedy, when, last.stops_run))
     return tuple(sorted(found, key=lambda row: not row.stops_run))
 
 
-def _words_of(event: FindingEvent, say: Say) -> tuple[str, str, str]:
-    """Symptom, cause and remedy; figures and settings, which have no language, stay as they were recorded."""
+def _words_of(event: FindingEvent, say: Say) -> tuple[str, str, str, str]:
+    """Symptom, evidence, cause and remedy; settings, which have no language, stay as they were recorded."""
     if say.language == "en" or event.id not in entries():
-        return event.symptom, event.likely_cause, event.remedy
-    there, here = (entries()[event.id].texts[language] for language in ("en", say.language))
-    return here.symptom, here.cause, event.remedy.replace(there.remedy, here.remedy, 1)
+        return event.symptom, event.evidence, event.likely_cause, event.remedy
+    text, (evidence, remedy) = entries()[event.id].texts["zh"], in_chinese(event.id, event.evidence, event.remedy)
+    return text.symptom, evidence, text.cause, remedy
 
 
 def tell_recoveries(run: RunRecord, say: Say) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from onecard.observe.events import ChosenEvent
 from onecard.report.differences import GROUPS, settings_of
 from onecard.report.figures import Figure, make_figures
 from onecard.report.found import Found, tell_findings, tell_recoveries
+from onecard.report.reasons import tell_reason
 from onecard.report.record import RunRecord
 from onecard.report.samples import PromptHistory, tell_samples
 from onecard.report.score_table import ScoreRow, tabulate_scores
@@ -90,7 +91,7 @@ def make_page(run: RunRecord, say: Say) -> Page:
         num_prompts=num_prompts,
         is_chat=run.plan.task == "sft",
         settings=tuple(_settings(run)),
-        reasons=tuple(run.plan.reasons.items()),
+        reasons=tuple((name, tell_reason(reason, say)) for name, reason in run.plan.reasons.items()),
         data=tuple(_data(run, say)),
         sources=tuple((shorten_path(name), format_count(size)) for name, size in run.plan.corpus.tokens_of_sources),
         environment=tuple(environment.items()),

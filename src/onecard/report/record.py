@@ -14,6 +14,7 @@ from onecard.observe.events import EvaluatedEvent, Event, FindingEvent, Finished
 from onecard.observe.lines import parse_event
 from onecard.spec import Plan, Recipe, apply_device, load_recipe
 from onecard.spec.paths import expand, locate
+from onecard.spec.plan import explain_refusal
 
 VERSIONS = "versions.jsonl"
 _PLAN, _RECIPE, _EVENTS, _SCORES, _MARK = "plan.json", "recipe.yaml", "events.jsonl", "scores.jsonl", "best.json"
@@ -103,7 +104,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunRecord]:
         except OnecardError as error:
             problems.append(str(error))
         except OSError as error:
-            problems.append(f"{error.filename or path}: {error.strerror}. Check who may read it")
+            problems.append(f"{error.filename or path}: {error.strerror}. Check what it is, and who may read it")
     if problems:
         raise InputError("\n".join(problems))
     return found
@@ -136,7 +137,9 @@ def _expanded(text: str | Path) -> list[Path]:
     if "*" in str(text) and locate(path) is None:
         found = sorted(entry.parent for entry in path.parent.glob(f"{path.name}/{_PLAN}"))
         if not found:
-            raise InputError(f"{text}: there is no run folder of such a name")
+            raise InputError(
+                f"{text}: there is no run folder of such a name; check it, they lie under runs/ by default"
+            )
         return found
     return [path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()]
 
@@ -180,7 +183,7 @@ def _read_plan(path: Path) -> Plan:
         return Plan.model_validate_json(path.read_bytes())
     except ValueError as error:
         raise CheckpointError(
-            f"{path} cannot be read as a plan ({str(error).splitlines()[0]}): leave this run out, or copy the "
+            f"{path} cannot be read as a plan ({explain_refusal(error)}): leave this run out, or copy the "
             "plan.json of one of its checkpoints over it"
         ) from error
 
@@ -198,12 +201,18 @@ def _read_events(path: Path) -> tuple[tuple[Event, ...], int]:
         *lines, _ = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return (), 0
-    events, num_damaged = [], 0
+    events: list[Event] = []
+    num_damaged = 0
     for line in lines:
         try:
             events.append(parse_event(line.decode("utf-8")))
         except (CheckpointError, UnicodeDecodeError):
             num_damaged += 1
+    if num_damaged and not events:
+        raise CheckpointError(
+            f"{path} cannot be read as the record of a run: none of its {num_damaged:,} lines is an event. Restore it, "
+            "or delete it to do without"
+        )
     return tuple(events), num_damaged
 
 

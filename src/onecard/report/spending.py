@@ -33,14 +33,20 @@ def time_of(run: RunRecord, say: Say) -> Spending | None:
     # The first step compiles, loads kernels and grows the memory: what it took beyond a usual one is no training.
     start_s = max(0.0, steps[0].step_s - typical) if len(steps) > 2 else 0.0
     waited_s = sum(min(step.wait_s, step.step_s) for step in steps)
+    computed_s = sum(step.step_s for step in steps) - waited_s - start_s
+    busy = run.plan.max_power_share or 1.0
     parts = {
-        say("training"): sum(step.step_s for step in steps) - waited_s - start_s,
+        say("training"): busy * computed_s,
         say("waiting for data"): waited_s,
         say("first step: compiling, warming up"): start_s,
         say("evaluating"): sum(event.seconds for event in run.of(EvaluatedEvent)),
         say("samples"): sum(event.seconds for event in run.of(SampledEvent)),
         say("saving"): sum(event.paused_s for event in run.of(SavedEvent)),
     }
+    if busy < 1:
+        # Steps are told with their rests, all else without.
+        beside_s = sum(parts[say(name)] for name in ("evaluating", "samples", "saving"))
+        parts[say("resting (max_power_share)")] = (1 - busy) * computed_s + (1 / busy - 1) * beside_s
     parts[say("other")] = max(0.0, run.events[-1].elapsed_s - sum(parts.values()))
     # Scores count in no elapsed time.
     parts[say("scoring checkpoints")] = sum(event.seconds for event in run.of(ScoredEvent))
@@ -68,6 +74,10 @@ def _time_notes(run: RunRecord, typical: float, say: Say) -> list[str]:
                 high=_duration(time.step_high_s),
                 limit=say.term(time.limited_by),
             )
+        )
+    if (share := run.plan.max_power_share) is not None and share < 1:
+        notes.append(
+            say("It rested so as to compute at most {share} of the time (max_power_share).", share=f"{share:.0%}")
         )
     shares = [step.share_of_peak for step in run.steps if step.share_of_peak is not None]
     if shares:

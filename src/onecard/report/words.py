@@ -60,6 +60,10 @@ _CHINESE = {
     "evaluating": "评估",
     "samples": "生成样例",
     "saving": "保存",
+    "resting (max_power_share)": "休息（max_power_share）",
+    "It rested so as to compute at most {share} of the time (max_power_share).": (
+        "每步之后休息，计算最多占 {share} 的时间（max_power_share）。"
+    ),
     "other": "其他",
     "scoring checkpoints": "给检查点评分",
     "A step took {took} (median); planned were {planned} ({low} to {high}), limited by {limit}.": (

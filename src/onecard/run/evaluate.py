@@ -66,8 +66,17 @@ class EvaluationRequest:
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name} is {value}: give 1 or more")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            problems.append(f"num_fewshot is {self.num_fewshot}: give 0 or more")
         if self.text is not None and "loss" not in self.tasks:
             problems.append("text is what the loss is measured on, but loss is not among the tasks: leave one out")
+        if not set(self.tasks) - {"loss", "ifeval"}:
+            flags = {"num_fewshot": self.num_fewshot is not None, "apply_chat_template": self.apply_chat_template}
+            problems += [
+                f"{name} is for tasks of lm-evaluation-harness, and there is none among the tasks: leave it out"
+                for name, is_given in flags.items()
+                if is_given
+            ]
         if problems:
             raise InputError("\n".join(problems))
 
@@ -136,9 +145,9 @@ def score_responses(responses: Path, ifeval_data: Path | None) -> Evaluation:
     Raises:
         InputError: the scorer is not installed, or a file cannot be used.
     """
-    checker = Checker()
     prompts = read_prompts(ifeval_data)
     pairs = match_responses(responses, prompts)
+    checker = Checker()  # last: a mistake in the files is told without its packages, too
     chosen = [prompt for prompt, _ in pairs]
     checker.try_out(chosen)
     protocol = ifeval_protocol(chosen, checker) | {"responses": hashlib.sha256(responses.read_bytes()).hexdigest()[:16]}

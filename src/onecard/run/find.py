@@ -80,6 +80,11 @@ def find_model_folder(path: Path, checkpoint: str) -> Path:
         CheckpointError: the checkpoint is damaged.
     """
     is_model = any(locate(path / name) for name in ("config.json", "adapter_config.json"))
+    if not is_model and locate(path) and not locate(path / "plan.json"):
+        raise InputError(
+            f"{path} is neither a model nor a run: it has no config.json, and no plan.json and recipe.yaml. Give the "
+            "folder of a model or of a run; those lie under runs/ by default"
+        )
     folder = path if is_model else RunFolder.open(path).find_checkpoint(checkpoint)
     if is_checkpoint(folder):
         read_checkpoint(folder)  # refuses damaged weights; any other model folder has no hashes to compare

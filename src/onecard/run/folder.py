@@ -25,6 +25,7 @@ from onecard.spec import MaskAudit, Plan, Recipe
 from onecard.spec.dump import recipe_to_yaml
 from onecard.spec.load import load_recipe
 from onecard.spec.paths import locate, make_absolute
+from onecard.spec.plan import explain_refusal
 
 log = logging.getLogger("onecard.run")
 
@@ -59,10 +60,12 @@ class RunFolder:
                 (root / _AUDIT).write_text(audit.model_dump_json(indent=1), encoding="utf-8")
             # Last and in one motion: a folder with a plan is a whole one.
             (root / f".{_PLAN}").write_text(plan.model_dump_json(indent=1), encoding="utf-8")
-            (root / f".{_PLAN}").replace(root / _PLAN)
+            move(root / f".{_PLAN}", root / _PLAN)
         except OSError as error:
             folder._remove()
-            raise InputError(f"run folder {root} cannot be made: {error}. Give another --output_dir") from error
+            raise InputError(
+                f"run folder {root} cannot be made ({error.strerror or error}): give another --output_dir"
+            ) from error
         return folder
 
     @classmethod
@@ -80,7 +83,9 @@ class RunFolder:
             if locate(root) and (not root.is_dir() or any(path.name != ".lock" for path in root.iterdir())):
                 raise InputError(f"{root} exists and is not empty: give another --output_dir; nothing was changed")
         except OSError as error:
-            raise InputError(f"run folder {root} cannot be used: {error}. Give another --output_dir") from error
+            raise InputError(
+                f"run folder {root} cannot be used ({error.strerror or error}): give another --output_dir"
+            ) from error
 
     @classmethod
     def open(cls, root: Path) -> "RunFolder":
@@ -106,9 +111,7 @@ class RunFolder:
         except (OSError, ValueError) as error:
             copies = [copy for folder in list_checkpoints(self.checkpoints) if (copy := folder / _PLAN) != path]
             remedy = f"copy {copies[-1]} over it" if copies else "start a new run"
-            raise CheckpointError(
-                f"{path} cannot be read as a plan ({str(error).splitlines()[0]}): {remedy}"
-            ) from error
+            raise CheckpointError(f"{path} cannot be read as a plan ({explain_refusal(error)}): {remedy}") from error
 
     def audit(self) -> MaskAudit | None:
         """What counts of the chats of the run; None where it trains on text."""
@@ -180,7 +183,9 @@ class RunFolder:
         """
         found = list_checkpoints(self.checkpoints)
         if not found:
-            raise CheckpointError(f"{self.root} has no complete checkpoint yet")
+            raise CheckpointError(
+                f"{self.root} has no complete checkpoint yet: let it train until its first one is saved"
+            )
         if which == "last":
             return found[-1]
         if which == "best":

@@ -6,6 +6,7 @@ Nothing of the training state is touched before the end, so a run that is killed
 not scored: its checkpoint is scored first.
 """
 
+import contextlib
 import time
 from collections.abc import Generator, Iterator
 from functools import partial
@@ -22,7 +23,7 @@ from onecard.evaluation.task import Result, Subject, Task
 from onecard.model.folder import load_adapter
 from onecard.model.in_place import load_in_place
 from onecard.model.shortage import Shortage, attempt
-from onecard.observe.detectors import as_event, make_finding
+from onecard.observe.detectors import as_event, make_finding, phrase
 from onecard.observe.events import ChosenEvent, Event, FindingEvent, FinishReason, ScoredEvent
 from onecard.run.clock import Clock
 from onecard.run.control import Control
@@ -66,13 +67,14 @@ class Judge:
         self._wholes = {task.name: StoredResults(folder.root, task.name, is_whole=True) for task in tasks.tasks}
         tasks.report = self._refuse_interrupted
         self._found: dict[str, dict[str, Any]] = {}
+        self._unwritten: list[tuple[StoredResults, int]] = []
         self.go_back()
 
     def score(self) -> Iterator[Event]:
         """Scores the model as it is, whose checkpoint has just been written; tells again what was scored before."""
         for task in self._tasks.tasks:
             yield from self._measured(task, task.part, self._parts[task.name], self._state.progress.step)
-        self._mark()
+        yield from self._mark()
 
     def kept_steps(self) -> set[int]:
         """Steps whose checkpoints may become finalists: those that lead now. None that leads later is among others."""
@@ -82,7 +84,9 @@ class Judge:
         """Forgets what belongs to steps after the one at which the state stands again."""
         for results in (*self._parts.values(), *self._wholes.values()):
             results.load(self._state.progress.step)
-        self._mark()
+        self._unwritten = [(stored, step) for stored, step in self._unwritten if step <= self._state.progress.step]
+        with contextlib.suppress(OSError):  # it is written again with the next score
+            write_mark(self._folder.root, self._marked_step(), self._found)
 
     def choose(self) -> Generator[Event, None, FinishReason | None]:
         """Measures the finalists of each task over all items and marks the best; the model has other weights then.
@@ -93,7 +97,7 @@ class Judge:
             yield from self._choose(task)
             if task.name not in self._found and self._control.stop:
                 return "interrupted"
-        self._mark()
+        yield from self._mark()
         remove_surplus(self._folder.checkpoints, self._state.plan.save_total_limit, {self._marked_step()})
         return None
 
@@ -155,11 +159,25 @@ class Judge:
             if isinstance(result, Shortage):
                 yield self._does_not_fit(task, result)
                 return
-            stored.add(step, result)
-            name = task.name if stored is self._parts[task.name] else f"{task.name}-whole"
-            keep_responses(self._folder.root, f"{name}-{_name(step)}", result)
-            record_scores(self._folder.root, CheckpointScores(name=_name(step), step=step, scores=result.scores))
+            stored.by_step[step] = result
+            self._unwritten.append((stored, step))
+            yield from self._write()
         yield self._scored(task, stored, step, time.perf_counter() - started)
+
+    def _write(self) -> Iterator[Event]:
+        """Writes down what was found, and what a disk has refused before."""
+        root = self._folder.root
+        while self._unwritten:
+            stored, step = self._unwritten[0]
+            result, name = stored.by_step[step], _name(step)
+            try:
+                stored.write(step)
+                keep_responses(root, f"{stored.name}-{name}", result)
+                record_scores(root, CheckpointScores(name=name, step=step, scores=result.scores))
+            except OSError as error:
+                yield self._not_written(phrase("score-of", name=name, task=stored.name, error=error))
+                return
+            self._unwritten.pop(0)
 
     def _measure(self, task: Task, step: int) -> Result:
         self._refuse_interrupted(0, 0)
@@ -201,7 +219,11 @@ class Judge:
         return as_event(finding, self._state.progress.step, self._clock())
 
     def _left_out(self, task: RunTask, step: int, error: CheckpointError) -> FindingEvent:
-        finding = make_finding("finalist-damaged", f"{_name(step)}, which led by {task.name}: {error}", "")
+        finding = make_finding("finalist-damaged", phrase("led-by", name=_name(step), task=task.name, error=error), "")
+        return as_event(finding, self._state.progress.step, self._clock())
+
+    def _not_written(self, evidence: str) -> FindingEvent:
+        finding = make_finding("score-not-written", evidence, "")
         return as_event(finding, self._state.progress.step, self._clock())
 
     def _rank(self, task: Task, results: dict[int, Result], num_looked_at: int = 0) -> tuple[int, list[Comparison]]:
@@ -260,8 +282,11 @@ class Judge:
             return int(found["step"])
         return next(iter(self._leading(task)), None)
 
-    def _mark(self) -> None:
-        write_mark(self._folder.root, self._marked_step(), self._found)
+    def _mark(self) -> Iterator[Event]:
+        try:
+            write_mark(self._folder.root, self._marked_step(), self._found)
+        except OSError as error:
+            yield self._not_written(phrase("which-best", error=error))
 
 
 def _name(step: int) -> str:

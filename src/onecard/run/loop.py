@@ -25,8 +25,9 @@ from onecard.run.milestones import Milestones
 from onecard.run.on_ranks import agree_on_end
 from onecard.run.recovery import Recovery
 from onecard.run.refusals import Refusals
+from onecard.run.rests import Rests
 from onecard.run.retreat import Retreat, Trouble
-from onecard.run.stepping import make_step
+from onecard.run.stepping import make_step, to_host
 from onecard.spec import Plan
 from onecard.training.schedule import rate_at
 from onecard.training.state import TrainState
@@ -71,6 +72,7 @@ class Loop:
         self._retreat = retreat
         self._recovery = Recovery(state, clock)
         self._refusals = Refusals(state, clock)
+        self._rests = Rests(state.plan.max_power_share, lambda: control.stop)
         self._begun_s, self._last_read = clock(), time.perf_counter()
         self._tokens_before = state.progress.tokens_seen
         self._pending: _Pending | None = None
@@ -112,14 +114,19 @@ class Loop:
         progress.position += self._plan.total_batch_size
         progress.tokens_seen += made.num_tokens
         launched = _Pending(
-            progress.step, made.learning_rate, made.num_tokens, progress.tokens_seen, feed.wait_s, *_to_host(made.stats)
+            progress.step, made.learning_rate, made.num_tokens, progress.tokens_seen, feed.wait_s, *to_host(made.stats)
         )
         # Where the step before sends the run back, the one that was launched meanwhile is made anew.
         if not (yield from self._drain()):
             return False
         self._pending = launched
+        if self._rests.are_taken:
+            _wait_for(launched)  # a device that still computes would not rest
+            self._rests.take()
         # A CPU is never ahead of Python, so waiting would only blur the step's time.
-        return state.device.type != "cpu" or (yield from self._drain())
+        elif state.device.type != "cpu":
+            return True
+        return (yield from self._drain())
 
     def _step(self, feed: Feed) -> _Made:
         """Takes a step's samples and makes its update; nothing else changes, so that it can be made again."""
@@ -148,9 +155,9 @@ class Loop:
             )
         held_bytes = self._recovery.held(shortage)
         # What a smaller step lets go of is there for the update.
-        instead = self._recovery.shrink_step()
-        settings, step = instead.settings if instead is not None else {}, self._state.progress.step
-        return Trouble("out of memory", "update", shortage.evidence, False, step, settings, held_bytes)
+        self._recovery.shrink_step()
+        step = self._state.progress.step
+        return Trouble("out of memory", "update", shortage.evidence, False, step, held_bytes)
 
     def _go_back(self, trouble: Trouble) -> Iterator[Event]:
         self._pending = None
@@ -163,8 +170,7 @@ class Loop:
         if self._pending is None:
             return True
         pending, self._pending = self._pending, None
-        if pending.copied is not None:
-            pending.copied.synchronize()
+        _wait_for(pending)
         loss, gradient_norm, num_targets, is_finite = pending.values.tolist()
         now = time.perf_counter()
         step_s, self._last_read = now - self._last_read, now
@@ -203,6 +209,8 @@ class Loop:
             if not (yield from self._drain()):
                 return
             yield from self._milestones.reach(due)
+            if not is_last:
+                self._rests.take()
             # The next step's time starts here: what happened in between has its own seconds.
             self._last_read = time.perf_counter()
 
@@ -237,16 +245,9 @@ class Loop:
         )
 
 
-def _to_host(stats: StepStats) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Starts one copy of all statistics; the event tells when it has arrived."""
-    values = torch.stack([stats.loss, stats.gradient_norm, stats.num_targets.float(), stats.is_finite.float()])
-    if values.device.type == "cpu":
-        return values, None
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    host.copy_(values, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-    return host, copied
+def _wait_for(pending: _Pending) -> None:
+    if pending.copied is not None:
+        pending.copied.synchronize()
 
 
 def _reserved_bytes(device: torch.device) -> int | None:

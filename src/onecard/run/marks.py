@@ -1,5 +1,6 @@
 """Which checkpoint is best by a task, and the results that say so: beside the checkpoints, for they outlive them."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from onecard.evaluation.paired import Items
 from onecard.evaluation.task import Result
 from onecard.report.record import read_object
 from onecard.spec import Score
+from onecard.spec.moving import move
 
 _MARK = "best.json"
 _RESULTS = "evaluations"
@@ -32,22 +34,27 @@ class StoredResults:
 
     def __init__(self, root: Path, name: str, *, is_whole: bool) -> None:
         self._folder = root / _RESULTS
-        self._name = f"{name}-whole" if is_whole else name
+        self.name = f"{name}-whole" if is_whole else name
         self.by_step: dict[int, Result] = {}
 
     def load(self, last_step: int) -> None:
         """Reads what was found until a step, and removes what belongs to steps after it: they will be made anew."""
         self.by_step.clear()
-        for path in sorted(self._folder.glob(f"{self._name}-step-*.json")):
+        for path in sorted(self._folder.glob(f"{self.name}-step-*.json")):
             step = int(path.stem.rpartition("-")[2])
             if step > last_step:
-                path.unlink()
+                with contextlib.suppress(OSError):  # of a disk that is read-only: it is written anew, or never read
+                    path.unlink()
             elif (result := _read(path)) is not None:
                 self.by_step[step] = result
 
-    def add(self, step: int, result: Result) -> None:
-        self.by_step[step] = result
-        write_result(self._folder / f"{self._name}-{folder_of_step(Path(), step).name}.json", result)
+    def write(self, step: int) -> None:
+        """Writes down what was found at a step.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        write_result(self._folder / f"{self.name}-{folder_of_step(Path(), step).name}.json", self.by_step[step])
 
 
 def write_result(path: Path, result: Result) -> None:
@@ -75,4 +82,4 @@ def _read(path: Path) -> Result | None:
 def _write_whole(path: Path, content: Any) -> None:
     beside = path.with_name(f".{path.name}")
     beside.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    beside.replace(path)
+    move(beside, path)

@@ -1,5 +1,6 @@
 """What a run is watched by: sensors read now and then, and detectors told of every event."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,7 +16,10 @@ from onecard.observe.detectors import Surroundings, Watch
 from onecard.observe.events import DeviceEvent, Event, FinishedEvent, RecoveredEvent, StepEvent
 from onecard.observe.lines import parse_event
 from onecard.run.control import Control
+from onecard.run.foresight import Foresight
 from onecard.spec import Plan, Recipe
+
+log = logging.getLogger("onecard.run")
 
 # A reading of the host takes 0.07 ms (LOG.md), so even a hundred times that would not be felt.
 _READING_INTERVAL_S = 10.0
@@ -29,6 +33,7 @@ class Observer:
 
     def __init__(self, plan: Plan, recipe: Recipe, record: Path, control: Control) -> None:
         self._plan, self._surroundings, self._record = plan, _look_around(plan, recipe), record
+        self._foresight = Foresight()
         self._watch = self._recall()
         self._control = control
         self._device = plan.device
@@ -63,7 +68,7 @@ class Observer:
                 yield from self._hear(event)
 
     def _recall(self) -> Watch:
-        watch = Watch(self._plan, self._surroundings)
+        watch = Watch(self._plan, self._surroundings, self._foresight)
         watch.recall(_read_events(self._record))
         return watch
 
@@ -94,12 +99,15 @@ def _open_card(device: str) -> CardSensor | None:
 
 
 def _read_events(record: Path) -> Iterator[Event]:
-    """Reads what a run has recorded so far; a line of another version says nothing to detectors."""
+    """Reads what a run has recorded so far; a line of another version, or a damaged one, says nothing to detectors."""
     if not record.exists():
         return
-    with record.open(encoding="utf-8") as lines:
+    num_damaged = 0
+    with record.open(encoding="utf-8", errors="replace", newline="\n") as lines:
         for line in lines:
             try:
                 yield parse_event(line)
             except CheckpointError:
-                continue
+                num_damaged += 1
+    if num_damaged:
+        log.warning("%s: %d lines of it could not be read, and are left as they are", record, num_damaged)

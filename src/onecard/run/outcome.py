@@ -73,7 +73,8 @@ def make_outcome(plan: Plan, target: Target, machine: Machine, steps: Sequence[S
         predicted_peak_bytes=uncorrected_memory(plan, target).peak_bytes,
         measured_peak_bytes=max(peaks),
         predicted_step_s=predicted.step_s,
-        measured_step_s=_typical_s(steps),
+        # What the card teaches is how fast it computes.
+        measured_step_s=_typical_s(steps) * (plan.max_power_share or 1.0),
         seconds=dict(predicted.seconds),
     )
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from onecard.errors import DoesNotFitError
 from onecard.model.shortage import Shortage, attempt
-from onecard.observe.detectors import as_event, make_finding
+from onecard.observe.detectors import as_event, make_finding, phrase
 from onecard.observe.events import Event, FindingEvent, RecoveredEvent
 from onecard.run.clock import Clock
 from onecard.run.on_ranks import refuse_on_one_rank
@@ -25,6 +25,8 @@ from onecard.training.assemble import adopt
 from onecard.training.state import TrainState
 
 Result = TypeVar("Result")
+
+_LEFT_OUT = {"evaluation": "no-evaluation", "samples": "no-samples", "checkpoint": "no-checkpoint"}
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Recovery:
 
     def left_out(self, during: str, shortage: Shortage, step: int | None = None) -> FindingEvent:
         """Tells that something was not done at this step, or at the one that is given."""
-        finding = make_finding("left-out", f"{during}: {shortage.evidence}", "")
+        finding = make_finding("left-out", phrase(_LEFT_OUT[during], error=shortage.evidence), "")
         return as_event(finding, self._state.progress.step if step is None else step, self._elapsed())
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from onecard.observe.detectors import as_event, make_finding
+from onecard.observe.detectors import as_event, make_finding, phrase
 from onecard.observe.events import FindingEvent, StepEvent
 from onecard.run.clock import Clock
 from onecard.run.retreat import Trouble
@@ -46,13 +46,15 @@ class Refusals:
     def last_finding(self, event: StepEvent) -> FindingEvent:
         """Why a run ends after too many."""
         num_retreats = self._state.progress.num_retreats
-        tried = f"; going back {num_retreats} times did not help" if num_retreats else ""
+        tried = f"; {phrase('gone-back', num=num_retreats)}" if num_retreats else ""
         finding = make_finding("non-finite", self._evidence(event) + tried, "", stops_run=True)
         return as_event(finding, event.step, self._elapsed())
 
     def _evidence(self, event: StepEvent) -> str:
-        return f"{self.limit} updates in a row were refused, the last at step {event.step}, {_describe(event)}"
+        refused, last = phrase("refused-in-a-row", num=self.limit), phrase("last-refused", step=event.step)
+        return f"{refused}, {last}, {_describe(event)}"
 
 
 def _describe(event: StepEvent) -> str:
-    return f"loss {event.loss:g}, gradient norm {event.grad_norm:g}"
+    loss, norm = phrase("loss", loss=f"{event.loss:g}"), phrase("gradient-norm", norm=f"{event.grad_norm:g}")
+    return f"{loss}, {norm}"

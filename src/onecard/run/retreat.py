@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from onecard.checkpoint import Checkpoint, folder_of_step, list_checkpoints, read_checkpoint, step_of_folder
 from onecard.errors import CheckpointError, DoesNotFitError
@@ -27,6 +26,7 @@ from onecard.run.feed import Feed
 from onecard.run.folder import RunFolder
 from onecard.run.milestones import Milestones
 from onecard.run.retention import set_aside_after
+from onecard.spec.fallback import settings_in_force
 from onecard.training.assemble import start_again
 from onecard.training.snapshot import restore
 from onecard.training.state import Progress, TrainState
@@ -47,7 +47,6 @@ class Trouble:
     evidence: str
     is_poisoned: bool
     step: int
-    settings: dict[str, Any] = field(default_factory=dict)
     held_bytes: dict[str, int] = field(default_factory=dict)
 
 
@@ -91,6 +90,7 @@ class Retreat:
         beginning = folder_of_step(self._folder.checkpoints, 0)
         set_aside_after(checkpoint.folder if checkpoint is not None else beginning)
         self._record.cut(recorded_bytes(checkpoint) if checkpoint is not None else 0)
+        before = self._folder.plan(checkpoint.folder if checkpoint is not None else None)
         self._feed.reopen()
         self._milestones.go_back()
         yield from self._milestones.catch_up(saved_event(self._state, checkpoint))
@@ -101,7 +101,8 @@ class Retreat:
             during=trouble.during,
             evidence=trouble.evidence,
             remedy=remedy,
-            settings=trouble.settings,
+            # Also those whose own event has just been cut off: they stay.
+            settings=settings_in_force(before, self._state.plan),
             held_bytes=trouble.held_bytes,
             returned_from=trouble.step,
             position=progress.position,

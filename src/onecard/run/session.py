@@ -133,7 +133,7 @@ def _with_last_save(events: Iterator[Event], checkpoints: Checkpoints) -> Iterat
         raise
 
 
-def assemble_run(plan: Plan, corpus: TrainingData, checkpoint: Path | None) -> TrainState:
+def assemble_run(plan: Plan, corpus: TrainingData | None, checkpoint: Path | None) -> TrainState:
     """Builds the state of a run, its device set up for it; a base that is gone comes from the checkpoint."""
     _set_up_device(plan)
     base = plan.model.base

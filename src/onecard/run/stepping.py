@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from onecard.errors import InputError
@@ -54,3 +55,15 @@ def seed_step(seed: int, step: int) -> None:
 def _seed_of(seed: int, step: int, micro_batch: int = 0) -> int:
     # The odd number keeps micro-batches apart from steps: 2**64 divided by the golden ratio.
     return (seed * 1_000_003 + step + micro_batch * 0x9E37_79B9_7F4A_7C15) & 0x7FFF_FFFF_FFFF_FFFF
+
+
+def to_host(stats: StepStats) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Starts one copy of all statistics; the event tells when it has arrived."""
+    values = torch.stack([stats.loss, stats.gradient_norm, stats.num_targets.float(), stats.is_finite.float()])
+    if values.device.type == "cpu":
+        return values, None
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return host, copied

@@ -127,7 +127,9 @@ def verify_run(
 def _find_start(run: RunFolder, last: int, num_steps: int) -> Path:
     found = [path for path in list_checkpoints(run.checkpoints) if step_of_folder(path) < last]
     if not found:
-        raise InputError(f"{run.root} has no checkpoint with recorded steps after it, so there is nothing to repeat")
+        raise InputError(
+            f"{run.root} has no checkpoint with recorded steps after it, so there is nothing to repeat: let it train on"
+        )
     enough = [path for path in found if step_of_folder(path) + num_steps <= last]
     return (enough or found)[-1]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from onecard.hardware import probe_machine
 from onecard.report.record import VERSIONS, read_versions
+from onecard.spec.moving import move
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes")
 
@@ -37,7 +38,7 @@ def record_versions(root: Path, step: int) -> None:
         rows.append({"step": step, "versions": find_versions()})
     beside = path.with_name(f".{path.name}")
     beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    beside.replace(path)
+    move(beside, path)
 
 
 @cache

@@ -1,6 +1,6 @@
 """What frequent checkpoints do to a solid-state drive."""
 
-from onecard.observe.detectors import make_finding
+from onecard.observe.detectors import make_finding, phrase
 from onecard.spec import Finding
 from onecard.units import GIB, format_bytes
 
@@ -21,7 +21,7 @@ def find_wear(num_bytes: int, seconds: float) -> Finding | None:
     days = _RATED_BYTES / per_hour / 24
     return make_finding(
         "drive-wear",
-        f"{format_bytes(per_hour)} an hour",
+        phrase("an-hour", size=format_bytes(per_hour)),
         "",
-        effect=f"a drive rated for {_RATED_BYTES / 1e12:.0f} TB is worn after {days:.0f} days of it",
+        effect=phrase("worn-after", size=f"{_RATED_BYTES / 1e12:.0f} TB", days=f"{days:.0f}"),
     )

@@ -7,6 +7,7 @@ from onecard.spec.plan import Plan
 
 # Tokens whose logits exist at once, where nothing else is left to be made smaller.
 _SMALLEST_CHUNK = 64
+_CHANGEABLE = ("micro_batch_size", "gradient_checkpointing", "loss_chunk_size", "eval_batch_size", "eval_batches")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ def find_smaller_evaluation(plan: Plan) -> Fallback | None:
     num_rows = plan.eval_batches * plan.eval_batch_size
     size = next(size for size in range(plan.eval_batch_size // 2, 0, -1) if num_rows % size == 0)
     return _change(plan, eval_batch_size=size, eval_batches=num_rows // size)
+
+
+def settings_in_force(before: Plan, now: Plan) -> dict[str, Any]:
+    """What fallbacks have changed from one plan to another."""
+    return {name: getattr(now, name) for name in _CHANGEABLE if getattr(now, name) != getattr(before, name)}
 
 
 def _change(plan: Plan, **settings: Any) -> Fallback:

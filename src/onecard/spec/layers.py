@@ -108,7 +108,8 @@ class LayerReader:
         for name, value in self._without_lora(settings).items():
             spelling = find_spelling(str(name))
             if spelling is None:
-                self._problem(f"{name} is not a setting{advise(str(name))}")
+                known = advise(str(name)) or "; `onecard recipes --keys` lists them all"
+                self._problem(f"{'null' if name is None else name} is not a setting{known}")
             elif spelling.key in forbidden:
                 self._problem(f"{name} cannot be set in such a section")
             elif spelling.key in ("sizes", "on_device"):
@@ -278,6 +279,8 @@ def _sentence(key: str, name: str, value: Any, error: Any) -> str:
             return f"{name} is {show(value)}, but takes at most {int(most):,}"
         return f"{name} is {show(value)}, but takes {accepts(key).text}"
     place = name + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner)
+    if error["type"] == "string_too_short":
+        return f"{place.removesuffix('.path')} is empty: give a file, a folder, a glob or a name"
     if error["type"] == "missing":
         return f"{place.removesuffix('.path')} has no path: give a file, a folder, a glob or a name"
     if error["type"] == "extra_forbidden":

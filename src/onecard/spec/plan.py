@@ -3,7 +3,7 @@
 import math
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from onecard.spec.forecast import Alternative, Forecast
 from onecard.spec.recipe import OptimizerName, Share, Size
@@ -219,6 +219,8 @@ class Plan(_Frozen):
     # Whether dropout is drawn for each micro-batch anew, so that it does not show which rank has it.
     seeds_micro_batches: bool = False
     num_threads: int | None = None
+    # Of the time that training takes it computes so much at most, and rests for the rest of it.
+    max_power_share: float | None = None
     memory_limit_bytes: int | None = None
     forecast: Forecast | None = None
     alternatives: tuple[Alternative, ...] = ()
@@ -262,3 +264,13 @@ class Plan(_Frozen):
     @property
     def num_micro_batches(self) -> int:
         return -(-self.rows_per_step // self.micro_batch_size)
+
+
+def explain_refusal(error: Exception) -> str:
+    """Says in one line why a file is no plan: the first of its fields that is wrong, and how many are."""
+    if not isinstance(error, ValidationError):
+        return str(error).splitlines()[0]
+    first, *others = error.errors()
+    place = ".".join(map(str, first["loc"]))
+    more = f", and {len(others)} more" if others else ""
+    return (f"{place}: " if place else "") + first["msg"].rstrip(".") + more

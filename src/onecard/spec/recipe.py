@@ -31,7 +31,7 @@ class DatasetSource(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str
+    path: Annotated[str, Field(min_length=1)]  # an empty one would be the folder one stands in
     weight: Annotated[float, Field(gt=0, le=10**6)] = 1.0
     text_column: str = "text"
     split: str = "train"
@@ -66,7 +66,9 @@ def _as_modules(value: Any) -> Any:
 
 def _as_tasks(value: Any) -> Any:
     """Accepts one name, several in one text, a list, or none."""
-    names = (value,) if isinstance(value, str) else tuple(_as_list(value))
+    names = _as_list(value)
+    if not isinstance(names, list | tuple):
+        return value
     # A flag arrives as one text, which may hold several names.
     parts = [part for name in names for part in (name.split(",") if isinstance(name, str) else [name])]
     found = tuple(part.strip() if isinstance(part, str) else part for part in parts if part)
@@ -74,8 +76,8 @@ def _as_tasks(value: Any) -> Any:
 
 
 def _as_report_targets(value: Any) -> Any:
-    targets = tuple(_as_list(value))
-    return () if targets == ("none",) else targets
+    targets = _as_list(value)
+    return () if targets in (["none"], ("none",)) else targets
 
 
 class Recipe(BaseModel):
@@ -217,6 +219,9 @@ class Recipe(BaseModel):
     )
     reserve_gb: Annotated[float, Field(ge=0, le=10_000)] | None = Field(
         None, description="GiB of what the GPU has free that training leaves to the desktop and other programs"
+    )
+    max_power_share: Annotated[float, Field(ge=0.01, le=1)] | None = Field(
+        None, description="most of the time that the device computes; between steps it rests for the desktop and others"
     )
     fit: Literal["given", "auto"] = Field(
         "given", description="given: settings given by hand are binding; auto: they may change so that the run fits"

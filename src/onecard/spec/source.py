@@ -70,18 +70,59 @@ def parse_yaml(text: str, origin: str) -> Mapping[Any, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise RecipeError(origin, [f"{place}{error.problem or error.context}; this is not valid YAML"]) from error
+        problem = str(error.problem or error.context)
+        raise RecipeError(origin, [f"{place}{problem}; this is not valid YAML: {_mend(problem, origin)}"]) from error
     except yaml.YAMLError as error:
-        raise RecipeError(origin, [f"not valid YAML: {' '.join(str(error).split())}"]) from error
+        problem = " ".join(str(error).split())
+        raise RecipeError(origin, [f"not valid YAML: {problem}: {_mend(problem, origin)}"]) from error
     except RecursionError as error:
         raise RecipeError(origin, ["lists or mappings are nested too deeply: write them out flat"]) from error
     except ValueError as error:  # what looks like a number or a date and is none
-        raise RecipeError(origin, [f"holds a value that cannot be read: {str(error).partition(';')[0]}"]) from error
+        problem = str(error).partition(";")[0]
+        raise RecipeError(origin, [f"holds a value that cannot be read: {problem}. Put text in quotes"]) from error
     if settings is None:
         raise RecipeError(origin, ["the file is empty: write settings as `key: value` lines"])
     if not isinstance(settings, dict):
-        raise RecipeError(origin, [f"the file holds a {type(settings).__name__}: write settings as `key: value` lines"])
+        what = "a list" if isinstance(settings, list) else "one value"
+        raise RecipeError(origin, [f"the file holds {what}: write settings as `key: value` lines"])
+    if _count_values(settings, {}) > _MOST_VALUES:
+        raise RecipeError(origin, [f"its aliases stand for more than {_MOST_VALUES:,} values: write out what is meant"])
     return settings
+
+
+def _mend(problem: str, origin: str) -> str:
+    """Says what to change where YAML has the given problem."""
+    if Path(origin).suffix.lower() not in ("", ".json", *_SUFFIXES):
+        return "a recipe is a YAML file; give text or chats with --dataset and a model with --model_name_or_path"
+    return next((remedy for sign, remedy in _REMEDIES.items() if sign in problem), _REMEDIES[""])
+
+
+# By words of PyYAML's problems; the last one fits all others.
+_REMEDIES = {
+    "'\\t'": "indent with spaces, not with tabs",
+    "is given twice": "keep one of them",
+    "another document": "keep one recipe in a file, without a line ---",
+    "end of stream": "close the quote or bracket that was opened above",
+    "alphabetic or numeric": "put text that begins with * in quotes",
+    "alias": "put text that begins with * in quotes",
+    "tag": "put text that begins with ! in quotes; objects of programs are never read",
+    "unacceptable character": "save the file as plain text in UTF-8",
+    "unhashable": "a key is one word",
+    "": "write one `key: value` a line, lists as [a, b], and text with : # [ { in quotes",
+}
+# A recipe has some hundreds; aliases of aliases make billions of a few lines.
+_MOST_VALUES = 100_000
+
+
+def _count_values(value: Any, known: dict[int, int]) -> int:
+    """Counts values with each alias written out; what refers to itself is told by those who read it."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 1  # while its parts are counted
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count_values(part, known) for part in parts)
+    return known[id(value)]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -109,6 +150,8 @@ def _read_text(path: Path) -> str:
 
 def _no_such_recipe(name: str) -> str:
     path, names = Path(name), ", ".join(recipe_names())
+    if not name.strip():
+        return f"the name of the recipe is empty: name a file, or a shipped recipe ({names})"
     if (found := locate(path)) and found.is_dir():
         inner = path / "recipe.yaml"
         hint = f": name {inner}" if inner.is_file() else " without recipe.yaml: name a file, or a shipped recipe"

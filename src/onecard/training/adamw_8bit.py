@@ -90,8 +90,19 @@ class AdamW8bit:
         device = masters[0].device
         self._pieces = list(_cut(masters, torch.zeros(len(masters), device=device).unbind()))
         num_elements = self._pieces[-1].stop
+        self._longest_run = min(_RUN_ELEMENTS, num_elements)
         self._exp_avg = _Moment(num_elements, is_signed=True, device=device, zeros=zeros)
         self._exp_avg_sq = _Moment(num_elements, is_signed=False, device=device, zeros=zeros)
+
+    def claim_scratch(self) -> None:
+        """Takes what an update of the longest run takes, and leaves it in the cache of PyTorch's allocator.
+
+        bitsandbytes' operators make their own results, so no memory can be held for them; where there is no room, it
+        runs out here, before anything is updated.
+        """
+        size, device = self._longest_run, self._exp_avg.values.device
+        kinds = ((size, torch.float32), (size, torch.float32), (size, torch.uint8), (size // _BLOCK, torch.float32))
+        _ = [torch.empty(length, dtype=dtype, device=device) for length, dtype in kinds]
 
     @torch.no_grad()
     def step(self, learning_rate: float, is_finite: Tensor) -> None:

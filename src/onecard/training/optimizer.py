@@ -28,7 +28,8 @@ from onecard.training.paged import PageableZeros
 class Optimizer:
     """Owns the fp32 masters of a model's trainable parameters, their gradients and moments.
 
-    All moments exist from the start, so that an update needs no more memory in the first step than in the last.
+    All moments and the scratch of Muon exist from the start; that of 8-bit moments is claimed before an update, which
+    thus is applied whole or not at all.
     """
 
     def __init__(self, model: PreTrainedModel, plan: OptimizerPlan) -> None:
@@ -122,6 +123,14 @@ class Optimizer:
         """Multiplies all gradients by a 0-d tensor."""
         torch._foreach_mul_(self._gradients(), factor)
 
+    def claim_scratch(self) -> None:
+        """Makes sure of the memory that `step` takes; to be called when all else of a step is freed.
+
+        Where it runs out here, nothing has been updated.
+        """
+        if self._adamw_8bit is not None:
+            self._adamw_8bit.claim_scratch()
+
     @torch.no_grad()
     def step(self, learning_rate: float, is_finite: Tensor) -> None:
         """Updates masters and model; leaves both and all moments untouched where `is_finite` (0-d bool) is false.
@@ -162,7 +171,8 @@ class Optimizer:
 
     def constant_tensors(self) -> list[Tensor]:
         """What lies on the device for the updates and is the same in every run."""
-        return self._adamw_8bit.constants() if self._adamw_8bit is not None else []
+        own = (self._adamw_8bit, self._muon)
+        return [tensor for part in own if part is not None for tensor in part.constants()]
 
     def paged_tensors(self) -> list[Tensor]:
         """State that rests in host memory and comes to the device page by page; on a CPU, what would."""

@@ -80,6 +80,7 @@ def train_step(
         limit = float("inf") if max_grad_norm is None else max_grad_norm
         state.optimizer.scale_gradients((limit / (gradient_norm + 1e-6)).clamp(max=1.0) / state.loss_scale.value)
     stats = StepStats(loss_sum / num_targets.clamp(min=1), gradient_norm, num_targets, is_finite)
+    state.optimizer.claim_scratch()
     state.is_updating = True
     state.optimizer.step(learning_rate, is_finite)
     state.loss_scale.update(is_finite)

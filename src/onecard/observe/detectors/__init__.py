@@ -3,8 +3,22 @@
 events ──► History ──► detectors ──► Watch: found several times in a row, said once ──► FindingEvent
 """
 
-from onecard.observe.detectors.catalogue import as_event, entries, make_finding, sections
-from onecard.observe.detectors.history import History, Surroundings
+from onecard.observe.detectors.catalogue import as_event, entries, in_chinese, make_finding, sections
+from onecard.observe.detectors.history import Foresee, History, Surroundings
+from onecard.observe.detectors.phrases import Phrasebook, phrase
 from onecard.observe.detectors.watch import DETECTORS, Watch
 
-__all__ = ["DETECTORS", "History", "Surroundings", "Watch", "as_event", "entries", "make_finding", "sections"]
+__all__ = [
+    "DETECTORS",
+    "Foresee",
+    "History",
+    "Phrasebook",
+    "Surroundings",
+    "Watch",
+    "as_event",
+    "entries",
+    "in_chinese",
+    "make_finding",
+    "phrase",
+    "sections",
+]

@@ -1,11 +1,13 @@
 """The catalogue of findings: what each says, in English and Chinese, for the console and the pages."""
 
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from onecard.observe.detectors.phrases import phrase, phrasebook
 from onecard.observe.events import FindingEvent
 from onecard.spec import Finding
 
@@ -16,11 +18,12 @@ _FILE = Path(__file__).with_name("catalogue.toml")
 
 @dataclass(frozen=True)
 class Text:
-    """What a finding says in one language."""
+    """What a finding says in one language; `effect` is what to expect of the remedy where no figure is known."""
 
     symptom: str
     cause: str
     remedy: str
+    effect: str
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,13 @@ def sections() -> dict[str, dict[Language, str]]:
     return titles
 
 
-def make_finding(id: str, evidence: str, setting: str, *, effect: str = "", stops_run: bool = False) -> Finding:
+def make_finding(id: str, evidence: str, setting: str, effect: str = "", *, stops_run: bool = False) -> Finding:
     """Makes the finding `id` of the catalogue: its words, the figures that show it, and what to set with what effect.
 
-    Raises `KeyError` for an id that the catalogue lacks.
+    Without an effect that is the one of the catalogue. Raises `KeyError` for an id that the catalogue lacks.
     """
     text = entries()[id].texts["en"]
+    effect = effect or text.effect
     remedy = f"{text.remedy}: {setting}" if setting else text.remedy
     return Finding(
         id=id,
@@ -67,6 +71,24 @@ def make_finding(id: str, evidence: str, setting: str, *, effect: str = "", stop
     )
 
 
+def instead(key: str, value: object, now: object) -> str:
+    """Names a setting and the one it takes the place of."""
+    return phrase("instead", key=key, value=value, now=now)
+
+
+def in_chinese(id: str, evidence: str, remedy: str) -> tuple[str, str]:
+    """Translates what `make_finding` recorded; settings to be typed, and what others said, stay as they are."""
+    english, chinese = (entries()[id].texts[language] for language in ("en", "zh"))
+    rest = remedy.removeprefix(english.remedy)
+    if rest == remedy:
+        return phrasebook().translate(evidence), remedy
+    found = re.fullmatch(r"(?:: (?P<setting>.*?))?(?: \((?P<effect>.*)\))?", rest, re.DOTALL)
+    setting, effect = (found["setting"] or "", found["effect"] or "") if found else (rest, "")
+    effect = chinese.effect if effect == english.effect else phrasebook().translate(effect)
+    told = f"{chinese.remedy}：{phrasebook().translate(setting)}" if setting else chinese.remedy
+    return phrasebook().translate(evidence), f"{told}（{effect}）" if effect else told
+
+
 def as_event(finding: Finding, step: int, elapsed_s: float) -> FindingEvent:
     """Turns a finding of the catalogue into what a run records of it."""
     timed = entries()[finding.id].is_timed
@@ -75,8 +97,8 @@ def as_event(finding: Finding, step: int, elapsed_s: float) -> FindingEvent:
 
 def _entry(id: str, row: dict[str, Any]) -> Entry:
     texts: dict[Language, Text] = {
-        "en": Text(row["symptom"], row["cause"], row["remedy"]),
-        "zh": Text(row["symptom_zh"], row["cause_zh"], row["remedy_zh"]),
+        "en": Text(row["symptom"], row["cause"], row["remedy"], row.get("effect", "")),
+        "zh": Text(row["symptom_zh"], row["cause_zh"], row["remedy_zh"], row.get("effect_zh", "")),
     }
     return Entry(id, row["section"], texts, bool(row.get("timed")), bool(row.get("detector")))
 

@@ -1,7 +1,8 @@
 """Training text learned by heart."""
 
 from onecard.observe.detectors.catalogue import make_finding
-from onecard.observe.detectors.history import History, mean
+from onecard.observe.detectors.history import Evaluation, History, mean
+from onecard.observe.detectors.phrases import phrase
 from onecard.spec import Finding
 
 _NUM_ERRORS = 3
@@ -35,14 +36,27 @@ def find_overfitting(history: History) -> Finding | None:
     epochs = best.tokens_seen / max(1, history.plan.corpus.num_train_tokens)
     where = f"step {best.event.step}" if name is None else name
     late = 1 - best.event.step / last.event.step
+    told = (
+        phrase("training-then", before=f"{best.train_loss:.4f}", now=f"{last.train_loss:.4f}"),
+        phrase("passes-at-best", epochs=f"{history.epochs:.1f}", best=f"{epochs:.1f}"),
+        phrase("best-checkpoint", name=where),
+    )
     return make_finding(
         "overfitting",
-        f"held-out loss {best.event.loss:.4f} at step {best.event.step}, {last.event.loss:.4f} +/- "
-        f"{last.event.standard_error:.4f} at step {last.event.step}; training loss {best.train_loss:.4f} then, "
-        f"{last.train_loss:.4f} now; {history.epochs:.1f} passes over the text, {epochs:.1f} at the best; "
-        f"best checkpoint: {where}",
-        f"early_stopping_patience: 3, or num_train_epochs: {epochs:.2g}",
-        effect=f"ends near {best.event.loss:.4f}, without {late:.0%} of the steps so far",
+        "; ".join((_held_out(best, last), *told)),
+        f"early_stopping_patience: 3, {phrase('or-epochs', epochs=f'{epochs:.2g}')}",
+        effect=phrase("ends-near", loss=f"{best.event.loss:.4f}", share=f"{late:.0%}"),
+    )
+
+
+def _held_out(best: Evaluation, last: Evaluation) -> str:
+    return phrase(
+        "held-out",
+        best=f"{best.event.loss:.4f}",
+        best_step=best.event.step,
+        now=f"{last.event.loss:.4f}",
+        error=f"{last.event.standard_error:.4f}",
+        step=last.event.step,
     )
 
 
@@ -68,10 +82,10 @@ def find_repetition(history: History) -> Finding | None:
         return None
     return make_finding(
         "data-repeated",
-        f"{history.epochs:.1f} passes over {tokens:,} tokens; the last pass lowered the best held-out loss by "
-        f"{gain:.4f}, and it lies {gap:.3f} above the training loss",
+        f"{phrase('passes', epochs=f'{history.epochs:.1f}', tokens=f'{tokens:,}')}; "
+        f"{phrase('last-pass', gain=f'{gain:.4f}', gap=f'{gap:.3f}')}",
         f"num_train_epochs: {before[-1].tokens_seen / tokens:.2g}",
-        effect="the same held-out loss in less time",
+        effect=phrase("in-less-time"),
     )
 
 
@@ -83,10 +97,11 @@ def _find_learned_by_heart(history: History) -> Finding | None:
     before, now = mean(first), mean([step.loss for step in steps])
     if now > _GAP * before:
         return None
+    tokens = history.plan.corpus.num_train_tokens
     return make_finding(
         "data-repeated",
-        f"{history.epochs:.0f} passes over {history.plan.corpus.num_train_tokens:,} tokens; the training loss fell "
-        f"from {before:.3f} to {now:.3f}, and nothing is held out that would say what it is worth",
+        f"{phrase('passes', epochs=f'{history.epochs:.0f}', tokens=f'{tokens:,}')}; "
+        f"{phrase('by-heart', before=f'{before:.3f}', now=f'{now:.3f}')}",
         "eval_fraction: 0.05",
-        effect="the held-out loss then tells how many passes are of use",
+        effect=phrase("tells-passes"),
     )

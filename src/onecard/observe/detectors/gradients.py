@@ -2,6 +2,7 @@
 
 from onecard.observe.detectors.catalogue import make_finding
 from onecard.observe.detectors.history import History, median
+from onecard.observe.detectors.phrases import phrase
 from onecard.spec import Finding
 
 _NUM_STEPS = 100
@@ -23,7 +24,8 @@ def find_vanishing(history: History) -> Finding | None:
     at_first = median(step.grad_norm for step in history.early[:10])
     return make_finding(
         "gradient-vanishing",
-        f"gradient norm {norm:.1g} over the last {len(steps)} steps, {at_first:.2g} in the first; loss {loss:.3f}",
+        f"{phrase('vanished', norm=f'{norm:.1g}', num=len(steps), first=f'{at_first:.2g}')}; "
+        f"{phrase('loss', loss=f'{loss:.3f}')}",
         f"learning_rate: {history.plan.optimizer.learning_rate / 10:.0e}",
     )
 
@@ -38,9 +40,9 @@ def find_clipping(history: History) -> Finding | None:
         return None
     return make_finding(
         "clipping-always",
-        f"{share:.0%} of the last {len(steps)} gradients were clipped, from a median norm of {norm:.3g} to {limit:g}",
+        phrase("clipped", share=f"{share:.0%}", num=len(steps), norm=f"{norm:.3g}", limit=f"{limit:g}"),
         f"max_grad_norm: {2 * norm:.2g}",
-        effect="only gradients of twice the usual norm are clipped; or a lower learning_rate, if the norm has grown",
+        effect=phrase("clipped-then"),
     )
 
 
@@ -52,8 +54,7 @@ def find_collapsing_scale(history: History) -> Finding | None:
         return None
     return make_finding(
         "loss-scale-collapsing",
-        f"{len(refused)} of the last {len(steps)} updates were refused, each halving the scale, the last at step "
-        f"{refused[-1]}",
+        phrase("refused", num=len(refused), all=len(steps), step=refused[-1]),
         "precision: bf16",
-        effect="nothing overflows below 3e38, and no scale is needed",
+        effect=phrase("no-overflow"),
     )

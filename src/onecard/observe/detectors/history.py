@@ -1,7 +1,7 @@
 """What detectors look at: a run's recent events, and what does not change about it."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,13 +15,17 @@ from onecard.observe.events import (
     SavedEvent,
     StepEvent,
 )
-from onecard.spec import Plan
+from onecard.spec import Alternative, Plan
 
 NUM_EARLY = 64
 NUM_RECENT = 512
 BLOCK = 32
 # What costs less than this is not worth a word, and the first seconds of a run say little about its speed.
 LEAST_ELAPSED_S = 30.0
+# Of the card and the host: so many are looked at, and so few say nothing.
+NUM_READINGS, _LEAST_READINGS = 6, 3
+# Below it a desktop does what it always does.
+OTHERS_CPU_SHARE = 0.25
 # Training losses of single steps are noisy: this many are averaged beside a held-out loss.
 _NUM_BESIDE = 50
 # These change no step.
@@ -58,6 +62,16 @@ class Evaluation(NamedTuple):
     tokens_seen: int
 
 
+# The ladder of a plan, a row at a time: the plan in force, what is changed in it, and how much of the run is left in
+# seconds. None where that cannot be told, or takes too long beside what is left.
+Foresee = Callable[[Plan, Mapping[str, Any], float], Alternative | None]
+
+
+def foresee_nothing(plan: Plan, changes: Mapping[str, Any], left_s: float) -> Alternative | None:
+    """Stands for a plan that cannot be asked."""
+    return None
+
+
 @dataclass
 class History:
     """A run until now. `steps` are the last 512 or more, `early` its first 64, `blocks` means over all of it.
@@ -78,6 +92,7 @@ class History:
     evaluating_s: float = 0.0
     sampling_s: float = 0.0
     saving_s: float = 0.0
+    ask_plan: Foresee = foresee_nothing
 
     @classmethod
     def of(cls, plan: Plan, events: Iterable[Event], surroundings: Surroundings | None = None) -> "History":
@@ -116,6 +131,28 @@ class History:
     @property
     def is_on_gpu(self) -> bool:
         return self.plan.device.startswith("cuda")
+
+    @property
+    def may_compute(self) -> float:
+        """Share of the time that the plan lets the device compute."""
+        return self.plan.max_power_share or 1.0
+
+    @property
+    def others_cpu_share(self) -> float:
+        """Share of the CPU that other programs took, as the last readings say; 0 with fewer than three that do."""
+        shares = [
+            reading.cpu_share - reading.own_cpu_share
+            for reading in self.devices[-NUM_READINGS:]
+            if reading.cpu_share is not None and reading.own_cpu_share is not None
+        ]
+        return mean(shares) if len(shares) >= _LEAST_READINGS else 0.0
+
+    def foresee(self, changes: Mapping[str, Any]) -> Alternative | None:
+        """What the plan says of itself with some settings changed, a row of its ladder."""
+        if not self.steps:
+            return None
+        left_s = (self.plan.schedule.num_steps - self.num_steps) * self.elapsed_s / self.num_steps
+        return self.ask_plan(self.plan, changes, left_s)
 
     @property
     def num_steps(self) -> int:

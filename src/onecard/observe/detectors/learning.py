@@ -5,8 +5,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from onecard.observe.detectors.catalogue import make_finding
+from onecard.observe.detectors.catalogue import instead, make_finding
 from onecard.observe.detectors.history import BLOCK, History, mean, median
+from onecard.observe.detectors.phrases import phrase
 from onecard.observe.events import SavedEvent, StepEvent
 from onecard.spec import Finding
 
@@ -41,9 +42,9 @@ def find_masked(history: History) -> Finding | None:
         return None
     return make_finding(
         "everything-masked",
-        f"{targets} of {tokens:.0f} tokens in {num_samples} samples of the last {len(steps)} steps are targets",
-        f"max_seq_length: {2 * history.plan.max_seq_length} instead of {history.plan.max_seq_length}",
-        effect="answers at the end of long chats are kept",
+        phrase("targets", targets=targets, tokens=f"{tokens:.0f}", samples=num_samples, num=len(steps)),
+        instead("max_seq_length", 2 * history.plan.max_seq_length, history.plan.max_seq_length),
+        effect=phrase("long-chats-kept"),
         stops_run=targets == 0,
     )
 
@@ -57,7 +58,7 @@ def find_dead_gradient(history: History) -> Finding | None:
         return None
     return make_finding(
         "nothing-trains",
-        f"the gradient's norm was exactly 0 in the last {len(steps)} steps, at a loss of {steps[-1].loss:.3f}",
+        phrase("norm-zero", num=len(steps), loss=f"{steps[-1].loss:.3f}"),
         _other_weights(history),
         stops_run=True,
     )
@@ -72,17 +73,28 @@ def find_flat_loss(history: History) -> Finding | None:
     num_steps = history.num_steps - plan.schedule.num_warmup_steps
     if len(first) < _NUM_FIRST or len(last) < _NUM_LAST or num_steps < least:
         return None
-    before, now = mean(first), mean(last)
-    noise = math.sqrt(statistics.pvariance(first) / len(first) + statistics.pvariance(last) / len(last))
+    before, now, spread = mean(first), mean(last), statistics.pvariance(last)
+    noise = math.sqrt(statistics.pvariance(first) / len(first) + spread / len(last))
+    began = ""
+    if not is_trained and first[0] < before:
+        # A rate far too high throws fresh weights off at once: coming back from there is no fall.
+        before, noise = first[0], math.sqrt(spread + spread / len(last))
+        began = f"; {phrase('began', began=f'{before:.4f}')}"
     # A model that has been trained before may have little to learn: only what does not fall at all counts.
     if before - now > (noise if is_trained else max(noise, _FALL * before)) or now < _LEAST_LOSS:
         return None
     norms = median(step.grad_norm for step in history.applied(_NUM_LAST))
     rates = _rates(history)
-    evidence = (
-        f"mean loss {before:.4f} in the first {len(first)} steps, {now:.4f} in the last {len(last)} of "
-        f"{history.num_steps}; {', '.join(f'{key} {rate:.2g}' for key, rate, _ in rates)}, gradient norm {norms:.2g}"
+    flat = phrase(
+        "flat",
+        before=f"{mean(first):.4f}",
+        num=len(first),
+        now=f"{now:.4f}",
+        last=len(last),
+        all=history.num_steps,
     )
+    told = [*(f"{key} {rate:.2g}" for key, rate, _ in rates), phrase("gradient-norm", norm=f"{norms:.2g}")]
+    evidence = f"{flat}{began}; {', '.join(told)}"
     # Muon moves the matrices and Adam the rest: only where both are slow nothing moves.
     if all(rate <= usual / _FAR for _, rate, usual in rates):
         return make_finding("rate-too-low", evidence, _name_rates((key, usual) for key, _, usual in rates))
@@ -108,11 +120,12 @@ def find_divergence(history: History) -> Finding | None:
     is_above_guessing = min(losses) > (guessing if has_fallen else max(guessing, began)) + 0.1 * guessing
     if not (is_above_begin or is_above_guessing):
         return None
-    rate = history.plan.optimizer.learning_rate
+    rate, norm = history.plan.optimizer.learning_rate, median(step.grad_norm for step in steps)
     return make_finding(
         "divergence",
-        f"mean loss {mean(losses):.3g} over the last {len(losses)} steps; it began at {began:.3g}, and guessing gives "
-        f"{guessing:.3g}; learning_rate {rate:.2g}, gradient norm {median(step.grad_norm for step in steps):.2g}",
+        f"{phrase('mean-loss', loss=f'{mean(losses):.3g}', num=len(losses))}; "
+        f"{phrase('began-guessing', began=f'{began:.3g}', guessing=f'{guessing:.3g}')}; "
+        f"learning_rate {rate:.2g}, {phrase('gradient-norm', norm=f'{norm:.2g}')}",
         _lower_rates(history),
         stops_run=True,
     )
@@ -135,8 +148,8 @@ def find_rise(history: History) -> Finding | None:
     settings = [f"model_name_or_path: RUN/checkpoints/{saved[-1].checkpoint}"] if saved else []
     return make_finding(
         "loss-rising",
-        f"mean loss {best:.3f} before step {where}, {now:.3f} in the last {_NUM_BLOCKS * BLOCK}; it began at "
-        f"{began:.3f}",
+        f"{phrase('risen', best=f'{best:.3f}', where=where, now=f'{now:.3f}', num=_NUM_BLOCKS * BLOCK)}; "
+        f"{phrase('began', began=f'{began:.3f}')}",
         ", ".join([*settings, _lower_rates(history)]),
     )
 
@@ -167,8 +180,8 @@ def find_spike(history: History) -> Finding | None:
     wanted = min(limit, norm) if limit is not None else norm
     return make_finding(
         "loss-spike",
-        f"loss {highest.loss:.3f} and gradient norm {highest.grad_norm:.2g} at step {highest.step}; usual around it "
-        f"are {level:.3f} and {norm:.2g}",
+        f"{phrase('spike', loss=f'{highest.loss:.3f}', norm=f'{highest.grad_norm:.2g}', step=highest.step)}; "
+        f"{phrase('usual-around', level=f'{level:.3f}', norm=f'{norm:.2g}')}",
         f"max_grad_norm: {wanted:.1g}",
     )
 

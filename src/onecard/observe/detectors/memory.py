@@ -2,9 +2,10 @@
 
 from itertools import pairwise
 
-from onecard.observe.detectors.batch import micro_batch_setting
+from onecard.observe.detectors.batch import smaller_batch
 from onecard.observe.detectors.catalogue import make_finding
 from onecard.observe.detectors.history import BLOCK, History
+from onecard.observe.detectors.phrases import phrase
 from onecard.spec import Finding
 from onecard.units import MIB, format_bytes, format_seconds
 
@@ -24,17 +25,13 @@ def find_card_growth(history: History) -> Finding | None:
         return None
     rise, num_steps = parts[-1] - parts[0], _NUM_PARTS * _BLOCKS_OF_A_PART * BLOCK
     forecast = history.plan.forecast
-    until = ""
+    told = [
+        phrase("grown-over-steps", before=format_bytes(parts[0]), after=format_bytes(parts[-1]), num=num_steps),
+    ]
     if forecast is not None and (left := forecast.memory.limit_bytes - parts[-1]) > 0:
-        until = (
-            f"; at this pace {format_bytes(forecast.memory.limit_bytes)} are full in {left * num_steps // rise} steps"
-        )
-    size = history.plan.micro_batch_size
-    return make_finding(
-        "card-memory-grows",
-        f"from {format_bytes(parts[0])} to {format_bytes(parts[-1])} in the last {num_steps} steps{until}",
-        micro_batch_setting(history.plan, size // 2) if size > 1 else "",
-    )
+        limit = format_bytes(forecast.memory.limit_bytes)
+        told.append(phrase("card-full-in", limit=limit, num=left * num_steps // rise))
+    return make_finding("card-memory-grows", "; ".join(told), *smaller_batch(history))
 
 
 def find_host_growth(history: History) -> Finding | None:
@@ -44,15 +41,19 @@ def find_host_growth(history: History) -> Finding | None:
     if len(parts) < _NUM_PARTS + 1 or not _rises([taken for _, taken in parts]):
         return None
     (begun_s, first), (now_s, last) = parts[0], parts[-1]
-    free, until = history.devices[-1].free_ram_bytes, ""
+    free = history.devices[-1].free_ram_bytes
+    told = [
+        phrase(
+            "grown-over-time",
+            before=format_bytes(first),
+            after=format_bytes(last),
+            time=format_seconds(now_s - begun_s),
+        )
+    ]
     if free is not None and now_s > begun_s:
         left_s = free * (now_s - begun_s) / (last - first)
-        until = f"; at this pace the machine's memory is full in {format_seconds(left_s)}"
-    return make_finding(
-        "host-memory-grows",
-        f"from {format_bytes(first)} to {format_bytes(last)} in {format_seconds(now_s - begun_s)}{until}",
-        "",
-    )
+        told.append(phrase("host-full-in", time=format_seconds(left_s)))
+    return make_finding("host-memory-grows", "; ".join(told), "")
 
 
 def _rises(parts: list[int]) -> bool:

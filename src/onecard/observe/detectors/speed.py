@@ -2,8 +2,9 @@
 
 import math
 
-from onecard.observe.detectors.catalogue import make_finding
-from onecard.observe.detectors.history import History, mean, median
+from onecard.observe.detectors.catalogue import instead, make_finding
+from onecard.observe.detectors.history import OTHERS_CPU_SHARE, History, mean, median
+from onecard.observe.detectors.phrases import phrase
 from onecard.spec import Finding
 from onecard.units import format_seconds
 
@@ -21,12 +22,12 @@ def find_unused_gpu(history: History) -> Finding | None:
     here = history.surroundings
     if history.is_on_gpu or not here.gpus or here.is_device_asked or not history.steps:
         return None
-    build = f"is built for CUDA {here.torch_cuda}" if here.torch_cuda else "is built without CUDA"
+    build = phrase("built-for-cuda", version=here.torch_cuda) if here.torch_cuda else phrase("built-without-cuda")
     return make_finding(
         "gpu-unused",
-        f"the run is on the CPU; this machine has {' and '.join(here.gpus)}; the installed PyTorch {build}",
-        "device: cuda, with a PyTorch that sees the card",
-        effect="`onecard plan --card` foretells the time on it",
+        f"{phrase('on-the-cpu')}; {phrase('has-cards', names=' and '.join(here.gpus))}; {build}",
+        f"device: cuda, {phrase('seeing-pytorch')}",
+        effect=phrase("plan-for-card"),
     )
 
 
@@ -34,6 +35,8 @@ def find_starvation(history: History) -> Finding | None:
     steps = history.steps[-_WINDOW:]
     if not history.is_long_enough():
         return None
+    if not history.is_on_gpu and history.others_cpu_share >= OTHERS_CPU_SHARE:
+        return None  # whoever prepares batches waits for a core as all else does
     # One hiccup, of a network disk or a laptop that slept, may be longer than all other steps together.
     kept = sorted(steps, key=lambda step: step.wait_s)[:-1]
     step_s = sum(step.step_s for step in kept)
@@ -43,21 +46,21 @@ def find_starvation(history: History) -> Finding | None:
     each_s, number = step_s / len(kept), history.plan.dataloader_num_workers
     wanted = min(max(2, 2 * number), max(2, history.surroundings.num_cores))
     if wanted > number:
-        setting = f"dataloader_num_workers: {wanted} instead of {number}"
+        setting = instead("dataloader_num_workers", wanted, number)
     else:
         ahead = history.plan.dataloader_prefetch_factor
-        setting = f"dataloader_prefetch_factor: {4 * ahead} instead of {ahead}, and a faster disk"
+        setting = f"{instead('dataloader_prefetch_factor', 4 * ahead, ahead)}, {phrase('faster-disk')}"
     return make_finding(
         "starved-by-data",
-        f"{share:.0%} of the last {len(steps)} steps was waiting: {each_s * share:.3g} of {each_s:.3g} s a step",
+        phrase("waiting", share=f"{share:.0%}", num=len(steps), waited=f"{each_s * share:.3g}", each=f"{each_s:.3g}"),
         setting,
-        effect=f"without waiting a step takes {each_s * (1 - share):.3g} s",
+        effect=phrase("without-waiting", seconds=f"{each_s * (1 - share):.3g}"),
     )
 
 
 def _is_idle(history: History) -> bool:
     shares = [reading.gpu_share for reading in history.devices[-6:] if reading.gpu_share is not None]
-    return len(shares) >= 2 and mean(shares) < _BUSY_SHARE
+    return len(shares) >= 2 and mean(shares) < _BUSY_SHARE * history.may_compute
 
 
 def find_frequent_saving(history: History) -> Finding | None:
@@ -68,10 +71,15 @@ def find_frequent_saving(history: History) -> Finding | None:
         return None
     return make_finding(
         "saving-too-often",
-        f"{len(history.saves)} checkpoints in {format_seconds(history.elapsed_s)} took {share:.0%} of the time, "
-        f"{history.saving_s / len(history.saves):.2g} s each",
+        phrase(
+            "saving",
+            num=len(history.saves),
+            time=format_seconds(history.elapsed_s),
+            share=f"{share:.0%}",
+            each=f"{history.saving_s / len(history.saves):.2g}",
+        ),
         _rarer_saving(history),
-        effect=f"saving then takes about {_AIMED_SAVING_SHARE:.0%} of the time",
+        effect=phrase("saving-then", share=f"{_AIMED_SAVING_SHARE:.0%}"),
     )
 
 
@@ -87,7 +95,7 @@ def _rarer_saving(history: History) -> str:
     }
     reason = max(intervals, key=lambda reason: sum(save.reason == reason for save in history.saves))
     key, number, now = intervals[reason]
-    return f"{key}: {max(number, int(now) + 1)} instead of {now:g}"
+    return instead(key, max(number, int(now) + 1), f"{now:g}")
 
 
 def find_frequent_evaluation(history: History) -> Finding | None:
@@ -105,15 +113,18 @@ def find_frequent_evaluation(history: History) -> Finding | None:
         ("sample_steps", plan.sample_steps, history.sampling_s),
     )
     least_s = 0.5 * _AIMED_EVALUATING_SHARE * history.elapsed_s
-    settings = [
-        f"{key}: {math.ceil(now * factor)} instead of {now}" for key, now, seconds in parts if now and seconds > least_s
-    ]
+    settings = [instead(key, math.ceil(now * factor), now) for key, now, seconds in parts if now and seconds > least_s]
     return make_finding(
         "evaluating-too-often",
-        f"{len(history.evaluations)} evaluations and {history.num_samplings} times samples in "
-        f"{format_seconds(history.elapsed_s)} took {share:.0%} of the time",
+        phrase(
+            "evaluating",
+            num=len(history.evaluations),
+            samples=history.num_samplings,
+            time=format_seconds(history.elapsed_s),
+            share=f"{share:.0%}",
+        ),
         ", ".join(settings),
-        effect=f"this then takes about {_AIMED_EVALUATING_SHARE:.0%} of the time",
+        effect=phrase("evaluating-then", share=f"{_AIMED_EVALUATING_SHARE:.0%}"),
     )
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from onecard.observe.detectors import device, generalization, gradients, learning, memory, speed
 from onecard.observe.detectors.catalogue import as_event
-from onecard.observe.detectors.history import History, Surroundings
+from onecard.observe.detectors.history import Foresee, History, Surroundings, foresee_nothing
 from onecard.observe.events import Event, FindingEvent, FinishedEvent, StepEvent
 from onecard.spec import Finding, Plan
 
@@ -68,8 +68,10 @@ class Watch:
     place in the record of a resumed run.
     """
 
-    def __init__(self, plan: Plan, surroundings: Surroundings | None = None) -> None:
-        self.history = History(plan, surroundings or Surroundings())
+    def __init__(
+        self, plan: Plan, surroundings: Surroundings | None = None, ask_plan: Foresee = foresee_nothing
+    ) -> None:
+        self.history = History(plan, surroundings or Surroundings(), ask_plan=ask_plan)
         self._standings = [_Standing() for _ in DETECTORS]
         self._told: set[str] = set()
         share = plan.schedule.num_steps // _NUM_CHECKS

@@ -1,0 +1,1 @@
+"""Short trainings that answer a question: how fast this machine is, and which learning rate to take."""
