@@ -96,6 +96,7 @@ class Checkpoints:
         if reason not in _LAST and self._begin(order, documents):
             return
         yield from self._save_now(order, documents)
+        self._whole = None
 
     def settle(self, *, waits: bool = True) -> Iterator[Event]:
         """Tells of the checkpoint in hand when it is written, waiting for it if asked to."""

@@ -36,7 +36,6 @@ def check_shardable(plan: Plan) -> None:
     wrong = {
         f"optim {plan.optimizer.name}: its state is in blocks; use adamw or muon": plan.optimizer.is_8bit,
         f"method {plan.adapt.method if plan.adapt else ''}: adapters are small; use strategy ddp": plan.adapt,
-        "torch_compile true: set it to false": plan.torch_compile,
         "eval_tasks: score the checkpoints afterwards with `onecard evaluate`": plan.eval_tasks,
     }
     if problems := [text for text, is_wrong in wrong.items() if is_wrong]:
@@ -100,7 +99,10 @@ class Shards:
         inside = _Inside(state)
         # Layers take what they are given as they would on one process.
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for layer in [module for module in state.model.modules() if isinstance(module, GradientCheckpointingLayer)]:
+        layers = [module for module in state.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if state.decoder.is_compiled:
+            state.decoder.compile_each(layers)
+        for layer in layers:
             fully_shard(layer, mesh=self._mesh, mp_policy=policy)
         fully_shard(inside, mesh=self._mesh, mp_policy=policy)
         assert isinstance(inside, FSDPModule)
