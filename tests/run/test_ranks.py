@@ -93,7 +93,9 @@ def test_a_run_goes_on_with_the_same_or_another_number_of_processes(runner: Any,
         shutil.copytree(runner.folder / f"{name}-torn", runner.folder / f"{name}-same")
         runner.kill(f"{name}-torn", after_events=10)  # on this process alone, after step 15 was saved
         assert "step-000015" in runner.outcome(f"{name}-torn").checkpoints
-    codes, errors = do_on_two([{"root": runner.folder / f"{name}-{how}"} for name in recipes for how in ("torn", "same")])
+    codes, errors = do_on_two(
+        [{"root": runner.folder / f"{name}-{how}"} for name in recipes for how in ("torn", "same")]
+    )
     assert codes == [0, 0], errors
     for name in recipes:
         assert_same(runner.outcome(f"{name}-torn"), runner.outcome(f"{name}-whole"))

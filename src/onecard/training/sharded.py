@@ -4,8 +4,8 @@
     a layer's passes   gathered ─► used ─► let go; its gradient is summed and cut while the next layer works
     update             each rank its own part, by the norm of all
 
-The parts are the fp32 masters; in 16 bits, what is gathered is rounded on the way, and gradients are summed in fp32. The
-optimizer works on the parts as plain tensors: AdamW looks at one value at a time, and Muon gathers matrix by matrix.
+The parts are the fp32 masters; in 16 bits, what is gathered is rounded on the way, and gradients are summed in fp32.
+The optimizer works on the parts as plain tensors: AdamW looks at one value at a time, and Muon gathers its matrices.
 """
 
 from collections.abc import Callable
