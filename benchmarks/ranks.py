@@ -33,7 +33,7 @@ _COMMON: dict[str, Any] = {
     "precision": "fp32",
     "torch_compile": False,
     "optim": "adamw",
-    "total_batch_size": 16,
+    "total_batch_size": 8,
     "per_device_train_batch_size": 2,
     "eval_steps": 0,
     "save_steps": 0,
@@ -43,10 +43,10 @@ _COMMON: dict[str, Any] = {
 
 def make_cases(folder: Path, num_steps: int) -> dict[str, dict[str, Any]]:
     """The recipes, by name; they hold for any number of processes."""
-    text = _COMMON | {"max_steps": num_steps, "dataset": "python-stdlib", "tokenizer": "bytes", "max_seq_length": 128}
+    text = _COMMON | {"max_steps": num_steps, "dataset": "python-stdlib", "tokenizer": "bytes", "max_seq_length": 64}
     text |= _SIZES | {"model_config": {"model_type": "llama", "intermediate_size": 256}}
     chats = _COMMON | {"max_steps": num_steps, "task": "sft", "dataset": str(_write_chats(folder))}
-    chats |= {"model_name_or_path": str(_write_base(folder)), "max_seq_length": 192, "eval_fraction": 0.05}
+    chats |= {"model_name_or_path": str(_write_base(folder)), "max_seq_length": 128, "eval_fraction": 0.05}
     return {
         "text, full": text,
         "text, full, Muon": text | {"optim": "muon"},
