@@ -14,7 +14,7 @@ LEVELS = (
     {"errors", "units"},
     {"spec"},
     {"hardware", "observe", "report"},
-    {"data", "model"},
+    {"data", "model", "distributed"},
     {"checkpoint"},
     {"training", "evaluation"},
     {"planner"},

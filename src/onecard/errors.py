@@ -8,7 +8,8 @@
     │   └── RunBusyError      another process holds the run folder
     ├── DoesNotFitError       no setting fits the card           exit 3
     ├── DivergedError         training cannot go on              exit 4
-    └── DeviceLostError       the GPU is gone for this process   exit 5
+    ├── DeviceLostError       the GPU is gone for this process   exit 5
+    └── RankLostError         another process of the run is gone exit 6
 
 A message says what was given, why it cannot work and what to change. Exit 130 (interrupted, resumable) is no error.
 """
@@ -79,3 +80,9 @@ class DeviceLostError(OnecardError):
     """This process can use its GPU no more; a new one can go on from the last checkpoint."""
 
     exit_code = 5
+
+
+class RankLostError(OnecardError):
+    """Another process of the run does not answer any more; new ones can go on from the last checkpoint."""
+
+    exit_code = 6

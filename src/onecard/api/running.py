@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onecard.api.here import (
     OnProgress,
@@ -12,6 +12,7 @@ from onecard.api.here import (
     make_cublas_deterministic,
     probe_here,
 )
+from onecard.distributed.place import find_place, is_follower
 from onecard.errors import InputError
 from onecard.spec import Plan, Recipe
 from onecard.spec.paths import expand
@@ -43,8 +44,26 @@ def train(
         InputError, DoesNotFitError: as `plan`, by the same forecast; nothing is overwritten.
         DivergedError: update after update had to be refused, or a finding stopped the run, whose record is whole.
     """
+    from onecard.distributed.meeting import meeting
+
+    asked = {**recipe.model_dump(mode="json"), "resume": str(resume)}
+    if is_follower():
+        return _follow(asked, on_progress)
+    with meeting().led(asked):
+        return _train(recipe, output_dir, resume, on_event, on_plan, on_progress)
+
+
+def _train(
+    recipe: Recipe,
+    output_dir: str | Path | None,
+    resume: str | Path | None,
+    on_event: OnEvent | None,
+    on_plan: OnPlan | None,
+    on_progress: OnProgress | None,
+) -> Path:
     from onecard.observe.sinks import check_targets
     from onecard.planner import check_recipe, loaded_bytes
+    from onecard.planner.ranks import plan_for_ranks
     from onecard.run.folder import RunFolder, free_folder
     from onecard.run.inputs import fetch_base, plan_inputs, prepare_inputs, settle_base, settle_length
     from onecard.run.outcome import compare
@@ -65,6 +84,7 @@ def train(
     base = fetch_base(recipe, weights=True, progress=on_progress)
     corpus = prepare_inputs(recipe, base, on_progress)
     decided = with_facts(plan_inputs(recipe, machine, corpus, process_bytes), tasks)
+    decided = plan_for_ranks(decided, recipe, find_place().num_ranks)
     root = expand(given) if given else free_folder(Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = RunFolder.create(root, recipe, decided, corpus.audit)
     with folder.lock(), folder.discarded_unless_begun():
@@ -105,12 +125,25 @@ def resume(
         InputError: no such run, damaged checkpoints, changes that are not accepted, or a folder in use.
         DivergedError: as `train`; a run that a finding has stopped ends there again.
     """
+    from onecard.distributed.meeting import meeting
     from onecard.run.changes import check_names
     from onecard.run.find import find_run
 
-    accepted = check_names(accept)
-    folder, checkpoint = find_run(run)
-    return _continue(folder, checkpoint, on_event, on_plan, on_progress, accepted)
+    asked = {"resume": str(run)}
+    if is_follower():
+        return _follow(asked, on_progress)
+    with meeting().led(asked):
+        accepted = check_names(accept)
+        folder, checkpoint = find_run(run)
+        return _continue(folder, checkpoint, on_event, on_plan, on_progress, accepted)
+
+
+def _follow(asked: dict[str, Any], on_progress: OnProgress | None) -> Path:
+    """Trains as the leading process says, which has read the recipe or the run."""
+    from onecard.run.following import follow
+
+    keep_memory_for_steps()
+    return follow(asked, on_progress)
 
 
 def verify(run: str | Path, num_steps: int = 10, *, on_progress: OnProgress | None = None) -> "Verification":
@@ -149,6 +182,7 @@ def _continue(
     on_progress: OnProgress | None,
     accepted: frozenset[str] = frozenset(),
 ) -> Path:
+    from onecard.planner.ranks import recut
     from onecard.run.changes import check_circumstances, settle_corpus
     from onecard.run.inputs import fetch_base_again, prepare_inputs
     from onecard.run.reporting import reported
@@ -165,6 +199,9 @@ def _continue(
         base = fetch_base_again(recipe, decided, checkpoint, on_progress)
         corpus = prepare_inputs(recipe, base, on_progress)
         corpus, decided = settle_corpus(recipe, decided, corpus, checkpoint, accepted)
+        num_ranks = find_place().num_ranks
+        if recipe.per_device_train_batch_size == "auto" or decided.num_micro_batches < num_ranks:
+            decided = recut(decided, num_ranks)
         if on_plan is not None:
             on_plan(decided, folder.root)
         with reported(folder):

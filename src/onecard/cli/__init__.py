@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+from onecard.distributed.launch import launch, take_num_processes
+from onecard.distributed.place import ALONE, find_place, is_to_be_said
 from onecard.errors import InputError, OnecardError
 from onecard.run.disk_loss import is_disk_lost
 from onecard.run.supervisor import is_supervised, supervise
@@ -21,18 +23,20 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     A command line that trains is run in a process of its own, which is started again where it dies.
     """
-    if argv is None and is_supervised(sys.argv[1:]) and (code := supervise(sys.argv[1:])) is not None:
+    if argv is None and (code := _run_elsewhere(sys.argv[1:])) is not None:
         sys.exit(code)
     sys.stdout, sys.stderr = _prepared(sys.stdout), _prepared(sys.stderr)
     try:
         try:
             from onecard.cli.app import app  # here, for a supervisor needs none of it
 
-            app(args=None if argv is None else list(argv), prog_name="onecard")
+            words, _ = take_num_processes(sys.argv[1:] if argv is None else argv)
+            app(args=words, prog_name="onecard")
         finally:
             sys.stdout.flush()  # here, where an error can still be told
     except OnecardError as error:
-        _print_error(str(error))
+        if is_to_be_said(str(error)):
+            _print_error(str(error))
         sys.exit(error.exit_code)
     except BrokenPipeError:  # a reader who has seen enough
         sys.stdout = _nowhere()
@@ -47,6 +51,20 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         )
         raise
     sys.exit(0)
+
+
+def _run_elsewhere(words: Sequence[str]) -> int | None:
+    """Runs a command that trains in a process of its own, or in several; None where it is for this one."""
+    try:
+        words, num_processes = take_num_processes(words)
+        if num_processes > 1 and find_place() != ALONE:
+            raise InputError("torchrun has started this process as one of several: leave out --num_processes")
+    except InputError as error:
+        _print_error(str(error))
+        return error.exit_code
+    if is_supervised(words) and (code := supervise(words, num_processes)) is not None:
+        return code
+    return launch(words, num_processes) if num_processes > 1 else None
 
 
 def _prepared(stream: TextIO | None) -> TextIO:

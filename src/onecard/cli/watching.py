@@ -17,6 +17,7 @@ from onecard.cli.outcome_text import outcome_rows
 from onecard.cli.plan_text import summary_rows
 from onecard.cli.preparation import PreparationProgress
 from onecard.cli.rows import print_rows, width_of
+from onecard.distributed.place import is_follower
 from onecard.errors import EXIT_INTERRUPTED, DivergedError
 from onecard.run.disk_loss import LOST_DISK, is_disk_lost
 from onecard.run.lifeline import Lifeline
@@ -147,6 +148,8 @@ def watch(train: Trains, *, as_json: bool) -> None:
         raise
     finally:
         view.close()
+    if is_follower():  # another process of the run tells what comes next
+        return
     if as_json:
         outcome = json.loads(to_json_line(view.finished)) if view.finished else {}
         print(json.dumps({"run": str(run_folder), **outcome}))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from onecard.checkpoint import folder_of_step
@@ -57,7 +58,9 @@ class Checkpoints:
         self._saver = Saver()
         self._recovery = Recovery(state, clock)
         self._is_repeated = False
-        self._is_copied = state_bytes(state) >= LEAST_BYTES_IN_BACKGROUND
+        # Of a state in parts, gathered whole for the checkpoint in hand.
+        self._whole: dict[str, dict[str, Tensor]] | None = None
+        self._is_copied = not state.is_in_parts and state_bytes(state) >= LEAST_BYTES_IN_BACKGROUND
         self._copy: HostCopy | None = None
         self._saved_at_s = self._begun_at_s = clock()
         self._num_written_bytes = 0
@@ -78,12 +81,14 @@ class Checkpoints:
             DoesNotFitError: there was no memory to write it.
         """
         yield from self.settle()
+        self._whole = self._state.gather()
         started = time.perf_counter()
         progress = self._state.progress
         progress.elapsed_s = self._saved_at_s = self._elapsed()
         target = folder_of_step(self.root, progress.step)
         is_good = progress.num_refused_in_a_row == 0
-        masters_bytes = sum(tensor.nbytes for tensor in self._state.optimizer.masters.values())
+        masters = self._state.optimizer.masters if self._whole is None else self._whole["masters"]
+        masters_bytes = sum(tensor.nbytes for tensor in masters.values())
         order = SaveOrder(progress.step, progress.elapsed_s, target, reason, started, masters_bytes, is_good)
         with contextlib.suppress(OSError):  # the same disk refuses the checkpoint below, or has room again for both
             self._record.force_to_disk()
@@ -92,6 +97,7 @@ class Checkpoints:
         if reason not in _LAST and self._begin(order, documents):
             return
         yield from self._save_now(order, documents)
+        self._whole = None
 
     def settle(self, *, waits: bool = True) -> Iterator[Event]:
         """Tells of the checkpoint in hand when it is written, waiting for it if asked to."""
@@ -150,7 +156,7 @@ class Checkpoints:
 
     def _save_now(self, order: SaveOrder, documents: dict[str, Any]) -> Iterator[Event]:
         def write() -> SaveResult:
-            return self._saver.write(order, snapshot(self._state, self._tokenizer, documents))
+            return self._saver.write(order, snapshot(self._state, self._tokenizer, documents, whole=self._whole))
 
         self._is_repeated = False
         result = yield from self._recovery.insist("checkpoint", write, self._repeat)

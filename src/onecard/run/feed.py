@@ -4,12 +4,14 @@ from types import TracebackType
 
 from onecard.data import Batch, BatchStream, StreamSettings, TrainingData
 from onecard.spec import Plan
+from onecard.training.spread import own_share
 from onecard.training.state import TrainState
 
 
 class Feed:
     """Gives the micro-batches of each step, as the plan of a state cuts them, from where the state stands.
 
+    Of several ranks each gets every so many-th micro-batch; `num_tokens` are those of the latest step on all of them.
     `reopen` is for a state whose plan or place has changed. Close it, or use it in a `with` block.
     """
 
@@ -17,9 +19,13 @@ class Feed:
         self._state = state
         self._corpus = corpus
         self._stream = self._open()
+        self.num_tokens = 0
 
     def __next__(self) -> list[Batch]:
-        return next(self._stream)
+        batches = next(self._stream)
+        self.num_tokens = sum(batch.num_tokens for batch in batches)
+        # All ranks lay out the whole step, which is cheap: how samples share rows depends on all of them.
+        return own_share(self._state, batches)
 
     @property
     def wait_s(self) -> float:

@@ -10,6 +10,7 @@ import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from onecard.distributed.place import is_follower
 from onecard.run.signals import is_ignored
 from onecard.run.supervisor import NOTE_VARIABLE, Note
 
@@ -25,7 +26,7 @@ class Lifeline:
     def take_up(cls) -> "Lifeline":
         """Begins to listen where a supervisor has started this process."""
         place = os.environ.pop(NOTE_VARIABLE, None)  # popped: processes that the run starts are no workers
-        if place is None:
+        if place is None or is_follower():
             return cls(None)
         lifeline = cls(Path(place))
         atexit.register(lifeline._tell_end)

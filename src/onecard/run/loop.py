@@ -22,6 +22,7 @@ from onecard.run.clock import Clock
 from onecard.run.control import Control
 from onecard.run.feed import Feed
 from onecard.run.milestones import Milestones
+from onecard.run.on_ranks import agree_on_end
 from onecard.run.recovery import Recovery
 from onecard.run.refusals import Refusals
 from onecard.run.rests import Rests
@@ -134,7 +135,7 @@ class Loop:
         learning_rate = self._plan.optimizer.learning_rate * rate_at(self._plan.schedule, state.progress.step)
         learning_rate *= state.progress.rate_factor
         stats = make_step(state, micro_batches, learning_rate)
-        return _Made(learning_rate, sum(batch.num_tokens for batch in batches), stats)
+        return _Made(learning_rate, feed.num_tokens, stats)
 
     def _tell_of_compiler(self) -> Iterator[FindingEvent]:
         """Tells once that the compiler was given up, in the step that was just made or in the probe."""
@@ -214,6 +215,10 @@ class Loop:
             self._last_read = time.perf_counter()
 
     def _end(self) -> FinishReason | None:
+        """What all ranks agree on: clocks and signals do not reach each at the same step."""
+        return agree_on_end(self._state.ranks, self._own_end())
+
+    def _own_end(self) -> FinishReason | None:
         """Says why the run ends here; asked before each update, so that a resumed run ends where the first would."""
         patience, progress = self._plan.early_stopping_patience, self._state.progress
         if patience is not None and progress.num_evaluations_without_gain >= patience:

@@ -2,12 +2,13 @@
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 from onecard.checkpoint import folder_of_step
 from onecard.data import TrainingData
-from onecard.evaluation.heldout import measure_heldout_loss
 from onecard.model.generate import Sampling, complete
 from onecard.observe.events import (
     CLOCK_REASONS,
@@ -20,9 +21,9 @@ from onecard.observe.events import (
     SaveReason,
 )
 from onecard.run.answers import answer
-from onecard.run.checkpoints import Checkpoints
 from onecard.run.clock import Clock
 from onecard.run.judge import Judge
+from onecard.run.on_ranks import measure_heldout_loss
 from onecard.run.recovery import Instead, Recovery
 from onecard.run.retention import saved_reason
 from onecard.spec import Plan
@@ -45,6 +46,22 @@ class Due:
         return self.evaluates or self.samples or self.saves or self.saves_by_clock
 
 
+class Keeper(Protocol):
+    """What keeps the checkpoints of a run; `leading` gives the steps that must stay."""
+
+    root: Path
+    leading: Callable[[], set[int]]
+
+    def is_overdue(self) -> bool:
+        """Whether the clock asks for a checkpoint."""
+
+    def save(self, reason: SaveReason) -> Iterator[Event]:
+        """Writes the state."""
+
+    def settle(self, *, waits: bool = True) -> Iterator[Event]:
+        """Tells of a checkpoint that has been written meanwhile."""
+
+
 class Milestones:
     """Evaluates, samples, saves and judges a state."""
 
@@ -53,7 +70,7 @@ class Milestones:
         state: TrainState,
         corpus: TrainingData,
         clock: Clock,
-        checkpoints: Checkpoints,
+        checkpoints: Keeper,
         judge: Judge | None,
     ) -> None:
         self._state = state
@@ -77,7 +94,7 @@ class Milestones:
             samples=bool(self._plan.sample_prompts) and (is_last or step % self._plan.sample_steps == 0),
             saves=is_last or step % self._plan.save_steps == 0,
             is_last=is_last,
-            saves_by_clock=self._checkpoints.is_overdue(),
+            saves_by_clock=bool(self._state.ranks.largest(self._checkpoints.is_overdue())),
         )
 
     def look(self, *, waits: bool = False) -> Iterator[Event]:
@@ -94,7 +111,7 @@ class Milestones:
             if evaluated is not None:
                 is_best = evaluated.is_best
                 yield evaluated
-        if due.samples:
+        if due.samples and (self._state.ranks.is_leader or self._state.is_in_parts):
             sampled = yield from self._recovery.insist("samples", self._sample, self._fewer_prompts)
             if sampled is not None:
                 yield sampled
@@ -105,6 +122,7 @@ class Milestones:
             yield from self._checkpoints.settle()
             if self._saved_for() is not None:
                 yield from self._judge.score()
+        self._state.ranks.rejoin()
 
     def catch_up(self, saved: SavedEvent | None) -> Iterator[Event]:
         """Tells again of the checkpoint that a run goes on from, and scores it if that was due."""
@@ -118,7 +136,7 @@ class Milestones:
     def finish(self, reason: FinishReason) -> Iterator[Event]:
         """Does what is left to do for a run that ends between two intervals."""
         yield from self._checkpoints.settle()
-        saved_for = self._saved_for()
+        saved_for = self._state.ranks.as_leader_says(self._saved_for())
         # One that only the clock or a new best asked for does not count: what is told and scored at the end must not
         # depend on whether it happens to be there.
         if reason == "completed" or saved_for in ("interval", "final") or (saved_for and reason == "interrupted"):
@@ -155,7 +173,7 @@ class Milestones:
         started, plan, progress = time.perf_counter(), self._plan, self._state.progress
         limit = None if plan.eval_batches is None else plan.eval_batches * plan.eval_batch_size
         batches = self._corpus.heldout_batches(plan.max_seq_length, plan.eval_batch_size, limit)
-        result = measure_heldout_loss(self._state.model, self._state.head, batches, plan.attn_implementation)
+        result = measure_heldout_loss(self._state, batches)
         progress.heldout_loss = result.loss
         is_best = math.isfinite(result.loss) and (progress.best_loss is None or result.loss < progress.best_loss)
         if is_best:
@@ -185,7 +203,11 @@ class Milestones:
         write = answer if self._plan.task == "sft" else complete
         groups = [prompts[first : first + size] for first in range(0, len(prompts), size)]
         model, tokenizer = self._state.model, self._corpus.tokenizer
-        completions = [text for group in groups for text in write(model, tokenizer, group, sampling)]
+
+        def write_all() -> list[str]:
+            return [text for group in groups for text in write(model, tokenizer, group, sampling)]
+
+        completions = self._state.inside(write_all)
         return SampledEvent(
             step=self._state.progress.step,
             elapsed_s=self._elapsed(),

@@ -18,6 +18,7 @@ from onecard.model.shortage import Shortage, attempt
 from onecard.observe.detectors import as_event, make_finding, phrase
 from onecard.observe.events import Event, FindingEvent, RecoveredEvent
 from onecard.run.clock import Clock
+from onecard.run.on_ranks import refuse_on_one_rank
 from onecard.run.probe import probe_evaluation, probe_step
 from onecard.spec.fallback import Fallback, find_smaller_evaluation, find_smaller_step
 from onecard.training.assemble import adopt
@@ -85,6 +86,7 @@ class Recovery:
     def _adopt(self, fallback: Fallback | None) -> Instead | None:
         if fallback is None:
             return None
+        refuse_on_one_rank(self._state)
         instead = Instead(f"repeated with {fallback.describe(self._state.plan)}", fallback.settings)
         adopt(self._state, fallback.plan)
         return instead

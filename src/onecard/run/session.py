@@ -12,6 +12,7 @@ import torch
 
 from onecard.checkpoint import Checkpoint, read_checkpoint, remove_leftovers
 from onecard.data import ChatCorpus, TrainingData
+from onecard.distributed.meeting import meeting
 from onecard.errors import CheckpointError, DivergedError, DoesNotFitError
 from onecard.model.hub import find_cached
 from onecard.model.shortage import is_out_of_memory
@@ -35,6 +36,7 @@ from onecard.run.retreat import Retreat, recorded_bytes, saved_event
 from onecard.run.space import check_space
 from onecard.run.stay_awake import kept_awake
 from onecard.run.tasks import RunTasks
+from onecard.run.together import NoRetreat, come_together, explained_rank_loss, give_order
 from onecard.run.versions import record_versions
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
@@ -106,11 +108,11 @@ def run_session(
         judge = Judge(state, corpus.tokenizer, folder, tasks, clock, control) if tasks is not None else None
         milestones = Milestones(state, corpus, clock, checkpoints, judge)
         observer = Observer(plan, folder.recipe(), folder.events, control)
-        retreat = Retreat(state, folder, record, feed, milestones, clock)
+        retreat = Retreat(state, folder, record, feed, milestones, clock) if not state.ranks.is_several else NoRetreat()
         ending = Ending(control)
         hearers: list[OnEvent] = [ending.hear, record.receive, partial(_note_retreat, folder.root)]
         hearers += [sink.receive for sink in sinks] + ([on_event] if on_event else [])
-        with explained_memory(state), explained_device_loss(state.device, state):
+        with explained_rank_loss(state), explained_memory(state), explained_device_loss(state.device, state):
             before = milestones.catch_up(saved_event(state, restored))
             events = chain(before, probed, Loop(state, milestones, control, clock, retreat).run(feed))
             for event in observer.watch(_with_last_save(events, checkpoints)):
@@ -125,6 +127,7 @@ def _make_state(
     """Loads what a run goes on from and tries whether it has room; only then newer checkpoints are set aside."""
     remove_leftovers(folder.checkpoints)
     check_space(folder.checkpoints, plan)
+    give_order(folder, checkpoint, plan)
     with explained_memory(), explained_device_loss(torch.device(plan.device)):
         state = assemble_run(plan, corpus, checkpoint)
         restored = read_checkpoint(checkpoint) if checkpoint is not None else None
@@ -133,6 +136,7 @@ def _make_state(
     probed = _probe(state)
     if restored is not None:
         set_aside_after(restored.folder)
+    come_together(state, folder.recipe(), corpus.fingerprint)
     return state, restored, probed
 
 
@@ -161,15 +165,24 @@ def assemble_run(plan: Plan, corpus: TrainingData | None, checkpoint: Path | Non
         log.warning("%s is not in %s any more: whether it has changed could not be compared", base.name, base.folder)
         own = {"folder": str(checkpoint), "fingerprint": fingerprint(checkpoint), "num_new_tokens": 0}
         model = plan.model.model_copy(update={"base": base.model_copy(update=own)})
-        state = assemble(plan.model_copy(update={"model": model}))
+        state = _assemble(plan.model_copy(update={"model": model}))
         state.plan = plan
     else:
-        state = assemble(plan)
+        state = _assemble(plan)
     if isinstance(corpus, ChatCorpus):
         # So that a checkpoint ends its answers in whatever tool opens it.
         ends, pad_id = list(corpus.stop_ids), corpus.tokenizer.pad_token_id
         state.model.generation_config.eos_token_id = ends
         state.model.generation_config.pad_token_id = ends[0] if pad_id is None else pad_id
+    return state
+
+
+def _assemble(plan: Plan) -> TrainState:
+    if plan.strategy == "ddp" or meeting().place.num_ranks == 1:
+        return assemble(plan)
+    # On the host, from where each rank takes its part: a card may have no room for all.
+    state = assemble(plan.model_copy(update={"device": "cpu"}))
+    state.plan = plan
     return state
 
 

@@ -28,6 +28,7 @@ from onecard.errors import (
     DoesNotFitError,
     InputError,
     OnecardError,
+    RankLostError,
 )
 from onecard.run.signals import is_ignored, take_signals
 
@@ -52,6 +53,7 @@ _LIKELY_CAUSES = {
     0xC0000005: "a crash inside a library (access violation)",
     0xC0000017: "no memory left",
     _DEVICE_LOST: "the GPU was lost",
+    RankLostError.exit_code: "one of its processes was lost",
     DoesNotFitError.exit_code: "a crash inside a library (abort)",
 }
 
@@ -86,6 +88,8 @@ def is_supervised(words: Sequence[str]) -> bool:
     """Whether a command line is one that trains, and is not the worker's own."""
     if NOTE_VARIABLE in os.environ or not words or words[0] not in ("train", "resume"):
         return False
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun is above this process, and starts it again if asked to
+        return False
     own = {word.partition("=")[0].replace("_", "-") for word in words}
     # The one flag that is read here, so that a run can do without a second process.
     flat = [part.replace("_", "-") for word in words for part in word.split("=", 1)]
@@ -93,8 +97,10 @@ def is_supervised(words: Sequence[str]) -> bool:
     return not is_off and not own & {"--help", "--verify"}
 
 
-def supervise(words: Sequence[str]) -> int | None:
+def supervise(words: Sequence[str], num_processes: int = 1) -> int | None:
     """Runs a command in a worker, and `resume` in another where it dies; gives the exit code of the last one.
+
+    With `num_processes` the worker starts so many, and the next one as many again.
 
     A worker that has left a new checkpoint behind starts the count of restarts anew. None where nothing was run, for
     there is no place for the note.
@@ -106,7 +112,8 @@ def supervise(words: Sequence[str]) -> int | None:
         print(told, file=sys.stderr)
         return None
     with place as folder:
-        return Supervisor(Path(folder) / "note.json").run(list(words))
+        command = () if num_processes == 1 else _command("onecard.distributed.launch", str(num_processes))
+        return Supervisor(Path(folder) / "note.json", command).run(list(words))
 
 
 class Supervisor:
@@ -114,7 +121,7 @@ class Supervisor:
 
     def __init__(self, note_path: Path, command: Sequence[str] = (), pause_s: float = _PAUSE_S) -> None:
         self._note_path = note_path
-        self._command = command or (sys.executable, *_interpreter_flags(), "-m", "onecard")
+        self._command = command or _command("onecard")
         self._pause_s = pause_s
         self._worker: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
@@ -241,6 +248,10 @@ def _words_to_resume(words: Sequence[str], note: Note) -> list[str]:
 def _kept_flags(words: Sequence[str]) -> list[str]:
     kept = [word for word in words if word == "--json" or word.startswith("--accept=")]
     return kept + [f"--accept={value}" for flag, value in pairwise(words) if flag == "--accept"]
+
+
+def _command(module: str, *words: str) -> list[str]:
+    return [sys.executable, *_interpreter_flags(), "-m", module, *words]
 
 
 def _interpreter_flags() -> list[str]:

@@ -214,6 +214,10 @@ class Plan(_Frozen):
     # None, also in plans from before it was a choice: no clock asks for a checkpoint.
     save_minutes: float | None = None
     eval_tasks: EvalTasksPlan | None = None
+    # How several processes share a run: each holds the whole state, or a part of it.
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    # Whether dropout is drawn for each micro-batch anew, so that it does not show which rank has it.
+    seeds_micro_batches: bool = False
     num_threads: int | None = None
     # Of the time that training takes it computes so much at most, and rests for the rest of it.
     max_power_share: float | None = None

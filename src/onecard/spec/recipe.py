@@ -268,6 +268,12 @@ class Recipe(BaseModel):
         10.0, description="minutes of training after which a checkpoint is written, whatever save_steps; null = never"
     )
     save_total_limit: Positive | None = Field(3, description="checkpoints kept, best and last always")
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto", description="how several processes share a run: ddp, each holds all of it; fsdp, each a part"
+    )
+    ddp_timeout: Positive = Field(
+        1800, description="seconds after which a process that does not answer the others of its run is taken for lost"
+    )
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
         3, description="times in a row that a training process which dies is started again; 0 = no supervisor"
     )

@@ -11,16 +11,17 @@ In fp32 a parameter is its own master and nothing is copied.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from onecard.spec import OptimizerPlan
 from onecard.training.adamw_8bit import AdamW8bit, can_rest_in_8_bits
-from onecard.training.muon import Muon
+from onecard.training.muon import Muon, RowParts
 from onecard.training.paged import PageableZeros
 
 
@@ -28,21 +29,30 @@ class Optimizer:
     """Owns the fp32 masters of a model's trainable parameters, their gradients and moments.
 
     All moments and the scratch of Muon exist from the start; that of 8-bit moments is claimed before an update, which
-    thus is applied whole or not at all.
+    thus is applied whole or not at all. `parts`: how ranks share parameters that each has in part.
     """
 
-    def __init__(self, model: PreTrainedModel, plan: OptimizerPlan) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        plan: OptimizerPlan,
+        compute_dtype: torch.dtype | None = None,
+        parts: RowParts | None = None,
+    ) -> None:
         self.plan = plan
+        self._parts = parts
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters = {name: _master_of(parameter) for name, parameter in self._parameters.items()}
         self._master_of_id = {id(p): self.masters[name] for name, p in self._parameters.items()}
-        self._is_mixed = any(self.masters[name] is not p for name, p in self._parameters.items())
+        self._is_in_parts = any(isinstance(parameter, DTensor) for parameter in self._parameters.values())
+        self._is_mixed = not self._is_in_parts and any(self.masters[n] is not p for n, p in self._parameters.items())
         if self._is_mixed:
             for name, parameter in self._parameters.items():
                 parameter.register_post_accumulate_grad_hook(_move_gradient_to(self.masters[name]))
         self._zeros = PageableZeros(is_paged=plan.is_paged)
         matrices = _matrix_names(model) if plan.name == "muon" else {}
-        self._muon = self._make_muon(matrices, next(iter(self._parameters.values())).dtype) if matrices else None
+        dtype = compute_dtype or next(iter(self._parameters.values())).dtype
+        self._muon = self._make_muon(matrices, dtype) if matrices else None
         in_8_bits = self._names_in_8_bits(model) if plan.is_8bit else []
         self._adamw_8bit = (
             AdamW8bit([self.masters[name] for name in in_8_bits], plan, self._zeros) if in_8_bits else None
@@ -54,7 +64,14 @@ class Optimizer:
         masters = [self.masters[name] for name in matrices]
         # The iteration bears bf16 (Jordan et al.); fp16 would overflow in it.
         compute_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
-        return Muon(masters, list(matrices.values()), momentum=self.plan.muon_momentum, compute_dtype=compute_dtype)
+        return Muon(
+            masters,
+            list(matrices.values()),
+            momentum=self.plan.muon_momentum,
+            compute_dtype=compute_dtype,
+            num_rows=[len(self._parameters[name]) for name in matrices],
+            parts=self._parts,
+        )
 
     def _names_in_8_bits(self, model: PreTrainedModel) -> list[str]:
         # Rows of rare tokens share blocks with rows of frequent ones, beside which theirs vanish (arXiv 2110.02861
@@ -94,6 +111,24 @@ class Optimizer:
         if master is not None and master.grad is None:
             master.grad = torch.zeros_like(master)
         return None if master is None else master.grad
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether parameters are 16-bit copies of their masters."""
+        return self._is_mixed
+
+    def take_parts(self) -> None:
+        """Hands the masters of sharded parameters the parts of the gradients that are this rank's."""
+        for name, parameter in self._parameters.items():
+            if isinstance(parameter.grad, DTensor):
+                self.masters[name].grad = parameter.grad.to_local()
+
+    def all_gradients(self) -> list[Tensor]:
+        """The gradients of all masters in one order, zeros where there are none yet."""
+        for master in self.masters.values():
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        return self._gradients()
 
     def gradient_norm(self) -> Tensor:
         """The 2-norm of all gradients together, 0-d fp32."""
@@ -135,6 +170,9 @@ class Optimizer:
         """Drops all gradients: the next backward pass then hands over its own tensors instead of adding to zeros."""
         for master in self.masters.values():
             master.grad = None
+        if self._is_in_parts:
+            for parameter in self._parameters.values():
+                parameter.grad = None
 
     def forget_gradients(self) -> None:
         """Drops all gradients, those too that a backward pass which broke off has left on the way to their masters."""
@@ -186,6 +224,9 @@ class Optimizer:
 
 
 def _master_of(parameter: nn.Parameter) -> Tensor:
+    if isinstance(parameter, DTensor):
+        part: Tensor = cast(DTensor, parameter.detach()).to_local()  # the memory of the part itself
+        return part
     if parameter.dtype == torch.float32:
         return parameter
     return parameter.detach().float().requires_grad_()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from onecard.checkpoint import FORMAT_VERSION, Checkpoint, Parts
@@ -22,14 +23,17 @@ def snapshot(
     tokenizer: "PreTrainedTokenizerBase | TokenizerFiles",
     documents: dict[str, Any],
     copy: HostCopy | None = None,
+    whole: dict[str, dict[str, Tensor]] | None = None,
 ) -> Parts:
     """Names the parts of a checkpoint: a Hugging Face folder (of the adapter alone where there is one) and the rest.
 
     `documents` are plain data of the caller that are kept beside the state. With `copy` all that training changes is
-    copied to it, so that the parts may be written while training goes on; without, they are the state itself.
+    copied to it, so that the parts may be written while training goes on; without, they are the state itself. `whole`
+    are masters and moments that this process has in parts.
     """
     scale = {"value": state.loss_scale.value, "num_good_steps": state.loss_scale.num_good_steps}
-    tensors = {"masters": state.optimizer.masters, "optimizer": state.optimizer.state_tensors(), "loss_scale": scale}
+    own = whole or {"masters": state.optimizer.masters, "optimizer": state.optimizer.state_tensors()}
+    tensors = own | {"loss_scale": scale}
     if copy is not None:
         tensors = copy.take(tensors)
     masters, plan = tensors.pop("masters"), state.plan

@@ -1,15 +1,23 @@
 """Exactly what a checkpoint holds."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from onecard.distributed.ranks import SOLO, Ranks
 from onecard.model.decoder import Decoder
 from onecard.model.loss import Head
 from onecard.spec import Plan
 from onecard.training.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from onecard.training.step import MicroBatch
+
+Found = TypeVar("Found")
 
 # Growth and backoff of the fp16 loss scale, as in torch.amp.GradScaler.
 _SCALE_GROWTH = 2.0
@@ -68,11 +76,30 @@ class LossScale:
             )
 
 
+class Spread(Protocol):
+    """How the gradients of several ranks become one; `is_whole`: whether each rank has the whole model."""
+
+    is_whole: bool
+
+    def backward(self, batch: "MicroBatch", factor: Tensor, *, is_last: bool) -> Tensor:
+        """Adds the gradients of a micro-batch and gives its loss; in the last one the sums cross between ranks."""
+
+    def norm_of_all(self, norm: Tensor) -> Tensor:
+        """The norm of all gradients, from that of those which this rank has."""
+
+    def inside(self, run: Callable[[], Found]) -> Found:
+        """Runs what needs whole weights and no gradients."""
+
+    def gather(self) -> dict[str, dict[str, Tensor]] | None:
+        """Masters and moments that the ranks have in parts, whole; None where each has them whole."""
+
+
 @dataclass
 class TrainState:
     """A model in training: its weights, optimizer, scale, progress and the plan it follows.
 
-    `is_updating` is true while an update is applied: an error then leaves weights and moments torn.
+    `is_updating` is true while an update is applied: an error then leaves weights and moments torn. `ranks` are the
+    processes that train it together, each with the whole state; `spread` sums their gradients.
     """
 
     plan: Plan
@@ -83,7 +110,22 @@ class TrainState:
     loss_scale: LossScale
     progress: Progress
     is_updating: bool = False
+    ranks: Ranks = SOLO
+    spread: Spread | None = None
 
     @property
     def device(self) -> torch.device:
         return self.head.weight_VD.device
+
+    @property
+    def is_in_parts(self) -> bool:
+        """Whether no rank has the whole model: what uses its weights is then done by all ranks, in step."""
+        return self.spread is not None and not self.spread.is_whole
+
+    def inside(self, run: Callable[[], Found]) -> Found:
+        """Runs what uses the weights, such as an evaluation."""
+        return run() if self.spread is None else self.spread.inside(run)
+
+    def gather(self) -> dict[str, dict[str, Tensor]] | None:
+        """Masters and moments, whole, where the ranks have them in parts; None where they are there."""
+        return None if self.spread is None else self.spread.gather()

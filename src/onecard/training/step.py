@@ -17,12 +17,14 @@ class MicroBatch:
     """A batch on the device of the model: ids and targets [B, T], and the borders of its documents.
 
     `target_index`: which of the flattened tokens have a target, [n] int64, or None where the head runs on all tokens.
+    `seed`: of its dropout, which is then the same on any rank; without one it goes on where the batch before ended.
     """
 
     ids: Tensor
     targets: Tensor
     borders: DocumentBorders | None
     target_index: Tensor | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,20 +59,22 @@ def train_step(
 
     The result does not depend on how the samples are cut into micro-batches. A non-finite loss or gradient leaves
     weights and moments as they are, decided on the device: nothing here reads a tensor's value, writes or prints.
-    An error before the update is applied leaves them, too; `state.is_updating` says whether it came later.
+    An error before the update is applied leaves them, too; `state.is_updating` says whether it came later. Of several
+    ranks each gives its share of the micro-batches, at least one, and all make the same update.
     """
     num_targets = torch.stack([(batch.targets != IGNORE).sum() for batch in micro_batches]).sum()
+    num_targets = state.ranks.sum(num_targets)
     factor = state.loss_scale.value / num_targets.clamp(min=1)
     loss_sum = torch.zeros((), device=state.device)
-    for batch in micro_batches:
-        hidden, targets = state.decoder(batch.ids, batch.borders), batch.targets.flatten()
-        if batch.target_index is not None:
-            # In chats often half of the tokens are no target, and the head may be a fifth of the work.
-            hidden, targets = hidden.index_select(0, batch.target_index), targets.index_select(0, batch.target_index)
-        loss = sum_loss(hidden, state.head, targets, factor, state.optimizer.gradient_of(state.head.weight_VD))
-        loss.backward()
-        loss_sum += loss.detach()
-    gradient_norm = state.optimizer.gradient_norm() / state.loss_scale.value
+    for number, batch in enumerate(micro_batches, 1):
+        if batch.seed is not None:
+            torch.manual_seed(batch.seed)
+        loss_sum += _backward(state, batch, factor, is_last=number == len(micro_batches))
+    loss_sum = state.ranks.sum(loss_sum)
+    gradient_norm = state.optimizer.gradient_norm()
+    if state.spread is not None:
+        gradient_norm = state.spread.norm_of_all(gradient_norm)
+    gradient_norm = gradient_norm / state.loss_scale.value
     is_finite = torch.isfinite(loss_sum) & torch.isfinite(gradient_norm)
     if max_grad_norm is not None or state.loss_scale.is_dynamic:
         limit = float("inf") if max_grad_norm is None else max_grad_norm
@@ -83,3 +87,24 @@ def train_step(
     state.is_updating = False
     state.optimizer.zero_grad()
     return stats
+
+
+def sum_micro_batch(state: TrainState, batch: MicroBatch, factor: Tensor, *, adds_head: bool = True) -> Tensor:
+    """Sums the loss of a micro-batch over its targets, 0-d; its gradient is that of the sum times `factor`.
+
+    The gradient of the head's weight is added in this forward pass; without `adds_head` it goes through autograd.
+    """
+    hidden, targets = state.decoder(batch.ids, batch.borders), batch.targets.flatten()
+    if batch.target_index is not None:
+        # In chats often half of the tokens are no target, and the head may be a fifth of the work.
+        hidden, targets = hidden.index_select(0, batch.target_index), targets.index_select(0, batch.target_index)
+    head_gradient = state.optimizer.gradient_of(state.head.weight_VD) if adds_head else None
+    return sum_loss(hidden, state.head, targets, factor, head_gradient)
+
+
+def _backward(state: TrainState, batch: MicroBatch, factor: Tensor, *, is_last: bool) -> Tensor:
+    if state.spread is not None:
+        return state.spread.backward(batch, factor, is_last=is_last)
+    loss = sum_micro_batch(state, batch, factor)
+    loss.backward()
+    return loss.detach()

@@ -1,0 +1,58 @@
+"""A plan for several processes: the same step, cut so that each has its share."""
+
+from onecard.errors import InputError
+from onecard.spec import Plan, Recipe
+from onecard.training.sharded import check_shardable
+
+
+def plan_for_ranks(plan: Plan, recipe: Recipe, num_ranks: int) -> Plan:
+    """Cuts the step of a new run into micro-batches for so many processes; its samples stay as they are.
+
+    Raises:
+        InputError: there are not enough samples in a step, or not with the micro-batch that was given.
+    """
+    if num_ranks == 1:
+        return plan
+    _check_samples(plan, num_ranks)
+    if recipe.strategy == "fsdp":
+        plan = plan.model_copy(update={"strategy": "fsdp"})
+        check_shardable(plan)
+    is_given = recipe.per_device_train_batch_size != "auto"
+    if is_given and plan.num_micro_batches < num_ranks:
+        total = plan.total_batch_size
+        raise InputError(
+            f"{num_ranks} processes share the {plan.num_micro_batches} micro-batches of a step: total_batch_size is "
+            f"{total}, whatever the number of processes, and per_device_train_batch_size {plan.micro_batch_size}. Set "
+            f"per_device_train_batch_size to {total // num_ranks} or less, or total_batch_size to "
+            f"{plan.micro_batch_size * num_ranks} or more"
+        )
+    if is_given:
+        return plan.model_copy(update={"seeds_micro_batches": True})
+    return recut(plan, num_ranks)
+
+
+def recut(plan: Plan, num_ranks: int) -> Plan:
+    """Cuts the step of a plan so that its micro-batches are shared out evenly, by making them smaller where need be.
+
+    Raises:
+        InputError: there are more processes than samples in a step.
+    """
+    if num_ranks == 1:
+        return plan
+    _check_samples(plan, num_ranks)
+    plan = plan.model_copy(update={"seeds_micro_batches": True})
+    each = -(-plan.num_micro_batches // num_ranks)
+    size = max(1, -(-plan.rows_per_step // (num_ranks * each)))
+    if size >= plan.micro_batch_size:
+        return plan
+    reason = f"{num_ranks} processes share a step of {plan.total_batch_size} samples"
+    reasons = plan.reasons | {"micro_batch_size": reason}
+    return plan.model_copy(update={"micro_batch_size": size, "reasons": reasons})
+
+
+def _check_samples(plan: Plan, num_ranks: int) -> None:
+    if plan.total_batch_size < num_ranks:
+        raise InputError(
+            f"{num_ranks} processes are more than the {plan.total_batch_size} samples of a step: start at most "
+            f"{plan.total_batch_size}, or raise total_batch_size"
+        )

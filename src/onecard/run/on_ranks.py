@@ -1,0 +1,50 @@
+"""What in a run several ranks decide or do together; of one process it is what that process says."""
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import get_args
+
+import torch
+
+from onecard.data import Batch
+from onecard.distributed.ranks import Ranks
+from onecard.errors import DoesNotFitError
+from onecard.evaluation.heldout import HeldoutLoss, measure_blocks, summarize
+from onecard.evaluation.paired import Items
+from onecard.observe.events import FinishReason
+from onecard.training.state import TrainState
+
+_REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
+
+
+def agree_on_end(ranks: Ranks, reason: FinishReason | None) -> FinishReason | None:
+    """Gives all ranks one reason to end where any has one; None where none has."""
+    found = ranks.largest(0 if reason is None else 1 + _REASONS.index(reason))
+    return _REASONS[found - 1] if found else None
+
+
+def measure_heldout_loss(state: TrainState, batches: Iterable[Batch]) -> HeldoutLoss:
+    """Measures the held-out loss, of several ranks by each over its share of the batches."""
+    ranks, backend = state.ranks, state.plan.attn_implementation
+    if state.is_in_parts:  # each layer is gathered from all ranks, which so have to look at the same batches
+        return summarize(state.inside(lambda: measure_blocks(state.model, state.head, batches, backend)))
+    own = islice(batches, ranks.place.rank, None, ranks.num)
+    blocks = measure_blocks(state.model, state.head, own, backend)
+    if ranks.is_several:
+        rows = torch.stack([torch.from_numpy(blocks.sums), torch.from_numpy(blocks.counts).double()], dim=1)
+        sums, counts = ranks.gather_rows(rows).numpy().T
+        blocks = Items(sums, counts.astype(int))
+    return summarize(blocks)
+
+
+def refuse_on_one_rank(state: TrainState) -> None:
+    """Refuses to change how one rank computes: the others know nothing of it.
+
+    Raises:
+        DoesNotFitError: there are others.
+    """
+    if state.ranks.is_several:
+        raise DoesNotFitError(
+            f"memory ran out on {state.ranks.place}: resume with half of per_device_train_batch_size, with "
+            "gradient_checkpointing true, or on more cards; the last checkpoint is whole"
+        )

@@ -1,0 +1,107 @@
+"""How the processes of a run begin and end together."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from onecard.distributed.meeting import DismissedError, meeting
+from onecard.distributed.ranks import Ranks, is_from_group
+from onecard.errors import InputError, OnecardError, RankLostError
+from onecard.run.folder import RunFolder
+from onecard.run.retreat import Retreat
+from onecard.run.versions import find_versions
+from onecard.spec import Plan, Recipe
+from onecard.training.spread import spread
+from onecard.training.state import TrainState
+
+# What must be the same everywhere, or the ranks compute different things.
+_COMPARED = ("onecard", "torch", "transformers", "GPU")
+
+
+def check_same(ranks: Ranks, corpus_fingerprint: str) -> None:
+    """Refuses to train where ranks would compute different things.
+
+    Raises:
+        InputError: names the ranks that differ from rank 0, and in what; raised on all of them.
+    """
+    own = {name: value for name, value in find_versions().items() if name in _COMPARED}
+    own["training text"] = corpus_fingerprint
+    facts = [json.loads(text) for text in ranks.gather_texts(json.dumps(own))]
+    problems = [
+        f"rank {rank} has another {name} than rank 0: {found.get(name)}, not {first}"
+        for name, first in facts[0].items()
+        for rank, found in enumerate(facts)
+        if found.get(name) != first
+    ]
+    if problems:
+        raise InputError("\n".join(["the processes of this run do not agree:", *(f"  - {text}" for text in problems)]))
+
+
+def give_order(folder: RunFolder, checkpoint: Path | None, plan: Plan) -> None:
+    """Tells the other processes which run they train, from which checkpoint, and by which plan."""
+    root = str(folder.root.absolute())
+    start = None if checkpoint is None else str(checkpoint.absolute())
+    meeting().give_order({"root": root, "checkpoint": start, "plan": plan.model_dump(mode="json")})
+
+
+def come_together(state: TrainState, recipe: Recipe, corpus_fingerprint: str) -> None:
+    """Lets a state be trained by all ranks that have the leader's order; nothing where there is one process.
+
+    Raises:
+        InputError: they differ, or not all have come.
+    """
+    place = meeting().place
+    if place.num_ranks == 1:
+        return
+    ranks = meeting().begin(torch.device(state.plan.device), recipe.ddp_timeout)
+    try:
+        check_same(ranks, corpus_fingerprint)
+    except InputError as error:  # which all of them raise
+        if ranks.is_leader:
+            raise
+        raise DismissedError(error.exit_code) from error
+    if state.device.type == "cpu" and state.plan.num_threads is not None:
+        torch.set_num_threads(max(1, state.plan.num_threads // place.num_local_ranks))
+    spread(state, ranks)
+
+
+@contextmanager
+def explained_rank_loss(state: TrainState) -> Iterator[None]:
+    """Lets all ranks end where one does: with one message, of the rank that knows the cause or saw the loss first.
+
+    Raises:
+        RankLostError: a rank is gone or does not answer.
+        DismissedError: another rank tells of it.
+    """
+    try:
+        yield
+    except Exception as error:
+        ranks = state.ranks
+        if not ranks.is_several:
+            raise
+        if not (isinstance(error, RuntimeError) and is_from_group(error)):
+            ranks.tell_end(error.exit_code if isinstance(error, OnecardError) else OnecardError.exit_code)
+            raise
+        ended, silent = ranks.find_lost()
+        first = min(set(range(ranks.num)) - ended.keys() - set(silent), default=ranks.place.rank)
+        if ended or ranks.place.rank != first:
+            raise DismissedError(max(ended.values(), default=RankLostError.exit_code)) from error
+        names = ", ".join(f"rank {rank}" for rank in silent) or "another rank"
+        raise RankLostError(
+            f"{names} of {ranks.num} did not answer after step {state.progress.step}: it was killed, hangs, or its "
+            "machine cannot be reached. All ranks stop; the last checkpoint is whole"
+        ) from error
+
+
+class NoRetreat(Retreat):
+    """Several ranks do not go back in place: they end together, and are started again from a checkpoint."""
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def is_exhausted(self) -> bool:
+        return True

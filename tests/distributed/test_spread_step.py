@@ -1,0 +1,84 @@
+"""The step of several processes is that of one: same losses, same gradient norms, same weights."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onecard.spec import AdaptPlan, Plan
+
+WORKER = Path(__file__).with_name("steps_on_ranks.py")
+Results = dict[int, list[dict[str, dict[str, Any]]]]
+
+
+LORA = AdaptPlan(method="lora", r=4, lora_alpha=8)
+# Micro-batches of a step, the model, and what else is asked for. An epsilon above rounding: Adam's first step would
+# otherwise turn the noise of a zero gradient into a full step.
+CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
+    "plain": (8, "qwen3", {}),
+    "muon": (8, "qwen3", {"optimizer": "muon"}),
+    "uneven": (5, "qwen3", {}),
+    "fewer than ranks": (1, "qwen3", {}),
+    "head of its own": (8, "llama", {"settings": {"tie_word_embeddings": False}}),
+    "tied head": (8, "llama", {"settings": {"tie_word_embeddings": True}}),
+    "dropout": (8, "gpt2", {"dropout": 0.2, "seeds_micro_batches": True}),
+    "recomputed": (8, "qwen3", {"gradient_checkpointing": True}),
+    "clipped": (8, "qwen3", {"max_grad_norm": 0.01}),
+    "lora": (8, "llama", {"adapt": LORA}),
+    "16 bits": (8, "qwen3", {"precision": "bf16"}),
+    "in parts": (8, "qwen3", {"strategy": "fsdp"}),
+    "in parts, 16 bits": (8, "qwen3", {"strategy": "fsdp", "precision": "bf16"}),
+    "in parts, 16 bits, recomputed, muon": (
+        *(8, "llama"),
+        {"strategy": "fsdp", "precision": "bf16", "gradient_checkpointing": True, "optimizer": "muon"},
+    ),
+    "in parts, fp16": (8, "qwen3", {"strategy": "fsdp", "precision": "fp16"}),
+    "in parts, muon": (5, "gpt2", {"strategy": "fsdp", "optimizer": "muon"}),
+    "in parts, dropout": (8, "gpt2", {"strategy": "fsdp", "dropout": 0.2, "seeds_micro_batches": True}),
+    "in parts, uneven": (5, "llama", {"strategy": "fsdp", "settings": {"tie_word_embeddings": False}}),
+    "in parts, recomputed, tied": (
+        *(8, "llama"),
+        {"strategy": "fsdp", "settings": {"tie_word_embeddings": True}, "gradient_checkpointing": True},
+    ),
+    "in parts, clipped": (8, "gpt2", {"strategy": "fsdp", "max_grad_norm": 0.01}),
+}
+
+
+@pytest.fixture(scope="module")
+def results(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_plan: Callable[..., Plan],
+    settings_of: Callable[..., dict[str, Any]],
+    do_on_ranks: Callable[..., tuple[list[int], str]],
+) -> Results:
+    """What every case came to on one and on two ranks, by rank; each number of processes is started once."""
+    folder, cases = tmp_path_factory.mktemp("ranks"), {}
+    for name, (num_micro_batches, family, changes) in CASES.items():
+        settings = settings_of(family, **changes.get("settings", {}))
+        plan = tiny_plan(family, **{"optimizer": "adamw", "adam_epsilon": 1e-4} | changes | {"settings": settings})
+        cases[name] = {"plan": plan.model_dump(mode="json"), "num_micro_batches": num_micro_batches}
+    plans = folder / "plans.json"
+    plans.write_text(json.dumps(cases), encoding="utf-8")
+    results: Results = {}
+    for num in (1, 2):
+        out = folder / f"{num}.json"
+        codes, errors = do_on_ranks(WORKER, num, plans, out)
+        assert codes == [0] * num, errors
+        results[num] = json.loads(out.read_text(encoding="utf-8"))
+    return results
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_do_not_show(name: str, results: Results) -> None:
+    alone, (one, other) = results[1][0][name], (found[name] for found in results[2])
+    # To the bit between ranks, or they would drift apart; elsewhere sums come in another order.
+    assert [one[key] for key in ("losses", "norms")] == [other[key] for key in ("losses", "norms")]
+    assert other["weights"] in (one["weights"], [])
+    assert one["num_targets"] == alone["num_targets"] > 0
+    assert one["type_of_head"] == alone["type_of_head"]
+    exact = 1e-2 if "16" in name else 1e-5
+    assert one["losses"] == pytest.approx(alone["losses"], rel=exact)
+    assert one["norms"] == pytest.approx(alone["norms"], rel=10 * exact)
+    assert one["weights"] == pytest.approx(alone["weights"], rel=exact, abs=exact)
