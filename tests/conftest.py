@@ -1,6 +1,11 @@
 """Small plans, models and batches that the tests of the core share. Nothing here imports torch before it is used."""
 
+import os
 import random
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +20,8 @@ if TYPE_CHECKING:
     from onecard.training.step import MicroBatch
 
 VOCABULARY, LENGTH = 97, 16
+# Processes that wait for one another must never hold up a suite; they say where they stand a little earlier.
+_PATIENCE_S = 120
 _WORDS = "the quick brown fox jumps over a lazy dog while seven wizards brew potent jade elixir"
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCABULARY}
 _COMMON = {"max_position_embeddings": 2 * LENGTH, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
@@ -100,6 +107,40 @@ _PLAN: dict[str, Any] = {
     "peak_flops": 1e9,
     "reasons": {},
 }
+
+
+@pytest.fixture(scope="session")
+def do_on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[int], str]]:
+    """Runs a script in several processes with the environment that torchrun would give: `do_on_ranks(script, 2, ...)`.
+
+    Gives their exit codes and all that they said of errors; fails, and ends them, where they take too long.
+    """
+
+    def do(script: Path, num_ranks: int, *words: object) -> tuple[list[int], str]:
+        logs = [tmp_path_factory.mktemp("rank") / "errors.txt" for _ in range(num_ranks)]
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks)}
+        shared["ENDS_AFTER_S"] = str(_PATIENCE_S - 10)
+        ranks, until = [], time.monotonic() + _PATIENCE_S
+        try:
+            for rank, log in enumerate(logs):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                with log.open("wb") as errors:
+                    command = [sys.executable, str(script), *map(str, words)]
+                    ranks.append(subprocess.Popen(command, env=os.environ | shared | own, stderr=errors))
+            codes = [rank.wait(max(0.0, until - time.monotonic())) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
+            said = "\n".join(log.read_text(encoding="utf-8", errors="replace") for log in logs)
+            if until < time.monotonic():
+                print(said, file=sys.stderr)
+        return codes, said
+
+    return do
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 python steps_on_ranks.py PLANS.json OUT.json      with the environment that torchrun would give
 """
 
+import faulthandler
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from onecard.distributed.meeting import meeting
 from onecard.run.stepping import make_step
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
-from onecard.training.spread import spread
+from onecard.training.spread import own_share, spread
 from onecard.training.step import place
 
 NUM_STEPS, NUM_MICRO_BATCHES, LENGTH, VOCABULARY = 4, 8, 16, 97
@@ -41,20 +43,19 @@ def train(plan: Plan, num_micro_batches: int) -> dict[str, Any]:
     spread(state, ranks)
     losses, norms = [], []
     for step in range(NUM_STEPS):
-        own = ranks.share(batches_of(step, num_micro_batches))
-        if not own:
-            last = batches_of(step, num_micro_batches)[-1]
-            own = [Batch(last.ids, torch.full_like(last.targets, -100), None, 0)]
+        own = own_share(state, batches_of(step, num_micro_batches))
         stats = make_step(state, [place(batch, state) for batch in own], 1e-2)
         state.progress.step += 1
         losses.append(float(stats.loss))
         norms.append(float(stats.gradient_norm))
-    whole = state.gather() or {"masters": state.optimizer.masters}
+    whole = state.gather() or {"masters": state.optimizer.masters}  # in parts, of the leader alone
     weights = [float(master.detach().double().abs().sum()) for master in whole["masters"].values()]
-    return {"losses": losses, "norms": norms, "weights": weights, "num_targets": int(stats.num_targets)}
+    found = {"losses": losses, "norms": norms, "weights": weights, "num_targets": int(stats.num_targets)}
+    return found | {"type_of_head": str(state.head.weight_VD.dtype)}
 
 
 def main() -> None:
+    faulthandler.dump_traceback_later(float(os.environ["ENDS_AFTER_S"]), exit=True)
     torch.set_num_threads(1)
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     found = {name: train(Plan.model_validate(case["plan"]), case["num_micro_batches"]) for name, case in cases.items()}

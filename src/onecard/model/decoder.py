@@ -1,6 +1,6 @@
 """Ids in, hidden states out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -35,6 +35,12 @@ class Decoder:
         self.failure = failure
         self._call = self._plain
         self.is_compiled = False
+
+    def compile_each(self, layers: Iterable[nn.Module]) -> None:
+        """Compiles each layer by itself, where something happens between them that the compiler cannot look into."""
+        self._call = self._plain
+        for layer in layers:
+            layer.compile(dynamic=False)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Gives the parameters of the decoder, compiled or not."""

@@ -1,12 +1,10 @@
 """The batches of a run."""
 
-from dataclasses import replace
 from types import TracebackType
 
-import torch
-
-from onecard.data import NO_TARGET, Batch, BatchStream, StreamSettings, TrainingData
+from onecard.data import Batch, BatchStream, StreamSettings, TrainingData
 from onecard.spec import Plan
+from onecard.training.spread import own_share
 from onecard.training.state import TrainState
 
 
@@ -27,7 +25,7 @@ class Feed:
         batches = next(self._stream)
         self.num_tokens = sum(batch.num_tokens for batch in batches)
         # All ranks lay out the whole step, which is cheap: how samples share rows depends on all of them.
-        return self._state.ranks.share(batches) or [_without_targets(batches[-1])]
+        return own_share(self._state, batches)
 
     @property
     def wait_s(self) -> float:
@@ -54,11 +52,6 @@ class Feed:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _without_targets(batch: Batch) -> Batch:
-    """What a rank passes where a step has fewer micro-batches than there are ranks: the others count on its answer."""
-    return replace(batch, targets=torch.full_like(batch.targets, NO_TARGET), num_targets=0)
 
 
 def stream_settings(plan: Plan) -> StreamSettings:

@@ -12,6 +12,7 @@ import torch
 
 from onecard.checkpoint import Checkpoint, read_checkpoint, remove_leftovers
 from onecard.data import ChatCorpus, TrainingData
+from onecard.distributed.meeting import meeting
 from onecard.errors import CheckpointError, DoesNotFitError
 from onecard.model.hub import find_cached
 from onecard.model.shortage import is_out_of_memory
@@ -142,15 +143,24 @@ def assemble_run(plan: Plan, corpus: TrainingData | None, checkpoint: Path | Non
         log.warning("%s is not in %s any more: whether it has changed could not be compared", base.name, base.folder)
         own = {"folder": str(checkpoint), "fingerprint": fingerprint(checkpoint), "num_new_tokens": 0}
         model = plan.model.model_copy(update={"base": base.model_copy(update=own)})
-        state = assemble(plan.model_copy(update={"model": model}))
+        state = _assemble(plan.model_copy(update={"model": model}))
         state.plan = plan
     else:
-        state = assemble(plan)
+        state = _assemble(plan)
     if isinstance(corpus, ChatCorpus):
         # So that a checkpoint ends its answers in whatever tool opens it.
         ends, pad_id = list(corpus.stop_ids), corpus.tokenizer.pad_token_id
         state.model.generation_config.eos_token_id = ends
         state.model.generation_config.pad_token_id = ends[0] if pad_id is None else pad_id
+    return state
+
+
+def _assemble(plan: Plan) -> TrainState:
+    if plan.strategy == "ddp" or meeting().place.num_ranks == 1:
+        return assemble(plan)
+    # On the host, from where each rank takes its part: a card may have no room for all.
+    state = assemble(plan.model_copy(update={"device": "cpu"}))
+    state.plan = plan
     return state
 
 

@@ -56,7 +56,7 @@ def come_together(state: TrainState, recipe: Recipe, corpus_fingerprint: str) ->
     place = meeting().place
     if place.num_ranks == 1:
         return
-    ranks = meeting().begin(state.device, recipe.ddp_timeout)
+    ranks = meeting().begin(torch.device(state.plan.device), recipe.ddp_timeout)
     try:
         check_same(ranks, corpus_fingerprint)
     except InputError as error:  # which all of them raise

@@ -8,6 +8,7 @@ weights as they are, decided on the device, which torch's Muon cannot.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,16 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _NUM_ITERATIONS = 5
 # So many values at a time fill every card; their scratch takes 48 MiB, 64 in fp32.
 _BATCH_ELEMENTS = 1 << 22
+
+
+class RowParts(Protocol):
+    """How several ranks have the rows of matrices in parts."""
+
+    def whole(self, rows_GmN: Tensor, num_rows: int) -> Tensor:
+        """Gathers matrices [G, M, N] from the rows of all ranks, [G, m, N] of this one."""
+
+    def own(self, matrices_GMN: Tensor) -> Tensor:
+        """The rows [G, m, N] of this rank."""
 
 
 def orthogonalize(matrices_GMN: Tensor) -> Tensor:
@@ -29,10 +40,11 @@ def orthogonalize(matrices_GMN: Tensor) -> Tensor:
 class _Scratch:
     """Memory of the largest batch of matrices, there before the first step: what ran out in an update would tear it."""
 
-    def __init__(self, shapes: Sequence[torch.Size], compute_dtype: torch.dtype, device: torch.device) -> None:
-        num_elements = max(shape.numel() for shape in shapes)
+    def __init__(self, shapes: Sequence[Sequence[int]], compute_dtype: torch.dtype, device: torch.device) -> None:
+        num_elements = max(math.prod(shape) for shape in shapes)
         num_products = max(shape[0] * min(shape[1:]) ** 2 for shape in shapes)
         self._gradients = torch.empty(num_elements, device=device)
+        self.compute_dtype = compute_dtype
         self.is_mixed = compute_dtype != torch.float32
         # In fp32 the iteration begins where the gradients lie.
         self._first = self._gradients
@@ -60,7 +72,7 @@ class _Scratch:
         return [*own, self._first] if self.is_mixed else own
 
 
-def _orthogonalize(shape: torch.Size, scratch: _Scratch) -> Tensor:
+def _orthogonalize(shape: Sequence[int], scratch: _Scratch) -> Tensor:
     """As `orthogonalize`, of the first iterate; the result lies in the scratch, too."""
     a, b, c = _COEFFICIENTS
     x, other = scratch.iterates(shape)
@@ -79,33 +91,52 @@ def _orthogonalize(shape: torch.Size, scratch: _Scratch) -> Tensor:
 
 @dataclass
 class _Batch:
-    """Matrices of one shape that are orthogonalised together; `momentum` is their stacked buffer [G, M, N]."""
+    """Matrices of one shape [M, N] that are orthogonalised together; `momentum` is their stacked buffer [G, M, N].
+
+    In parts, this rank has m rows of each master and of its momentum.
+    """
 
     masters: list[Tensor]
     momentum: Tensor
+    num_rows: int
     rate_factor: float
+
+    @property
+    def whole_shape(self) -> tuple[int, int, int]:
+        return len(self.masters), self.num_rows, self.momentum.shape[2]
 
 
 class Muon:
     """Muon over fp32 matrices, batched by shape.
 
     `transposed` names the matrices that are stored [in, out] (GPT-2's Conv1D), since the step grows with
-    sqrt(out / in) where out > in.
+    sqrt(out / in) where out > in. Several ranks that have rows of the matrices in parts gather each batch, all make it
+    orthogonal, and keep their own rows: `num_rows` are those of whole matrices.
     """
 
     def __init__(
-        self, masters: Sequence[Tensor], transposed: Sequence[bool], *, momentum: float, compute_dtype: torch.dtype
-    ):
+        self,
+        masters: Sequence[Tensor],
+        transposed: Sequence[bool],
+        *,
+        momentum: float,
+        compute_dtype: torch.dtype,
+        num_rows: Sequence[int] | None = None,
+        parts: RowParts | None = None,
+    ) -> None:
         self._momentum = momentum
-        by_shape: dict[tuple[torch.Size, bool], list[Tensor]] = {}
-        for master, is_transposed in zip(masters, transposed, strict=True):
-            by_shape.setdefault((master.shape, is_transposed), []).append(master)
+        self._parts = parts
+        # By whole shapes: all ranks have to gather the same.
+        by_shape: dict[tuple[int, int, bool], list[Tensor]] = {}
+        for index, (master, is_transposed) in enumerate(zip(masters, transposed, strict=True)):
+            rows = len(master) if num_rows is None else num_rows[index]
+            by_shape.setdefault((rows, master.shape[1], is_transposed), []).append(master)
         self._batches = [
-            _Batch(batch, torch.zeros(len(batch), *shape, device=batch[0].device), _rate_factor(shape, is_transposed))
-            for (shape, is_transposed), alike in by_shape.items()
-            for batch in _cut(alike)
+            _Batch(batch, _zeros_like(batch), rows, _rate_factor((rows, columns), is_transposed))
+            for (rows, columns, is_transposed), alike in by_shape.items()
+            for batch in _cut(alike, rows * columns)
         ]
-        shapes = [batch.momentum.shape for batch in self._batches]
+        shapes = [batch.whole_shape for batch in self._batches]
         self._scratch = _Scratch(shapes, compute_dtype, masters[0].device)
 
     def buffers(self) -> list[tuple[list[Tensor], Tensor]]:
@@ -129,9 +160,14 @@ class Muon:
             torch.where(is_finite, gradients, nothing, out=gradients)
             batch.momentum.lerp_(gradients, weight)
             nesterov = gradients.lerp_(batch.momentum, self._momentum)
-            if self._scratch.is_mixed:
-                self._scratch.iterates(shape)[0].copy_(nesterov)
-            direction = _orthogonalize(shape, self._scratch)
+            if self._parts is not None:
+                # In the type of the iteration, in which fewer bytes cross.
+                nesterov = self._parts.whole(nesterov.to(self._scratch.compute_dtype), batch.num_rows)
+            if self._scratch.is_mixed or self._parts is not None:
+                self._scratch.iterates(batch.whole_shape)[0].copy_(nesterov)
+            direction = _orthogonalize(batch.whole_shape, self._scratch)
+            if self._parts is not None:
+                direction = self._parts.own(direction)
             if self._scratch.is_mixed:
                 direction = gradients.copy_(direction)
             step = direction.mul_(-learning_rate * batch.rate_factor).mul_(applied)
@@ -139,8 +175,12 @@ class Muon:
             torch._foreach_add_(batch.masters, list(step.unbind()))
 
 
-def _cut(matrices: list[Tensor]) -> Iterator[list[Tensor]]:
-    size = max(1, _BATCH_ELEMENTS // matrices[0].numel())
+def _zeros_like(matrices: list[Tensor]) -> Tensor:
+    return torch.zeros(len(matrices), *matrices[0].shape, device=matrices[0].device)
+
+
+def _cut(matrices: list[Tensor], num_elements: int) -> Iterator[list[Tensor]]:
+    size = max(1, _BATCH_ELEMENTS // num_elements)
     for first in range(0, len(matrices), size):
         yield matrices[first : first + size]
 
@@ -154,6 +194,6 @@ def _gather(masters: Sequence[Tensor], gradients: Tensor) -> None:
         torch._foreach_copy_([place for place, _ in given], [gradient for _, gradient in given])
 
 
-def _rate_factor(shape: torch.Size, is_transposed: bool) -> float:
+def _rate_factor(shape: tuple[int, int], is_transposed: bool) -> float:
     fan_out, fan_in = reversed(shape) if is_transposed else shape
     return float(max(1.0, fan_out / fan_in) ** 0.5)

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from onecard.spec import OptimizerPlan
 from onecard.training.adamw_8bit import AdamW8bit, can_rest_in_8_bits
-from onecard.training.muon import Muon
+from onecard.training.muon import Muon, RowParts
 from onecard.training.paged import PageableZeros
 
 
@@ -29,11 +29,18 @@ class Optimizer:
     """Owns the fp32 masters of a model's trainable parameters, their gradients and moments.
 
     All moments and the scratch of Muon exist from the start; that of 8-bit moments is claimed before an update, which
-    thus is applied whole or not at all.
+    thus is applied whole or not at all. `parts`: how ranks share parameters that each has in part.
     """
 
-    def __init__(self, model: PreTrainedModel, plan: OptimizerPlan) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        plan: OptimizerPlan,
+        compute_dtype: torch.dtype | None = None,
+        parts: RowParts | None = None,
+    ) -> None:
         self.plan = plan
+        self._parts = parts
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters = {name: _master_of(parameter) for name, parameter in self._parameters.items()}
         self._master_of_id = {id(p): self.masters[name] for name, p in self._parameters.items()}
@@ -44,7 +51,8 @@ class Optimizer:
                 parameter.register_post_accumulate_grad_hook(_move_gradient_to(self.masters[name]))
         self._zeros = PageableZeros(is_paged=plan.is_paged)
         matrices = _matrix_names(model) if plan.name == "muon" else {}
-        self._muon = self._make_muon(matrices, next(iter(self._parameters.values())).dtype) if matrices else None
+        dtype = compute_dtype or next(iter(self._parameters.values())).dtype
+        self._muon = self._make_muon(matrices, dtype) if matrices else None
         in_8_bits = self._names_in_8_bits(model) if plan.is_8bit else []
         self._adamw_8bit = (
             AdamW8bit([self.masters[name] for name in in_8_bits], plan, self._zeros) if in_8_bits else None
@@ -56,7 +64,14 @@ class Optimizer:
         masters = [self.masters[name] for name in matrices]
         # The iteration bears bf16 (Jordan et al.); fp16 would overflow in it.
         compute_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
-        return Muon(masters, list(matrices.values()), momentum=self.plan.muon_momentum, compute_dtype=compute_dtype)
+        return Muon(
+            masters,
+            list(matrices.values()),
+            momentum=self.plan.muon_momentum,
+            compute_dtype=compute_dtype,
+            num_rows=[len(self._parameters[name]) for name in matrices],
+            parts=self._parts,
+        )
 
     def _names_in_8_bits(self, model: PreTrainedModel) -> list[str]:
         # Rows of rare tokens share blocks with rows of frequent ones, beside which theirs vanish (arXiv 2110.02861

@@ -7,15 +7,18 @@
 Every rank holds the whole state and changes it in the same way, so nothing else has to cross.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from onecard.data import NO_TARGET, Batch
 from onecard.distributed.ranks import Ranks
 from onecard.training.sharded import Shards
 from onecard.training.state import Found, TrainState
@@ -36,6 +39,22 @@ def spread(state: TrainState, ranks: Ranks) -> None:
             state.spread = Shards(state)
         else:
             state.spread = _MasterSums(state) if state.optimizer.is_mixed else _Buckets(state)
+
+
+def own_share(state: TrainState, batches: Sequence[Batch]) -> list[Batch]:
+    """Gives what of the micro-batches of a step is for this rank: every so many-th, and at least one.
+
+    Where a rank has less than its turn, the last one without its targets fills the place: the others count on it, of
+    whole states at the end of a step, of states in parts at every pass.
+    """
+    ranks = state.ranks
+    least = -(-len(batches) // ranks.num) if state.is_in_parts else 1
+    own = ranks.share(batches)
+    return own + [_without_targets(batches[-1])] * (least - len(own))
+
+
+def _without_targets(batch: Batch) -> Batch:
+    return replace(batch, targets=torch.full_like(batch.targets, NO_TARGET), num_targets=0)
 
 
 class _Pass(nn.Module):
