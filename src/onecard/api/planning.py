@@ -10,7 +10,8 @@ from onecard.spec.load import apply_device
 
 if TYPE_CHECKING:
     from onecard.data import TrainingData
-    from onecard.planner import OnWait, Target
+    from onecard.hardware import Machine
+    from onecard.planner import FirstAnswer, OnWait, Target
 
 
 def prepare(recipe: Recipe, *, progress: OnProgress | None = None) -> "TrainingData":
@@ -40,8 +41,8 @@ def plan(
 
     Without `card` the plan is for this machine, and the text is prepared for it. With one (`rtx-4060-laptop`; see
     `onecard cards`) it is for that card on `platform` (linux, linux-headless or windows), needs no GPU, and takes the
-    text as it is: its size is estimated unless it has been prepared before. A `CardGroup` is for so many processes, a
-    card each: memory is that of each card, time that of all of them together.
+    text as it is: its size is estimated unless it has been prepared before. A `CardGroup` is for so many processes:
+    memory is that of each card, time that of all of them together.
 
     Seconds for an eager plan, up to a minute for a compiled one that is new. Then `on_draft` gets the plan with the
     forecast of its eager step first (`forecast.is_refined` false); without `refine` that is the answer.
@@ -52,14 +53,12 @@ def plan(
     """
     from onecard.hardware import find_card
 
-    group = card if isinstance(card, CardGroup) else None
-    name = card.card if isinstance(card, CardGroup) else card
+    group, name = _group_and_name(card)
     # First: what follows imports torch, and a slip of the hand is not to wait for that.
     row = None if name is None else find_card(name)
     if row is not None and recipe.device == "cpu":
         raise InputError(f"a plan for {row.name} cannot be one for device cpu: leave the card out, or the device")
     from onecard import planner
-    from onecard.observe.sinks import check_targets
     from onecard.planner import FirstAnswer
     from onecard.run import inputs
 
@@ -70,20 +69,34 @@ def plan(
             raise InputError(
                 "--platform belongs to --card: without a card the plan is for this machine. Give one, or leave it out"
             )
-        process_bytes = planner.loaded_bytes()
-        recipe = apply_its_device(recipe, machine)
-        check_targets(recipe.report_to)
-        planner.check_recipe(recipe, machine)
-        base = inputs.fetch_base(recipe, weights=False, progress=progress)
-        corpus = inputs.prepare_inputs(recipe, base, progress)
-        target = planner.find_target(recipe.device, machine, group)
-        return inputs.plan_inputs(recipe, machine, corpus, process_bytes, first, target)
+        return _plan_here(recipe, machine, group, first, progress)
     target = planner.target_of_card(row, platform, group)
     recipe = apply_device(recipe, "cuda")
     planner.check_recipe(recipe, machine, target)
     return planner.make_plan(
         recipe, machine, planner.survey_facts(recipe, inputs.find_base_here(recipe)), target=target, first=first
     )
+
+
+def _plan_here(
+    recipe: Recipe,
+    machine: "Machine",
+    group: CardGroup | None,
+    first: "FirstAnswer",
+    progress: OnProgress | None,
+) -> Plan:
+    from onecard import planner
+    from onecard.observe.sinks import check_targets
+    from onecard.run import inputs
+
+    process_bytes = planner.loaded_bytes()
+    recipe = apply_its_device(recipe, machine)
+    check_targets(recipe.report_to)
+    planner.check_recipe(recipe, machine)
+    base = inputs.fetch_base(recipe, weights=False, progress=progress)
+    corpus = inputs.prepare_inputs(recipe, base, progress)
+    target = planner.find_target(recipe.device, machine, group)
+    return inputs.plan_inputs(recipe, machine, corpus, process_bytes, first, target)
 
 
 def alternatives(
@@ -112,10 +125,13 @@ def alternatives(
 
     if plan.forecast is None or plan.device == "cpu":
         raise InputError("alternatives are forecast for GPUs: name a card, as in --card rtx-4060-laptop")
-    group = card if isinstance(card, CardGroup) else plan.forecast.group if card is None else None
-    name = card.card if isinstance(card, CardGroup) else card
+    group, name = (plan.forecast.group, None) if card is None else _group_and_name(card)
     target = _find_target(plan.device, name or plan.forecast.card, platform, group, is_given=name is not None)
     return list_alternatives(plan, target, (on_wait or (lambda *_: None)) if refine else None)
+
+
+def _group_and_name(card: str | CardGroup | None) -> tuple[CardGroup | None, str | None]:
+    return (card, card.card) if isinstance(card, CardGroup) else (None, card)
 
 
 def _find_target(device: str, card: str, platform: str | None, group: CardGroup | None, *, is_given: bool) -> "Target":
