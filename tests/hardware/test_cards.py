@@ -16,6 +16,7 @@ from onecard.hardware import (
     card_of,
     context_bytes,
     find_card,
+    pcie_bytes_per_s,
     usable_bytes,
     workspace_bytes,
 )
@@ -254,3 +255,21 @@ def test_a_damaged_row_is_described_in_full() -> None:
         "driver_names is missing",
     ):
         assert problem in text
+
+
+@cards
+def test_every_card_says_which_slot_it_has(card: Card) -> None:
+    rate = pcie_bytes_per_s(card)
+    assert rate is not None
+    # Twice the rate with each generation and with each doubling of lanes, 0.985 GB/s for one lane of 3.0.
+    generation, lanes = card.pcie.split(" x")
+    assert rate == pytest.approx(0.985e9 * 2 ** (float(generation) - 3) * int(lanes), rel=1e-3)
+    # NVLink is told of where it is faster than the slot and there in every machine.
+    if card.nvlink_bytes_per_s is not None:
+        assert re.search("SXM|H200", card.name)
+        assert card.nvlink_bytes_per_s > 2 * rate
+
+
+@pytest.mark.parametrize("slot", ["6.0 x16", "4.0 x12", "4.0", "x16", 4.0])
+def test_a_slot_that_cannot_be_is_refused(slot: object) -> None:
+    assert any(problem.startswith("pcie is") for problem in find_row_problems({"pcie": slot}, True))

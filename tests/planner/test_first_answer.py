@@ -94,11 +94,11 @@ def test_an_eager_plan_has_one_answer(draft: Plan, target: Target, compiled: lis
 
 def test_few_traces_find_the_largest_micro_batch(draft: Plan, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of seven sizes four at most are traced, and what is found is what looking at all of them finds."""
-    from onecard.planner import fit
+    from onecard.planner import fit, ranks
 
     draft = draft.model_copy(update={"total_batch_size": 64, "torch_compile": False})
     recipe = Recipe(dataset="x", gradient_checkpointing=False)
-    sizes = fit.micro_batches(draft)
+    sizes = ranks.even_sizes(draft, 1)
     evaluate, seen = fit.evaluate, list[int]()
 
     def count(plan: Plan, *arguments: Any, **named: Any) -> fit.Candidate:

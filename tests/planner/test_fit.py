@@ -400,7 +400,7 @@ def test_no_more_layers_recompute_than_have_to(
 @pytest.fixture
 def only_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     """Alternatives without those that change settings."""
-    monkeypatch.setattr("onecard.planner.ladder._changes", lambda *_: iter(()))
+    monkeypatch.setattr("onecard.planner.ladder.changes_of", lambda *_: iter(()))
 
 
 @pytest.mark.usefixtures("only_methods")

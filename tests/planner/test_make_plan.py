@@ -518,7 +518,7 @@ def test_compiling_is_chosen_when_the_run_is_long_enough(monkeypatch: pytest.Mon
 def test_no_compiled_step_is_planned_where_there_is_no_compiler(
     card: str, platform: str, problem: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choose, "fit_plan", lambda draft, *_: draft)
+    monkeypatch.setattr(choose, "fit_ranks", lambda draft, *_: draft)
     target = target_of_card(find_card(card), platform)
     recipe = load_recipe(SMALL | {"device": "cuda", "max_steps": 10**9})
     plan = make_plan(recipe, MACHINE, facts(), FAST, target)

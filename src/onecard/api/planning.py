@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 from onecard.api.here import OnProgress, apply_its_device, probe_here
 from onecard.errors import InputError
-from onecard.spec import Alternative, Plan, Recipe
+from onecard.spec import Alternative, CardGroup, Plan, Recipe
 from onecard.spec.load import apply_device
 
 if TYPE_CHECKING:
     from onecard.data import TrainingData
-    from onecard.planner import OnWait, Target
+    from onecard.hardware import Machine
+    from onecard.planner import FirstAnswer, OnWait, Target
 
 
 def prepare(recipe: Recipe, *, progress: OnProgress | None = None) -> "TrainingData":
@@ -30,7 +31,7 @@ def prepare(recipe: Recipe, *, progress: OnProgress | None = None) -> "TrainingD
 def plan(
     recipe: Recipe,
     *,
-    card: str | None = None,
+    card: str | CardGroup | None = None,
     platform: str | None = None,
     progress: OnProgress | None = None,
     on_draft: Callable[[Plan], None] | None = None,
@@ -40,7 +41,8 @@ def plan(
 
     Without `card` the plan is for this machine, and the text is prepared for it. With one (`rtx-4060-laptop`; see
     `onecard cards`) it is for that card on `platform` (linux, linux-headless or windows), needs no GPU, and takes the
-    text as it is: its size is estimated unless it has been prepared before.
+    text as it is: its size is estimated unless it has been prepared before. A `CardGroup` is for so many processes:
+    memory is that of each card, time that of all of them together.
 
     Seconds for an eager plan, up to a minute for a compiled one that is new. Then `on_draft` gets the plan with the
     forecast of its eager step first (`forecast.is_refined` false); without `refine` that is the answer.
@@ -51,12 +53,13 @@ def plan(
     """
     from onecard.hardware import find_card
 
+    group, name = _group_and_name(card)
     # First: what follows imports torch, and a slip of the hand is not to wait for that.
-    row = None if card is None else find_card(card)
+    row = None if name is None else find_card(name)
     if row is not None and recipe.device == "cpu":
         raise InputError(f"a plan for {row.name} cannot be one for device cpu: leave the card out, or the device")
-    from onecard.observe.sinks import check_targets
-    from onecard.planner import FirstAnswer, check_recipe, loaded_bytes, make_plan, survey_facts, target_of_card
+    from onecard import planner
+    from onecard.planner import FirstAnswer
     from onecard.run import inputs
 
     machine, recipe = probe_here(), inputs.settle_base(inputs.settle_length(recipe))
@@ -66,30 +69,48 @@ def plan(
             raise InputError(
                 "--platform belongs to --card: without a card the plan is for this machine. Give one, or leave it out"
             )
-        process_bytes = loaded_bytes()
-        recipe = apply_its_device(recipe, machine)
-        check_targets(recipe.report_to)
-        check_recipe(recipe, machine)
-        base = inputs.fetch_base(recipe, weights=False, progress=progress)
-        corpus = inputs.prepare_inputs(recipe, base, progress)
-        return inputs.plan_inputs(recipe, machine, corpus, process_bytes, first)
-    target = target_of_card(row, platform)
+        return _plan_here(recipe, machine, group, first, progress)
+    target = planner.target_of_card(row, platform, group)
     recipe = apply_device(recipe, "cuda")
-    check_recipe(recipe, machine, target)
-    return make_plan(recipe, machine, survey_facts(recipe, inputs.find_base_here(recipe)), target=target, first=first)
+    planner.check_recipe(recipe, machine, target)
+    return planner.make_plan(
+        recipe, machine, planner.survey_facts(recipe, inputs.find_base_here(recipe)), target=target, first=first
+    )
+
+
+def _plan_here(
+    recipe: Recipe,
+    machine: "Machine",
+    group: CardGroup | None,
+    first: "FirstAnswer",
+    progress: OnProgress | None,
+) -> Plan:
+    from onecard import planner
+    from onecard.observe.sinks import check_targets
+    from onecard.run import inputs
+
+    process_bytes = planner.loaded_bytes()
+    recipe = apply_its_device(recipe, machine)
+    check_targets(recipe.report_to)
+    planner.check_recipe(recipe, machine)
+    base = inputs.fetch_base(recipe, weights=False, progress=progress)
+    corpus = inputs.prepare_inputs(recipe, base, progress)
+    target = planner.find_target(recipe.device, machine, group)
+    return inputs.plan_inputs(recipe, machine, corpus, process_bytes, first, target)
 
 
 def alternatives(
     plan: Plan,
     *,
-    card: str | None = None,
+    card: str | CardGroup | None = None,
     platform: str | None = None,
     refine: bool = False,
     on_wait: "OnWait | None" = None,
 ) -> Iterator[Alternative]:
     """Forecasts a plan for a GPU with one thing changed at a time, a row as soon as it is known.
 
-    Without `card` that is the GPU which the plan was made for: that of this machine, or one of the catalogue.
+    Without `card` that is the GPU, or the group of them, which the plan was made for: that of this machine, or one of
+    the catalogue.
 
     Rows that have to be compiled, and were not before, hold the figures of their eager step (`is_refined` false). With
     `refine` each of them that may fit comes a second time after all others, with the same settings and the figures of
@@ -104,21 +125,26 @@ def alternatives(
 
     if plan.forecast is None or plan.device == "cpu":
         raise InputError("alternatives are forecast for GPUs: name a card, as in --card rtx-4060-laptop")
-    target = _find_target(plan.device, card or plan.forecast.card, platform, is_given=card is not None)
+    group, name = (plan.forecast.group, None) if card is None else _group_and_name(card)
+    target = _find_target(plan.device, name or plan.forecast.card, platform, group, is_given=name is not None)
     return list_alternatives(plan, target, (on_wait or (lambda *_: None)) if refine else None)
 
 
-def _find_target(device: str, card: str, platform: str | None, *, is_given: bool) -> "Target":
+def _group_and_name(card: str | CardGroup | None) -> tuple[CardGroup | None, str | None]:
+    return (card, card.card) if isinstance(card, CardGroup) else (None, card)
+
+
+def _find_target(device: str, card: str, platform: str | None, group: CardGroup | None, *, is_given: bool) -> "Target":
     """The card of that name: unless it was given, the device of this machine where it is that card."""
     from onecard.hardware import find_card
     from onecard.planner import find_target, target_of_card
 
     if not is_given:
         try:
-            target = find_target(device, probe_here())
+            target = find_target(device, probe_here(), group)
         except InputError:  # no such device here
             pass
         else:
             if target.name == card:
                 return target
-    return target_of_card(find_card(card), platform)
+    return target_of_card(find_card(card), platform, group)

@@ -63,7 +63,6 @@ def _train(
 ) -> Path:
     from onecard.observe.sinks import check_targets
     from onecard.planner import check_recipe, loaded_bytes
-    from onecard.planner.ranks import plan_for_ranks
     from onecard.run.folder import RunFolder, free_folder
     from onecard.run.inputs import fetch_base, plan_inputs, prepare_inputs, settle_base, settle_length
     from onecard.run.outcome import compare
@@ -84,7 +83,6 @@ def _train(
     base = fetch_base(recipe, weights=True, progress=on_progress)
     corpus = prepare_inputs(recipe, base, on_progress)
     decided = with_facts(plan_inputs(recipe, machine, corpus, process_bytes), tasks)
-    decided = plan_for_ranks(decided, recipe, find_place().num_ranks)
     root = expand(given) if given else free_folder(Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = RunFolder.create(root, recipe, decided, corpus.audit)
     with folder.lock(), folder.discarded_unless_begun():

@@ -24,6 +24,7 @@ _MEMORY_KEYS = (
 _TIME_KEYS = (
     *("step_s", "step_low_s", "step_high_s", "tokens_per_s", "total_s", "limited_by", "share_of_peak", "energy_wh"),
     *("evaluation_s", "num_evaluations", "save_s", "num_saves"),
+    *("communication_s", "exposed_communication_s", "efficiency"),
 )
 
 
@@ -35,16 +36,21 @@ def forecast_rows(plan: "Plan") -> list[tuple[str, str]]:
     # Whatever a plan says of a memory limit is that it changes nothing.
     remarks = [text for text in (memory.note, plan.reasons.get("memory_limit_bytes")) if text]
     verdict = "fits" if memory.fits else "does NOT fit"
+    is_shared = plan.forecast.num_ranks > 1
+    each = " each" if is_shared else ""
     rows = [
         (
             "memory",
             f"{verdict}: {format_bytes(memory.peak_bytes)} ({format_bytes(memory.peak_low_bytes)} to "
             f"{format_bytes(memory.peak_high_bytes)}) of {format_bytes(memory.limit_bytes)} that "
-            f"{_who_has(plan, memory.context_bytes)}; fullest in: {memory.peak_phase}",
+            f"{_who_has(plan, memory.context_bytes)}{each}; fullest in: {memory.peak_phase}",
         ),
         *(("", text) for text in remarks),
         ("tensors in", ", ".join(f"{phase} {format_bytes(size)}" for phase, size in _phases(memory.phase_bytes))),
-        ("host, disk", f"{format_bytes(memory.host_peak_bytes)} of RAM, {format_bytes(memory.disk_bytes)} on the disk"),
+        (
+            "host, disk",
+            f"{format_bytes(memory.host_peak_bytes)} of RAM{each}, {format_bytes(memory.disk_bytes)} on the disk",
+        ),
     ]
     if plan.forecast.time is not None:
         rows += _time_rows(plan, plan.forecast.time)
@@ -114,6 +120,8 @@ def plan_document(plan: "Plan", alternatives: "Iterable[Alternative]" = ()) -> d
     settings = plan.model_dump(mode="json", exclude={"forecast", "alternatives", "reasons"})
     return {
         "card": forecast.card if forecast else None,
+        "num_ranks": forecast.num_ranks if forecast else None,
+        "strategy": plan.strategy if forecast and forecast.num_ranks > 1 else None,
         "is_refined": forecast.is_refined if forecast else None,
         "is_interpolated": forecast.is_interpolated if forecast else None,
         **{key: memory.get(key) for key in _MEMORY_KEYS},
@@ -128,6 +136,7 @@ def plan_document(plan: "Plan", alternatives: "Iterable[Alternative]" = ()) -> d
 
 def _time_rows(plan: "Plan", time: "TimeForecast") -> list[tuple[str, str]]:
     device = "CPU" if plan.device == "cpu" else "card"
+    num_ranks = plan.forecast.num_ranks if plan.forecast else 1
     energy = "" if time.energy_wh is None else f", {_kwh(*time.energy_wh)} kWh"
     return [
         (
@@ -136,10 +145,21 @@ def _time_rows(plan: "Plan", time: "TimeForecast") -> list[tuple[str, str]]:
             f"{format_count(time.tokens_per_s)} tokens/s, "
             f"{time.share_of_peak:.0%} of the {device}'s peak; limited by {time.limited_by}",
         ),
+        *([("together", _communication(time, num_ranks))] if time.communication_s is not None else []),
         *([("", time.note)] if time.note else []),
         ("whole run", f"{format_seconds(time.total_s)}{energy}{_per_parameter(plan)}"),
         *([("of it", aside)] if (aside := _beside_steps(plan, time)) else []),
     ]
+
+
+def _communication(time: "TimeForecast", num_ranks: int) -> str:
+    """What several cards lose to one another."""
+    assert time.exposed_communication_s is not None
+    assert time.efficiency is not None
+    return (
+        f"{time.efficiency:.0%} of {num_ranks} times one card's speed; communication {time.communication_s:.3g} s a "
+        f"step, {time.exposed_communication_s:.3g} of them waited for"
+    )
 
 
 def _beside_steps(plan: "Plan", time: "TimeForecast") -> str:

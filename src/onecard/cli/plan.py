@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onecard.cli.forecast_text import bar_lines, forecast_rows, plan_document
+from onecard.cli.group_words import take_group
 from onecard.cli.ladder_view import LadderView
 from onecard.cli.plan_text import reason_rows, summary_rows
 from onecard.cli.preparation import PreparationProgress
@@ -20,7 +21,7 @@ from onecard.errors import EXIT_INTERRUPTED, DoesNotFitError, InputError
 
 if TYPE_CHECKING:
     from onecard.hardware import Card
-    from onecard.spec import Plan, Recipe
+    from onecard.spec import CardGroup, Plan, Recipe
 
 CardOption = Annotated[
     str | None,
@@ -45,6 +46,9 @@ def plan(
 ) -> None:
     """Shows every decision of a run with its reason, its memory and its time on a card, without training.
 
+    With --num_processes N it is for N of the cards, a process each: memory is that of each card, time that of all.
+    --cards_per_machine, --link_gb_per_s and --network_gb_per_s say what joins them.
+
     A compiled step is forecast before compiling first; --no-refine leaves it at that. With --json, --refine-all waits
     for the compiled steps of the alternatives, too, which people see one by one.
     """
@@ -54,15 +58,18 @@ def plan(
         _explain(explain, as_json=as_json)
         return
     cards = _find_cards(card)
+    given, group = take_group(given)
     recipe = recipe_from_words([word for word in given if word not in (*_NO_REFINE, *_REFINE_ALL)], config, "plan")
     refine = not set(given).intersection(_NO_REFINE)
     refine_all = bool(set(given).intersection(_REFINE_ALL))
     try:
         if len(cards) > 1:
-            several = SideBySide(recipe, cards, platform, refine, refine_all)
+            several = SideBySide(recipe, cards, platform, refine, refine_all, group)
             several.print_document() if as_json else several.print_table()
             return
-        asked = _Asked(recipe, cards[0].key if cards else None, platform, refine, refine_all)
+        key = cards[0].key if cards else None
+        one = key if group is None else group.model_copy(update={"card": key})
+        asked = _Asked(recipe, one, platform, refine, refine_all)
         _answer_as_json(asked) if as_json else _answer(asked)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -96,10 +103,13 @@ def _refuse_beside_explain(words: list[str], options: dict[str, object]) -> None
 
 @dataclass(frozen=True)
 class _Asked:
-    """A recipe to plan for one card; `refine` the plan and, where people look on or `refine_all` is given, the rest."""
+    """A recipe to plan for one card or so many of it.
+
+    `refine` the plan and, where people look on or `refine_all` is given, the rest.
+    """
 
     recipe: "Recipe"
-    card: str | None
+    card: "str | CardGroup | None"
     platform: str | None
     refine: bool
     refine_all: bool

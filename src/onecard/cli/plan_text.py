@@ -82,9 +82,12 @@ def _describe_model(plan: "Plan") -> str:
 
 def _describe_device(plan: "Plan") -> str:
     device = f"{plan.forecast.card} ({plan.device})" if plan.forecast and plan.device != "cpu" else plan.device
+    num_ranks = plan.forecast.num_ranks if plan.forecast else 1
+    ranks = f"{num_ranks} x " if num_ranks > 1 else ""
+    shared = f", {plan.strategy}" if num_ranks > 1 else ""
     share = plan.max_power_share
     rests = f", computes at most {share:.4g} of the time (max_power_share)" if share is not None and share < 1 else ""
-    return f"{device}, {plan.precision}, {'compiled' if plan.torch_compile else 'not compiled'}{rests}"
+    return f"{ranks}{device}, {plan.precision}, {'compiled' if plan.torch_compile else 'not compiled'}{shared}{rests}"
 
 
 def _describe_batch(plan: "Plan") -> str:

@@ -17,7 +17,7 @@ from onecard.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from onecard.hardware import Card
-    from onecard.spec import Forecast, Plan, Recipe
+    from onecard.spec import CardGroup, Forecast, Plan, Recipe
 
 _COLUMNS = ("card", "in", "", "memory", "micro-batches", "speed", "whole run", "step")
 # Of those between place and step. Rows come one by one, so none can wait for a wider one.
@@ -29,7 +29,8 @@ _STEP_WIDTH = len("compiled, interpolated")
 class SideBySide:
     """A recipe on several cards; with `refine` compiled plans by their compiled steps, too.
 
-    With `refine_all` a document waits for the compiled steps of the alternatives, as well.
+    With a `group` it is for so many of each card. With `refine_all` a document waits for the compiled steps of the
+    alternatives, as well.
     """
 
     recipe: "Recipe"
@@ -37,6 +38,7 @@ class SideBySide:
     platform: str | None
     refine: bool
     refine_all: bool
+    group: "CardGroup | None" = None
     _plans: "dict[str, Plan]" = field(default_factory=dict)
     _problems: dict[str, DoesNotFitError] = field(default_factory=dict)
 
@@ -48,7 +50,8 @@ class SideBySide:
         """
         status = StatusLine()
         width = width_of(sys.stdout)
-        widths = (max(len(card.name) for card in self.cards), len(self._host), *_WIDTHS)
+        longest = max(len(_count(self.group) + card.name) for card in self.cards)
+        widths = (longest, len(self._host), *_WIDTHS)
         is_table = width is None or width >= sum(widths) + 2 * len(widths) + _STEP_WIDTH
         if is_table:
             print(_in_columns(_COLUMNS, widths))
@@ -91,6 +94,9 @@ class SideBySide:
         print(json.dumps({"cards": documents}))
         self._raise_if_none_fits()
 
+    def _asked(self, card: "Card") -> "str | CardGroup":
+        return card.key if self.group is None else self.group.model_copy(update={"card": card.key})
+
     @property
     def _host(self) -> str:
         return self.platform or "linux"
@@ -110,7 +116,7 @@ class SideBySide:
 
         self._problems.pop(card.key, None)
         try:
-            made = api.plan(self.recipe, card=card.key, platform=self.platform, refine=refine)
+            made = api.plan(self.recipe, card=self._asked(card), platform=self.platform, refine=refine)
         except DoesNotFitError as error:
             if error.plan is None:
                 raise
@@ -127,7 +133,8 @@ class SideBySide:
             return plan_document(made, made.alternatives)
         ladder = LadderView(silent=True)
         refine = self.refine and self.refine_all
-        for row in api.alternatives(made, card=card.key, platform=self.platform, refine=refine, on_wait=ladder.on_wait):
+        asked = self._asked(card)
+        for row in api.alternatives(made, card=asked, platform=self.platform, refine=refine, on_wait=ladder.on_wait):
             ladder.show(row)
         return plan_document(made, ladder.rows)
 
@@ -154,16 +161,21 @@ def card_row(plan: "Plan", host: str) -> tuple[str, ...]:
             format_seconds(time.total_s * bound_s / time.step_s) for bound_s in (time.step_low_s, time.step_high_s)
         ]
         whole = f"{format_seconds(time.total_s)} ({' to '.join(bounds)})"
+    strategy = f", {plan.strategy}" if plan.forecast.num_ranks > 1 else ""
     return (
-        plan.forecast.card,
+        _count(plan.forecast.group) + plan.forecast.card,
         host,
         "fits" if memory.fits else "does not fit",
         f"{format_bytes(memory.peak_bytes)} ({low} to {high}) of {format_bytes(memory.limit_bytes)}",
-        f"{plan.micro_batch_size} x {plan.num_micro_batches}" + _recomputed(plan.gradient_checkpointing),
+        f"{plan.micro_batch_size} x {plan.num_micro_batches}{strategy}" + _recomputed(plan.gradient_checkpointing),
         speed,
         whole,
         _describe_step(plan, plan.forecast),
     )
+
+
+def _count(group: "CardGroup | None") -> str:
+    return "" if group is None else f"{group.num} x "
 
 
 def card_notes(plans: "Sequence[Plan]") -> list[str]:

@@ -1,6 +1,6 @@
 """What a machine can do. No torch."""
 
-from onecard.hardware.card import Card, CardHost, Source, context_bytes, usable_bytes, workspace_bytes
+from onecard.hardware.card import Card, CardHost, Source, context_bytes, pcie_bytes_per_s, usable_bytes, workspace_bytes
 from onecard.hardware.card_search import all_cards, card_names, card_of, find_card
 from onecard.hardware.heap import give_back_freed_memory, keep_freed_memory
 from onecard.hardware.machine import Gpu, Machine, Platform
@@ -20,6 +20,7 @@ __all__ = [
     "find_card",
     "give_back_freed_memory",
     "keep_freed_memory",
+    "pcie_bytes_per_s",
     "probe_machine",
     "usable_bytes",
     "workspace_bytes",

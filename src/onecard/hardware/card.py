@@ -17,6 +17,8 @@ _CONTEXT_BYTES = int(0.45 * GIB)
 _WORKSPACE_BYTES = 8_519_680
 _LARGE_WORKSPACE_BYTES = 33_554_432
 _LARGE_WORKSPACE_MAJORS = (9, 10, 12)
+# GT/s of a lane by generation; 128 of 130 bits are data.
+_LANE_RATES = {"3.0": 8e9, "4.0": 16e9, "5.0": 32e9}
 
 
 # Figures that a row holds; `figures` adds what follows from them.
@@ -39,6 +41,8 @@ STORED = (
     "tdp_w",
     "power_limits_w",
     "launch_s",
+    "pcie",
+    "nvlink_bytes_per_s",
 )
 
 
@@ -59,7 +63,8 @@ class Card:
     Rates of catalogue rows are peaks, dense and summed in fp32; those of local rows are what large operations reached.
     `flops_16bit` is for bf16 and fp16, and None where fp16 is no faster than fp32. `driver_names` are those of NVML;
     several cards may share one and differ in memory. Of a laptop's card, what its power limit decides is also given as
-    a range. `sources` has an entry for every figure of `figures`.
+    a range. `pcie` is the slot as in "4.0 x16"; `nvlink_bytes_per_s`, each way, is there where every such card in a
+    machine is joined by it. `sources` has an entry for every figure of `figures`.
     """
 
     key: str
@@ -87,6 +92,8 @@ class Card:
     visible_bytes: int | None = None
     measured_context_bytes: int | None = None
     launch_s: float | None = None
+    pcie: str | None = None
+    nvlink_bytes_per_s: float | None = None
     note: str | None = None
     is_local: bool = False
 
@@ -135,6 +142,14 @@ def workspace_bytes(card: Card) -> int:
     return _LARGE_WORKSPACE_BYTES if card.compute_capability[0] in _LARGE_WORKSPACE_MAJORS else _WORKSPACE_BYTES
 
 
+def pcie_bytes_per_s(card: Card) -> float | None:
+    """Bytes per second that the card's slot carries each way at the most; None where the slot is not known."""
+    if card.pcie is None:
+        return None
+    generation, lanes = card.pcie.split(" x")
+    return _LANE_RATES[generation] / 8 * 128 / 130 * int(lanes)
+
+
 def figures(card: Card) -> dict[str, Any]:
     """All that is known of a card, by name: stored figures, then derived ones; what is unknown is left out."""
     known = {name: getattr(card, name) for name in STORED}
@@ -142,6 +157,7 @@ def figures(card: Card) -> dict[str, Any]:
     known["has_bf16"] = card.has_bf16
     known["flops_16bit_range"] = card.flops_16bit_range
     known["torch_builds"] = card.torch_builds
+    known["pcie_bytes_per_s"] = pcie_bytes_per_s(card)
     known["usable_linux_headless_bytes"] = usable_bytes(card, "linux-headless")
     known["usable_linux_desktop_bytes"] = usable_bytes(card, "linux-desktop")
     known["usable_windows_bytes"] = usable_bytes(card, "windows")

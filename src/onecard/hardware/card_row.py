@@ -48,6 +48,10 @@ def _is_capability(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\d+\.\d", value) is not None
 
 
+def _is_slot(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[345]\.0 x(1|2|4|8|16)", value) is not None
+
+
 _NUMBER, _COUNT, _TEXT = (
     _Cell(_is_number, _POSITIVE),
     _Cell(_is_count, "a positive whole number"),
@@ -78,6 +82,8 @@ _CELLS = {
     "power_limits_w": _RANGE,
     "measured_context_gib": _NUMBER,
     "launch_s": _NUMBER,
+    "pcie": _Cell(_is_slot, 'text such as "4.0 x16": 3.0, 4.0 or 5.0, and 1, 2, 4, 8 or 16 lanes'),
+    "nvlink_bytes_per_s": _NUMBER,
     "note": _TEXT,
     "sources": _Cell(lambda value: isinstance(value, dict), "a table of figures and their sources"),
 }

@@ -29,6 +29,14 @@ class Candidate:
         return self.forecast.time.step_s if self.forecast.time else None
 
 
+class NothingFits(Exception):
+    """Nothing that may be chosen fits; `nearest` is what needs least."""
+
+    def __init__(self, nearest: Candidate) -> None:
+        super().__init__()
+        self.nearest = nearest
+
+
 def evaluate(plan: Plan, target: Target, *, may_compile: bool = False) -> Candidate:
     """Forecasts a plan; by its eager step unless it may be compiled."""
     # A search looks at many candidates; the compiler takes its time with each, and saves memory with all of them.

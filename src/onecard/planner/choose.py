@@ -9,11 +9,20 @@ import torch
 from onecard.errors import InputError
 from onecard.hardware import Machine
 from onecard.planner.decisions import Grounds, decide, draft_steps
-from onecard.planner.device import Target, find_compiler_problem, find_target, keep_reserve, offered_bytes
+from onecard.planner.device import (
+    Target,
+    find_compiler_problem,
+    find_target,
+    keep_for_nccl,
+    keep_reserve,
+    offered_bytes,
+)
 from onecard.planner.eval_tasks import plan_tasks, with_cache
-from onecard.planner.fit import FirstAnswer, fit_plan
+from onecard.planner.fit import FirstAnswer
 from onecard.planner.measure import measure_micro_batches, measure_peak, measure_step
 from onecard.planner.micro_batch import Trial, try_micro_batches
+from onecard.planner.parts import share_of
+from onecard.planner.ranks import plan_for_ranks, recut
 from onecard.planner.rests import stretched_s
 from onecard.planner.schedule import (
     make_schedule,
@@ -21,6 +30,7 @@ from onecard.planner.schedule import (
     tokens_per_step,
 )
 from onecard.planner.shape import attention_width, choose_loss_chunk
+from onecard.planner.strategy import fit_ranks
 from onecard.spec import AdaptPlan, CorpusFacts, ModelPlan, OptimizerPlan, Plan, Recipe
 from onecard.units import GIB, format_seconds
 
@@ -64,17 +74,18 @@ def make_plan(
         InputError: something asked for cannot be honoured on this machine or with this corpus.
     """
     measurements = measurements or Measurements()
-    target = keep_reserve(target or find_target(recipe.device, machine), recipe.reserve_gb)
+    target = keep_for_nccl(keep_reserve(target or find_target(recipe.device, machine), recipe.reserve_gb))
     grounds = Grounds(recipe, machine, target, corpus)
     draft, num_steps = _draft(grounds, measurements)
-    if grounds.target.kind == "cuda":
-        draft = fit_plan(draft, recipe, grounds.target, first)
+    draft = plan_for_ranks(draft, recipe, target.num_ranks)
+    if target.kind == "cuda":
+        draft = fit_ranks(draft, recipe, target, first)
     elif recipe.per_device_train_batch_size == "auto" and recipe.gradient_accumulation_steps == "auto":
         run_s = _guess_run_s(recipe, num_steps, draft.flops_per_token * draft.tokens_per_step / draft.peak_flops)
-        draft = try_micro_batches(draft, machine, run_s, measurements.micro_batches)
-    if recipe.max_hours is None or not grounds.target.is_here:
+        draft = recut(try_micro_batches(draft, machine, run_s, measurements.micro_batches), target.num_ranks)
+    if recipe.max_hours is None or not target.is_here:
         return draft
-    return _fit_into_hours(draft, recipe, num_steps, stretched_s(measurements.step(draft), draft))
+    return _fit_into_hours(draft, recipe, num_steps, stretched_s(_measure_step(draft, target, measurements), draft))
 
 
 def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | None]:
@@ -126,6 +137,13 @@ def _draft(grounds: Grounds, measurements: Measurements) -> tuple[Plan, int | No
         **{key: getattr(recipe, key) for key in _KEPT},
     )
     return draft, num_steps
+
+
+def _measure_step(draft: Plan, target: Target, measurements: Measurements) -> float:
+    """Seconds of a step as it is computed here, of several ranks of what each does; and what it is expected to wait."""
+    time = draft.forecast.time if draft.forecast else None
+    waited_s = (time.exposed_communication_s or 0.0) if time else 0.0
+    return measurements.step(share_of(draft, target.num_ranks)) + waited_s
 
 
 def _guess_run_s(recipe: Recipe, num_steps: int | None, step_at_peak_s: float) -> float:

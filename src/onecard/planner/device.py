@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from onecard.distributed.place import find_place
 from onecard.errors import InputError
 from onecard.hardware import Card, CardHost, Machine, all_cards, card_of, usable_bytes
 from onecard.model.build import make_config
 from onecard.model.families import explain_backend, find_backend
 from onecard.planner.allocator_settings import AllocatorSettings
-from onecard.spec import ModelPlan, Recipe
+from onecard.planner.communication import NCCL_BYTES
+from onecard.spec import CardGroup, ModelPlan, Recipe
 from onecard.units import GIB
 
 _HOSTS: dict[str, CardHost] = {
@@ -74,7 +76,8 @@ def kind_of(device: str) -> str:
 class Target:
     """What a plan is for: a device of this machine, or a card of the catalogue that need not be here.
 
-    On a CPU there is no `capability`, `card` and `limit_bytes`. The card of this machine may be unknown to the
+    All figures are of one card; `group` says how many share the run, None where it is this one alone. On a CPU there is
+    no `capability`, `card` and `limit_bytes`. The card of this machine may be unknown to the
     catalogue: then its memory is known, its rates are not. `limit_bytes` of its `total_bytes` is what PyTorch's
     allocator may reserve.
     """
@@ -90,6 +93,11 @@ class Target:
     is_here: bool = True
     # Why PyTorch as it comes would not run there.
     problem: str | None = None
+    group: CardGroup | None = None
+
+    @property
+    def num_ranks(self) -> int:
+        return 1 if self.group is None else self.group.num
 
     @property
     def kind(self) -> str:
@@ -101,15 +109,16 @@ class Target:
         return "win32" if self.host == "windows" else "linux"
 
 
-def find_target(wish: str, machine: Machine) -> Target:
-    """Describes the device of this machine that `device` names.
+def find_target(wish: str, machine: Machine, group: CardGroup | None = None) -> Target:
+    """Describes the device of this machine that `device` names, and how many share the run: `group`, else as started.
 
     Raises:
         InputError: as `choose_device`.
     """
     device, reason = choose_device(wish, machine)
+    group = group or _group_here()
     if kind_of(device) == "cpu":
-        return Target(device, reason)
+        return Target(device, reason, group=group)
     index = int(device.partition(":")[2])
     properties = torch.cuda.get_device_properties(index)
     gpu = next((gpu for gpu in machine.gpus if gpu.uuid.removeprefix("GPU-") == str(properties.uuid)), None)
@@ -118,11 +127,19 @@ def find_target(wish: str, machine: Machine) -> Target:
     # The context of this process exists by now, so what is free is the allocator's.
     limit = free_bytes if card is None else min(free_bytes, usable_bytes(card, _host_of(machine)))
     capability = torch.cuda.get_device_capability(index)
-    return Target(device, reason, properties.name, capability, card, _host_of(machine), limit, total_bytes)
+    host = _host_of(machine)
+    return Target(device, reason, properties.name, capability, card, host, limit, total_bytes, group=group)
 
 
-def target_of_card(card: Card, platform: str | None = None) -> Target:
+def _group_here() -> CardGroup | None:
+    place = find_place()
+    return CardGroup(num=place.num_ranks, per_machine=place.num_local_ranks) if place.num_ranks > 1 else None
+
+
+def target_of_card(card: Card, platform: str | None = None, group: CardGroup | None = None) -> Target:
     """A card of the catalogue in a machine of this kind: linux (the default; a desktop), linux-headless, windows, wsl.
+
+    With a `group` it is one of so many.
 
     Raises:
         InputError: another platform.
@@ -134,7 +151,7 @@ def target_of_card(card: Card, platform: str | None = None) -> Target:
     problem = _find_build_problem(card)
     reason = f"a plan for {card.name}" + (f"; {problem}" if problem else "")
     total = card.visible_bytes or card.memory_bytes
-    return Target("cuda:0", reason, card.name, card.compute_capability, card, host, limit, total, False, problem)
+    return Target("cuda:0", reason, card.name, card.compute_capability, card, host, limit, total, False, problem, group)
 
 
 def offered_bytes(target: Target) -> int | None:
@@ -155,6 +172,13 @@ def keep_reserve(target: Target, reserve_gb: float | None) -> Target:
     if reserve_gb is None or target.limit_bytes is None:
         return target
     return replace(target, limit_bytes=max(0, target.limit_bytes - int(reserve_gb * GIB)))
+
+
+def keep_for_nccl(target: Target) -> Target:
+    """Takes what NCCL is assumed to need beside PyTorch's allocator, where several cards share a run."""
+    if target.num_ranks == 1 or target.limit_bytes is None:
+        return target
+    return replace(target, limit_bytes=max(0, target.limit_bytes - NCCL_BYTES))
 
 
 def _host_of(machine: Machine) -> CardHost:

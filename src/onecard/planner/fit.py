@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Self
 
 from onecard.errors import InputError
-from onecard.planner.candidate import RESERVED_SHARE, Candidate, evaluate, is_answered
+from onecard.planner.candidate import RESERVED_SHARE, Candidate, NothingFits, evaluate, is_answered
 from onecard.planner.depth import shallow_plans
 from onecard.planner.device import Target
 from onecard.planner.forecast import forecast_state, predict_eager_step_s
-from onecard.planner.ladder import does_not_fit, micro_batches
+from onecard.planner.ranks import even_sizes
+from onecard.planner.remedies import does_not_fit
 from onecard.planner.shape import usual_loss_chunk
 from onecard.planner.state_size import least_state
 from onecard.planner.trace_cache import CannotTrace
@@ -46,6 +47,18 @@ def fit_plan(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | N
         InputError: the step cannot be traced, and the card is not here to try it.
     """
     try:
+        return find_fit(draft, recipe, target, first)
+    except NothingFits as error:
+        raise does_not_fit(error.nearest, target) from None
+
+
+def find_fit(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | None = None) -> Plan:
+    """Chooses as `fit_plan` does, without looking for what would fit where nothing that may be chosen does.
+
+    Raises:
+        NothingFits, InputError.
+    """
+    try:
         return _fit(draft, recipe, target, first)
     except CannotTrace as error:
         if target.is_here:
@@ -58,14 +71,14 @@ def fit_plan(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | N
 
 
 def _fit(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | None) -> Plan:
-    choices = _Choices.of(draft, recipe)
-    if sum(least_state(draft).values()) > (target.limit_bytes or 0):
+    choices = _Choices.of(draft, recipe, target.num_ranks)
+    if sum(least_state(draft, target.num_ranks).values()) > (target.limit_bytes or 0):
         # Nothing that may be chosen changes what stays, and a trace of what no card holds takes minutes.
-        raise does_not_fit(Candidate(draft, forecast_state(draft, target)), target)
+        raise NothingFits(Candidate(draft, forecast_state(draft, target)))
     if choices.is_none:
         given = _refine(evaluate(draft, target, may_compile=is_answered(draft, target)), target, first)
         if not given.forecast.memory.fits:
-            raise does_not_fit(given, target)
+            raise NothingFits(given)
         return given.plan.model_copy(update={"forecast": given.forecast})
     rough = _search(draft, choices, target)
     if not rough.is_safe and recipe.fit == "auto" and draft.loss_chunk_size == "full":
@@ -73,10 +86,10 @@ def _fit(draft: Plan, recipe: Recipe, target: Target, first: FirstAnswer | None)
         chunk = usual_loss_chunk(draft.model, target.kind)
         return _fit(draft.model_copy(update={"loss_chunk_size": chunk, "reasons": reasons}), recipe, target, first)
     if not rough.forecast.memory.fits and not _may_fit_compiled(rough):
-        raise does_not_fit(rough, target)
+        raise NothingFits(rough)
     chosen = _settle(draft, rough, choices, target, first)
     if not chosen.forecast.memory.fits:
-        raise does_not_fit(chosen, target)
+        raise NothingFits(chosen)
     return chosen.plan.model_copy(update={"forecast": chosen.forecast})
 
 
@@ -126,11 +139,11 @@ class _Choices:
     recomputes: list[float]
 
     @classmethod
-    def of(cls, draft: Plan, recipe: Recipe) -> Self:
+    def of(cls, draft: Plan, recipe: Recipe, num_ranks: int) -> Self:
         is_free = recipe.fit == "auto"
         has_checkpointing = is_free or recipe.gradient_checkpointing == "auto"
         return cls(
-            micro_batches(draft) if is_free or _is_open(recipe) else [draft.micro_batch_size],
+            even_sizes(draft, num_ranks) if is_free or _is_open(recipe) else [draft.micro_batch_size],
             [False, True] if has_checkpointing else [draft.gradient_checkpointing],
         )
 

@@ -4,17 +4,21 @@ import json
 import os
 from dataclasses import dataclass
 
-from onecard.hardware import Card, context_bytes, workspace_bytes
+from onecard.hardware import context_bytes, workspace_bytes
 from onecard.model.build import parameter_sizes
 from onecard.planner.allocator_settings import AllocatorSettings
+from onecard.planner.communication import find_fabric
 from onecard.planner.compiled import CannotTraceCompiled
+from onecard.planner.corrections import correct_memory, join, tell_correction, tell_left_out
 from onecard.planner.depth import TracedPlan, trace_any_depth, trace_work
 from onecard.planner.device import Target
-from onecard.planner.efficiency import default_efficiencies
+from onecard.planner.efficiency import Efficiencies, default_efficiencies
+from onecard.planner.group_time import GroupTime, predict_group_time
 from onecard.planner.outcomes import corrected_efficiencies, count_left_out, memory_factor
+from onecard.planner.parts import held_by_rank, share_of
 from onecard.planner.replay import Peak
 from onecard.planner.rests import stretched_s, with_rests
-from onecard.planner.roofline import count_milestones, predict_time
+from onecard.planner.roofline import StepTime, count_milestones, predict_time
 from onecard.planner.shape import count_adapters
 from onecard.planner.state_size import least_state
 from onecard.planner.trace import Trace
@@ -32,6 +36,9 @@ _INTERPOLATED_BAND = (0.05, 0.12)
 _UNCOMPILED_BAND = (0.5, 0.15)
 # Beside its own band, where CUDA's own code decides what is held; below, down to what tensors take.
 _CLOSED_ALLOCATOR_BAND = 0.15
+# Beside its own band, of a rank: never compared with a run. Gathers and sums run in streams of their own, whose blocks
+# the allocator keeps apart.
+_GROUP_BAND = {"ddp": 0.02, "fsdp": 0.15}
 _NOT_COMPILED = "traced without the compiler, so the band is wide"
 # A process with PyTorch, transformers and CUDA's libraries, before it holds a model.
 _PROCESS_BYTES = int(2.5 * GIB)
@@ -41,8 +48,6 @@ _UNKNOWN_CONTEXT_BYTES = int(0.45 * GIB)
 _SINGLE_PRECISION_BYTES = 4
 # Kinds that a breakdown tells of even where there is nothing of them at the peak.
 _PARTS = dict.fromkeys(("weights", "gradients", "optimizer", "activations", "loss", "workspaces"), 0)
-# A correction that the digits of a plan do not show.
-_UNTOLD_SHARE = 0.0005
 
 
 @dataclass(frozen=True)
@@ -54,29 +59,31 @@ class Outlook:
 
 
 def forecast(plan: Plan, target: Target, *, may_compile: bool = True) -> Outlook:
-    """Predicts memory and time of a plan on a GPU, from a trace of its own step.
+    """Predicts memory and time of a plan on a GPU, from a trace of its own step; of several, by what each has of it.
 
     Seconds for a plan that was not traced before, up to a minute for a compiled one, an instant otherwise. Without
     `may_compile`, and where the compiler cannot be traced, the eager step stands in, with a wider band.
     """
     assert target.capability is not None
     note = _NOT_COMPILED if plan.torch_compile and not may_compile else None
+    share = share_of(plan, target.num_ranks)
+    eager = share.model_copy(update={"torch_compile": False})
     try:
-        traced = plan if may_compile else plan.model_copy(update={"torch_compile": False})
-        found = trace_any_depth(traced, target.capability)
+        found = trace_any_depth(share if may_compile else eager, target.capability)
     except CannotTraceCompiled as error:
         note = f"{_NOT_COMPILED} ({error}); the first seconds of the run will tell"
-        found = trace_any_depth(plan.model_copy(update={"torch_compile": False}), target.capability)
-    memory = _memory(plan, target, found, note)
+        found = trace_any_depth(eager, target.capability)
+    memory = _memory(plan, target, held_by_rank(found, share, target.num_ranks), note)
     if target.card is not None:
-        memory = _corrected(memory, memory_factor(target.card), count_left_out(target.card)[0])
-    time = _time(plan, target.card, found.trace) if target.card else None
+        memory = correct_memory(memory, memory_factor(target.card), count_left_out(target.card)[0])
+    time = _time(plan, target, found.trace) if target.card else None
     told = Forecast(
         card=target.name,
         memory=memory,
         time=time,
         is_refined=note is None,
         is_interpolated=found.note is not None,
+        group=target.group,
     )
     return Outlook(told, found.trace)
 
@@ -86,14 +93,16 @@ def predict_eager_step_s(plan: Plan, target: Target) -> float | None:
     assert target.capability is not None
     if target.card is None:
         return None
-    trace = trace_work(plan.model_copy(update={"torch_compile": False}), target.capability)
-    return stretched_s(predict_time(trace, plan, target.card, corrected_efficiencies(target.card)).step_s, plan)
+    share = share_of(plan, target.num_ranks)
+    trace = trace_work(share.model_copy(update={"torch_compile": False}), target.capability)
+    found, _ = _predict(plan, target, trace, corrected_efficiencies(target.card))
+    return stretched_s(found.step_s, plan)
 
 
 def forecast_state(plan: Plan, target: Target) -> Forecast:
     """Tells of a plan whose weights, gradients and optimizer state alone are too much how much they are, untraced."""
     assert plan.memory_limit_bytes is not None
-    parts = least_state(plan)
+    parts = least_state(plan, target.num_ranks)
     total, context = sum(parts.values()), _context_bytes(target)
     memory = MemoryForecast(
         fits=total <= plan.memory_limit_bytes,
@@ -110,54 +119,32 @@ def forecast_state(plan: Plan, target: Target) -> Forecast:
         disk_bytes=disk_bytes(plan),
         note="weights, gradients and optimizer state alone: the step takes more and was not traced",
     )
-    return Forecast(card=target.name, memory=memory, time=None)
+    return Forecast(card=target.name, memory=memory, time=None, group=target.group)
 
 
 def uncorrected_memory(plan: Plan, target: Target) -> MemoryForecast:
     """The memory of a plan by its trace alone, without what earlier runs on the card have taught."""
     assert target.capability is not None
-    return _memory(plan, target, trace_any_depth(plan, target.capability), None)
+    share = share_of(plan, target.num_ranks)
+    found = trace_any_depth(share, target.capability)
+    return _memory(plan, target, held_by_rank(found, share, target.num_ranks), None)
 
 
-def _corrected(memory: MemoryForecast, factor: float, num_left_out: int) -> MemoryForecast:
-    note = _join(memory.note, _tell_correction(factor), _tell_left_out(num_left_out))
-    if factor == 1.0:
-        return memory.model_copy(update={"note": note})
-    peak = int(memory.peak_bytes * factor)
-    slack = memory.breakdown["allocator slack"] + peak - memory.peak_bytes
-    return memory.model_copy(
-        update={
-            "fits": peak <= memory.limit_bytes if factor > 1 else memory.fits or peak <= memory.limit_bytes,
-            "peak_bytes": peak,
-            "peak_low_bytes": int(memory.peak_low_bytes * factor),
-            "peak_high_bytes": int(memory.peak_high_bytes * factor),
-            "breakdown": memory.breakdown | {"allocator slack": slack},
-            "note": note,
-        }
-    )
+def _predict(plan: Plan, target: Target, trace: Trace, known: Efficiencies) -> tuple[StepTime, GroupTime | None]:
+    """The time of a plan on a card, or on all of a group, from the trace of what one computes."""
+    assert target.card is not None
+    if target.group is None or target.num_ranks == 1:
+        return predict_time(trace, plan, target.card, known), None
+    found = predict_group_time(trace, plan, target.card, find_fabric(target.group, target.card), known)
+    return found.time, found
 
 
-def _tell_correction(factor: float) -> str | None:
-    return (
-        None if abs(factor - 1) < _UNTOLD_SHARE else f"corrected by {factor - 1:+.1%} after earlier runs on this card"
-    )
-
-
-def _tell_left_out(num_runs: int) -> str | None:
-    if not num_runs:
-        return None
-    runs = "1 earlier run" if num_runs == 1 else f"{num_runs} earlier runs"
-    return f"{runs} on this card, too far from what was predicted, left out"
-
-
-def _join(*remarks: str | None) -> str | None:
-    return "; ".join(remark for remark in remarks if remark) or None
-
-
-def _time(plan: Plan, card: Card, trace: Trace) -> TimeForecast:
-    found = predict_time(trace, plan, card, corrected_efficiencies(card))
+def _time(plan: Plan, target: Target, trace: Trace) -> TimeForecast:
+    card = target.card
+    assert card is not None
+    found, of_group = _predict(plan, target, trace, corrected_efficiencies(card))
     num_evaluations, num_saves = count_milestones(plan)
-    before = predict_time(trace, plan, card, default_efficiencies(card))
+    before, _ = _predict(plan, target, trace, default_efficiencies(card))
     time = TimeForecast(
         step_s=found.step_s,
         step_low_s=found.low_s,
@@ -171,9 +158,23 @@ def _time(plan: Plan, card: Card, trace: Trace) -> TimeForecast:
         limited_by=found.limited_by,
         share_of_peak=found.share_of_peak,
         energy_wh=found.energy_wh,
-        note=_join(_tell_correction(found.step_s / before.step_s), _tell_left_out(count_left_out(card)[1])),
+        note=join(tell_correction(found.step_s / before.step_s), tell_left_out(count_left_out(card)[1])),
     )
-    return with_rests(time, plan)
+    return with_rests(time if of_group is None else _with_communication(time, target, of_group), plan)
+
+
+def _with_communication(time: TimeForecast, target: Target, found: GroupTime) -> TimeForecast:
+    assert target.group is not None
+    assert target.card is not None
+    fabric = find_fabric(target.group, target.card)
+    return time.model_copy(
+        update={
+            "communication_s": found.exchange.all_s,
+            "exposed_communication_s": found.exchange.exposed_s,
+            "efficiency": found.efficiency,
+            "note": join(*fabric.remarks, "no run on several GPUs was measured", time.note),
+        }
+    )
 
 
 def _memory(plan: Plan, target: Target, traced: TracedPlan, note: str | None) -> MemoryForecast:
@@ -188,7 +189,7 @@ def _memory(plan: Plan, target: Target, traced: TracedPlan, note: str | None) ->
     if (may_collect or not fits) and (capped := traced.replay(workspace, settings, limit)).fits:
         # Near its limit the allocator gives back what it has cached.
         peak, fits = capped, True
-    below, above = _band_of(plan, traced, note)
+    below, above = (edge + _GROUP_BAND[plan.strategy] * (target.num_ranks > 1) for edge in _band_of(plan, traced, note))
     least_bytes = peak.reserved_bytes
     if settings.is_closed:
         least_bytes, above = peak.allocated_bytes, above + _CLOSED_ALLOCATOR_BAND
@@ -208,7 +209,7 @@ def _memory(plan: Plan, target: Target, traced: TracedPlan, note: str | None) ->
         phase_bytes=peak.phase_bytes,
         host_peak_bytes=_host_bytes(plan) + traced.trace.record.host_bytes,
         disk_bytes=disk_bytes(plan),
-        note=_join(*remarks),
+        note=join(*remarks),
     )
 
 

@@ -1,19 +1,24 @@
 """A plan on this machine's CPU: what its own step holds beside the process, and a step that was timed."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
+import torch
 
 from onecard.errors import DoesNotFitError
 from onecard.hardware import Machine
+from onecard.planner.depth import TracedPlan
 from onecard.planner.forecast import copy_bytes, disk_bytes
 from onecard.planner.measure import measure_step
+from onecard.planner.parts import held_by_rank, share_of
 from onecard.planner.replay import replay
 from onecard.planner.rests import with_rests
 from onecard.planner.roofline import SAVE_BYTES_PER_S, count_milestones, num_eval_batches, resident_bytes
 from onecard.planner.trace import Trace
 from onecard.planner.trace_cache import CannotTrace, trace_cached
-from onecard.spec import Forecast, MemoryForecast, Plan, TimeForecast
+from onecard.spec import CardGroup, Forecast, MemoryForecast, Plan, TimeForecast
 from onecard.units import GIB, KIB, format_bytes
 
 # Tensors are known to the byte; what malloc and the kernels hold beside them is not: 39 to 47 % in three runs (LOG.md).
@@ -50,8 +55,11 @@ def peak_process_bytes() -> int:
     return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else KIB)
 
 
-def forecast_on_cpu(plan: Plan, machine: Machine, process_bytes: int) -> Plan:
+def forecast_on_cpu(plan: Plan, machine: Machine, process_bytes: int, group: CardGroup | None = None) -> Plan:
     """Adds memory and time to a plan for this machine's CPU; a plan whose step cannot be traced stays as it is.
+
+    Of a `group` of processes memory is that of each, and those of one machine share its memory and its cores. What they
+    take to tell one another is not known, so time is without it.
 
     `process_bytes` are those of `loaded_bytes` when the machine's free memory was read. Takes about three seconds: a
     trace, and a few steps if they are short.
@@ -59,21 +67,53 @@ def forecast_on_cpu(plan: Plan, machine: Machine, process_bytes: int) -> Plan:
     Raises:
         DoesNotFitError: it needs more memory than is free; says which micro-batch would not.
     """
+    num_ranks = 1 if group is None else group.num
+    num_local = 1 if group is None else min(num_ranks, group.per_machine or num_ranks)
+    share = share_of(plan, num_ranks)
     try:
-        trace = _trace(plan)
+        trace = _trace(share)
     except CannotTrace as error:
         reason = f"the step cannot be traced ({error}), so memory and time are not known"
         return plan.model_copy(update={"reasons": plan.reasons | {"forecast": reason}})
     # What this process holds is not free any more, and is in the peak.
-    limit = machine.free_ram_bytes + process_bytes
+    limit = machine.free_ram_bytes // num_local + process_bytes
     # What the trace and the text brought along stays for the run.
     process_bytes = max(process_bytes, loaded_bytes())
-    memory = _memory(plan, trace, process_bytes, limit)
-    forecast = Forecast(card="CPU", memory=memory, time=_time(plan, trace))
+    held = held_by_rank(TracedPlan(trace), share, num_ranks).trace
+    memory = _memory(plan, held, process_bytes, limit)
+    with _fewer_threads(num_local):
+        time = _time(share, trace)
+    if group is not None:
+        time = _of_group(time, plan, share, num_ranks)
+    forecast = Forecast(card="CPU", memory=memory, time=time, group=group)
     made = plan.model_copy(update={"forecast": forecast})
     if not memory.fits:
         raise _does_not_fit(made, process_bytes)
     return made
+
+
+@contextmanager
+def _fewer_threads(num_local: int) -> Iterator[None]:
+    """Lets this process compute with its share of the threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // num_local))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _of_group(time: TimeForecast, plan: Plan, share: Plan, num_ranks: int) -> TimeForecast:
+    """The time of all processes together, from that of the one with the most to do."""
+    more = plan.tokens_per_step / share.tokens_per_step
+    notes = (time.note, "without what gloo takes between processes, which is not known")
+    return time.model_copy(
+        update={
+            "tokens_per_s": more * time.tokens_per_s,
+            "share_of_peak": time.share_of_peak * more / num_ranks,
+            "note": "; ".join(text for text in notes if text),
+        }
+    )
 
 
 def _trace(plan: Plan) -> Trace:
@@ -160,7 +200,10 @@ def _does_not_fit(made: Plan, process_bytes: int) -> DoesNotFitError:
         size //= 2
         evaluation = min(size, made.eval_batch_size)
         less = made.model_copy(update={"micro_batch_size": size, "eval_batch_size": evaluation})
-        found = _memory(less, _trace(less), process_bytes, memory.limit_bytes)
+        num_ranks = made.forecast.num_ranks
+        share = share_of(less, num_ranks)
+        held = held_by_rank(TracedPlan(_trace(share)), share, num_ranks).trace
+        found = _memory(less, held, process_bytes, memory.limit_bytes)
         if found.fits:
             flags = (
                 f"--per_device_train_batch_size {size} --total_batch_size {made.total_batch_size} "

@@ -9,14 +9,14 @@ def plan_for_ranks(plan: Plan, recipe: Recipe, num_ranks: int) -> Plan:
     """Cuts the step of a new run into micro-batches for so many processes; its samples stay as they are.
 
     Raises:
-        InputError: there are not enough samples in a step, or not with the micro-batch that was given.
+        InputError: there are not enough samples in a step, or not with the micro-batch that was given; or it is asked
+            to be held in parts and cannot.
     """
     if num_ranks == 1:
         return plan
     _check_samples(plan, num_ranks)
     if recipe.strategy == "fsdp":
-        plan = plan.model_copy(update={"strategy": "fsdp"})
-        check_shardable(plan)
+        plan = hold_in_parts(plan)
     is_given = recipe.per_device_train_batch_size != "auto"
     if is_given and plan.num_micro_batches < num_ranks:
         total = plan.total_batch_size
@@ -41,13 +41,37 @@ def recut(plan: Plan, num_ranks: int) -> Plan:
         return plan
     _check_samples(plan, num_ranks)
     plan = plan.model_copy(update={"seeds_micro_batches": True})
-    each = -(-plan.num_micro_batches // num_ranks)
-    size = max(1, -(-plan.rows_per_step // (num_ranks * each)))
+    size = even_size(plan, plan.micro_batch_size, num_ranks)
     if size >= plan.micro_batch_size:
         return plan
     reason = f"{num_ranks} processes share a step of {plan.total_batch_size} samples"
     reasons = plan.reasons | {"micro_batch_size": reason}
     return plan.model_copy(update={"micro_batch_size": size, "reasons": reasons})
+
+
+def even_size(plan: Plan, size: int, num_ranks: int) -> int:
+    """The micro-batch, at most of this size, with which all ranks have as many of them, as full as can be."""
+    num_micro_batches = -(-plan.rows_per_step // size)
+    each = -(-num_micro_batches // num_ranks)
+    return min(size, max(1, -(-plan.rows_per_step // (num_ranks * each))))
+
+
+def even_sizes(plan: Plan, num_ranks: int) -> list[int]:
+    """Micro-batches, smallest first: powers of two up to a rank's whole share, and that share, cut evenly."""
+    total = -(-plan.rows_per_step // num_ranks)
+    sizes = [*(1 << power for power in range(total.bit_length()) if 1 << power < total), total]
+    return sizes if num_ranks == 1 else sorted({even_size(plan, size, num_ranks) for size in sizes})
+
+
+def hold_in_parts(plan: Plan) -> Plan:
+    """Lets each rank hold a part of the state.
+
+    Raises:
+        InputError: the plan cannot be trained so.
+    """
+    plan = plan.model_copy(update={"strategy": "fsdp"})
+    check_shardable(plan)
+    return plan
 
 
 def _check_samples(plan: Plan, num_ranks: int) -> None:

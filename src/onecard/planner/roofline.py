@@ -27,13 +27,15 @@ _DATA_TOKENS_PER_S = 5e6
 # What compiling gains where the trace is of the eager step: 250 against 135 ms (nanoGPT's README, A100).
 _COMPILED_SHARE = 0.54
 _PER_MICRO_BATCH = ("forward", "loss", "backward")
+_Limit = Literal["arithmetic", "bandwidth", "launches", "data", "communication"]
 
 
 @dataclass(frozen=True)
 class StepTime:
     """Predicted times in seconds; `low_s` and `high_s` bound a step.
 
-    `seconds` tells how long each kind of operator takes in a step; "launches" is what Python takes beyond them.
+    `seconds` tells how long each kind of operator takes in a step; "launches" is what Python takes beyond them. For
+    `limit_s` of a step what limits it is waited for.
     `total_s` is the whole run with evaluations and checkpoints, without samples, compiling and start.
     `share_of_peak` is the model's arithmetic by that of the card. `energy_wh` is a range, None where the card's power
     is not known.
@@ -44,7 +46,8 @@ class StepTime:
     high_s: float
     tokens_per_s: float
     share_of_peak: float
-    limited_by: Literal["arithmetic", "bandwidth", "launches", "data"]
+    limited_by: _Limit
+    limit_s: float
     seconds: dict[str, float]
     evaluation_s: float
     save_s: float
@@ -86,19 +89,28 @@ def predict_time(trace: Trace, plan: Plan, card: Card, efficiencies: Efficiencie
     aside_s = num_evaluations * evaluation_s + num_saves * save_s
     total_s = plan.schedule.num_steps * step_s + aside_s
     seconds = dict(step.seconds) | {"launches": max(0.0, step.host_s - step.card_s)}
+    limited_by, limit_s = _limit(step, data_s)
     return StepTime(
         step_s=step_s,
         low_s=min(step_s, max(low_s, data_s)),
         high_s=max(high_s, step_s),
         tokens_per_s=plan.tokens_per_step / step_s,
         share_of_peak=plan.flops_per_token * plan.tokens_per_step / (step_s * _peak_of(plan, card)),
-        limited_by="data" if data_s > step.all_s else _limit(step),
+        limited_by=limited_by,
+        limit_s=limit_s,
         seconds=seconds,
         evaluation_s=evaluation_s,
         save_s=save_s,
         total_s=total_s,
         energy_wh=_energy(card, [[total_s * bound_s / step_s for bound_s in band] for band in (slow, fast)]),
     )
+
+
+def time_phase(trace: Trace, plan: Plan, card: Card, efficiencies: Efficiencies, phase: str) -> float:
+    """Seconds of one micro-batch's forward or backward pass, or of the update."""
+    of_phase = [work for work in trace.record.work if work.phase == phase]
+    first = [(work, 1.0) for work in of_phase if phase == "update" or work.micro_batch == 1]
+    return _pass(first, card, efficiencies, plan).all_s
 
 
 def _of_step(trace: Trace, plan: Plan) -> Iterator[tuple[Work, float]]:
@@ -147,11 +159,14 @@ def _num_launches(work: Work, plan: Plan) -> int:
     return num_calls * (plan.micro_batch_size if work.phase in ("forward", "backward") else 1)
 
 
-def _limit(step: _Passed) -> Literal["arithmetic", "bandwidth", "launches"]:
+def _limit(step: _Passed, data_s: float) -> tuple[_Limit, float]:
+    if data_s > step.all_s:
+        return "data", data_s
     if step.host_s > step.card_s:
-        return "launches"
-    names: tuple[Literal["arithmetic", "bandwidth", "launches"], ...] = ("arithmetic", "bandwidth", "launches")
-    return max(names, key=lambda name: step.limits[name])
+        return "launches", step.host_s
+    names: tuple[_Limit, ...] = ("arithmetic", "bandwidth", "launches")
+    name = max(names, key=lambda name: step.limits[name])
+    return name, step.limits[name]
 
 
 def _band(trace: Trace, plan: Plan, card: Card, efficiencies: Efficiencies) -> tuple[float, float]:

@@ -10,8 +10,8 @@ _NF4_BYTES = 0.5
 _MOMENT_BYTES = {"muon": 4, "adamw_8bit": 2, "adamw": 8}
 
 
-def least_state(plan: Plan) -> dict[str, int]:
-    """Bytes of weights, gradients and optimizer state during an update, by kind, on a GPU.
+def least_state(plan: Plan, num_ranks: int = 1) -> dict[str, int]:
+    """Bytes of weights, gradients and optimizer state during an update, by kind, on a GPU; of several, on each.
 
     Never more than a trace finds: rounding, quantization constants and vectors kept in fp32 come on top.
     """
@@ -21,8 +21,13 @@ def least_state(plan: Plan) -> dict[str, int]:
     if plan.adapt is not None:
         of_frozen = _NF4_BYTES if plan.adapt.method == "qlora" else _HALF_BYTES if is_mixed else _SINGLE_BYTES
         weights += int(model.num_parameters * of_frozen)
-    return {
+    found = {
         "weights": weights,
         "optimizer": num_trained * _MOMENT_BYTES.get(plan.optimizer.name, 0),
         "gradients": num_trained * _SINGLE_BYTES,
     }
+    if plan.strategy == "ddp":
+        return found
+    # Of weights that are in parts there are none in 16 bits.
+    found["weights"] = num_trained * _SINGLE_BYTES
+    return {name: num_bytes // num_ranks for name, num_bytes in found.items()}

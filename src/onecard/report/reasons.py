@@ -19,6 +19,12 @@ def _chinese() -> Phrasebook:
 # As the planner writes them; tests make plans of many kinds and look for what is missing here.
 _REASONS = {
     "asked for": "配方指定",
+    # Several cards
+    "{num} processes share a step of {total} samples": "{num} 个进程分担每步的 {total} 条样本",
+    "each card holds the whole state, so least crosses": "每张卡都放得下全部状态，这样卡间传输最少",
+    "each card holds a part: the whole state and a step need {needed}": (
+        "每张卡只存一部分：全部状态加上一步的计算需要 {needed}"
+    ),
     # Device and arithmetic
     "{name} is there": "有 {name}",
     "{name} is there, but {problem}": "有 {name}，但是{problem}",

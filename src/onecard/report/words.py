@@ -78,6 +78,8 @@ _CHINESE = {
     "bandwidth": "显存带宽",
     "launches": "内核启动",
     "data": "数据",
+    "communication": "卡间通信",
+    "gathered": "临时汇集的层",
     "weights": "权重",
     "gradients": "梯度",
     "optimizer": "优化器状态",

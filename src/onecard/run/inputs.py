@@ -12,7 +12,7 @@ from onecard.model.generate import check_prompts
 from onecard.model.hub import find_base, find_cached
 from onecard.model.nf4 import load_operators
 from onecard.model.pretrained import check_weights
-from onecard.planner import FirstAnswer, facts_of, make_plan
+from onecard.planner import FirstAnswer, Target, facts_of, find_target, make_plan
 from onecard.planner.on_cpu import forecast_on_cpu
 from onecard.planner.pretrained import find_positions
 from onecard.run.find import find_model_folder
@@ -110,11 +110,17 @@ def prepare_inputs(recipe: Recipe, base: Path | None, progress: OnProgress | Non
 
 
 def plan_inputs(
-    recipe: Recipe, machine: Machine, corpus: TrainingData, process_bytes: int, first: FirstAnswer | None = None
+    recipe: Recipe,
+    machine: Machine,
+    corpus: TrainingData,
+    process_bytes: int,
+    first: FirstAnswer | None = None,
+    target: Target | None = None,
 ) -> Plan:
     """Plans a recipe for its prepared text on a machine, with the forecast.
 
-    `process_bytes` are those of `loaded_bytes`, from before anything was prepared.
+    `process_bytes` are those of `loaded_bytes`, from before anything was prepared. `target` is the machine's device, by
+    default for as many processes as were started.
 
     Raises:
         InputError: something asked for cannot be honoured, the prompts of its samples included.
@@ -128,5 +134,6 @@ def plan_inputs(
             f"{error}\nThese are the recipe's sample_prompts: give some in the language of your text, as in "
             '--sample_prompts "..."'
         ) from error
-    decided = make_plan(recipe, machine, facts_of(corpus), first=first)
-    return forecast_on_cpu(decided, machine, process_bytes) if decided.device == "cpu" else decided
+    target = target or find_target(recipe.device, machine)
+    decided = make_plan(recipe, machine, facts_of(corpus), target=target, first=first)
+    return forecast_on_cpu(decided, machine, process_bytes, target.group) if decided.device == "cpu" else decided

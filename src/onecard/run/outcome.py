@@ -61,6 +61,8 @@ def make_outcome(plan: Plan, target: Target, machine: Machine, steps: Sequence[S
     peaks = [step.memory_bytes for step in steps if step.memory_bytes is not None]
     if target.card is None or target.capability is None or len(steps) < _LEAST_STEPS or not peaks:
         return None
+    if target.num_ranks > 1:
+        return None  # steps that wait for others teach nothing of the card
     try:
         trace = trace_any_depth(plan, target.capability).trace
     except (CannotTrace, CannotTraceCompiled):

@@ -2,7 +2,7 @@
 
 from onecard.spec.dump import recipe_to_yaml
 from onecard.spec.finding import Finding
-from onecard.spec.forecast import Alternative, Forecast, MemoryForecast, TimeForecast
+from onecard.spec.forecast import Alternative, CardGroup, Forecast, MemoryForecast, TimeForecast
 from onecard.spec.load import apply_device, load_recipe
 from onecard.spec.mask_audit import MaskAudit
 from onecard.spec.plan import (
@@ -24,6 +24,7 @@ __all__ = [
     "AdaptPlan",
     "Alternative",
     "BasePlan",
+    "CardGroup",
     "CheckpointScores",
     "Comparison",
     "CorpusFacts",

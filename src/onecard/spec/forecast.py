@@ -2,15 +2,32 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+# Processes of one run.
+MOST_RANKS = 1024
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class CardGroup(_Frozen):
+    """Cards of one kind that share a run, each with a process of its own, and what joins them; None where not said.
+
+    `card` is a name of the catalogue, None this machine's device. `link_bytes_per_s` is what a card carries to the next
+    one of its machine, `network_bytes_per_s` what a machine does to the next one with all its adapters, each way.
+    """
+
+    num: int = Field(ge=1, le=MOST_RANKS)
+    card: str | None = None
+    per_machine: int | None = Field(default=None, ge=1)
+    link_bytes_per_s: float | None = Field(default=None, gt=0)
+    network_bytes_per_s: float | None = Field(default=None, gt=0)
+
+
 class MemoryForecast(_Frozen):
-    """Bytes at the fullest moment of a run.
+    """Bytes at the fullest moment of a run, of several ranks on each of them.
 
     `peak_bytes` is what PyTorch's allocator reserves, between `peak_low_bytes` and `peak_high_bytes`;
     `allocated_bytes` what tensors hold of it; `context_bytes` what CUDA takes beside it. `breakdown` adds up to
@@ -38,8 +55,12 @@ class MemoryForecast(_Frozen):
 class TimeForecast(_Frozen):
     """Seconds of one step, between `step_low_s` and `step_high_s`, and of the whole run with evaluation and saving.
 
-    `limited_by` names what a step waits for: arithmetic, bandwidth, launches or data. `share_of_peak` is of the card's
-    arithmetic; `energy_wh`, from and to, is None where the card's power is not known. `note` says what corrected them.
+    `limited_by` names what a step waits for: arithmetic, bandwidth, launches, data or communication. `share_of_peak` is
+    of the card's arithmetic; `energy_wh`, from and to, is None where the card's power is not known. `note` says what
+    corrected them. Of several ranks all figures are of all of them together: `communication_s` is what the sums and
+    gathers of a step take, `exposed_communication_s` what of it no computing hides, and `efficiency` the speed as a
+    share of so many times that of one card with the same micro-batches. All three are None for one process, or where
+    not known.
     """
 
     step_s: float
@@ -56,10 +77,13 @@ class TimeForecast(_Frozen):
     share_of_peak: float
     energy_wh: tuple[float, float] | None
     note: str | None = None
+    communication_s: float | None = None
+    exposed_communication_s: float | None = None
+    efficiency: float | None = None
 
 
 class Forecast(_Frozen):
-    """Memory and time on one card; `time` is None for a card whose rates are not known.
+    """Memory and time on one card, or on each of a `group`; `time` is None for a card whose rates are not known.
 
     `is_refined` is false where the plan is compiled and its eager step stands in; `is_interpolated` is true where two
     shallow models stand in for a deep compiled one.
@@ -70,6 +94,11 @@ class Forecast(_Frozen):
     time: TimeForecast | None
     is_refined: bool = True
     is_interpolated: bool = False
+    group: CardGroup | None = None
+
+    @property
+    def num_ranks(self) -> int:
+        return 1 if self.group is None else self.group.num
 
 
 class Alternative(_Frozen):

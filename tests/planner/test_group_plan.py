@@ -1,0 +1,266 @@
+"""Plans for several cards: what each holds, what they tell one another, and which way they share a run."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onecard.errors import DoesNotFitError
+from onecard.hardware import find_card
+from onecard.model.build import count_parameters
+from onecard.planner.communication import NCCL_BYTES, find_fabric
+from onecard.planner.device import Target, keep_for_nccl, target_of_card
+from onecard.planner.efficiency import default_efficiencies
+from onecard.planner.forecast import forecast
+from onecard.planner.ladder import list_alternatives
+from onecard.planner.parts import find_parts, share_of
+from onecard.planner.roofline import predict_time
+from onecard.planner.strategy import fit_ranks
+from onecard.spec import CardGroup, Forecast, Plan, Recipe
+
+MIB = 2**20
+# Weights that outweigh activations.
+WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4}
+CARD = find_card("rtx-4090")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Traces of one test serve the others.
+    monkeypatch.setenv("ONECARD_CACHE", str(tmp_path_factory.getbasetemp() / "traces-of-groups"))
+    monkeypatch.setenv("ONECARD_HOME", str(tmp_path / "home"))
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def draft(tiny_plan: Callable[..., Plan]) -> Callable[..., Plan]:
+    """A wide model on a card, one row a micro-batch."""
+    settings = tiny_plan("qwen3").model.settings | WIDE
+    total, matrices = count_parameters(settings)
+
+    def make(**changes: Any) -> Plan:
+        values = {"max_seq_length": 64, "micro_batch_size": 1, "total_batch_size": 64, "eval_batch_size": 1} | changes
+        limit = values.pop("limit_bytes", 2**33)
+        plan = tiny_plan(settings=settings, device="cuda:0", memory_limit_bytes=limit, optimizer="adamw", **values)
+        model = plan.model.model_copy(update={"num_parameters": total, "num_matrix_parameters": matrices})
+        return plan.model_copy(update={"model": model, "flops_per_token": 6.0 * matrices})
+
+    return make
+
+
+def group_of(num: int, **joined: Any) -> Target:
+    return target_of_card(CARD, "linux", CardGroup(num=num, **joined))
+
+
+def told(plan: Plan, target: Target) -> Forecast:
+    return forecast(plan, target).forecast
+
+
+def state_at(num: int, plan: Plan) -> dict[str, int]:
+    return told(plan, group_of(num)).memory.breakdown
+
+
+def test_one_process_is_planned_as_ever(draft: Callable[..., Plan]) -> None:
+    plan, alone = draft(micro_batch_size=8), target_of_card(CARD, "linux")
+    outlook = forecast(plan, alone)
+    assert outlook.forecast.time is not None
+    assert outlook.forecast.time.step_s == predict_time(outlook.trace, plan, CARD, default_efficiencies(CARD)).step_s
+    assert outlook.forecast.time.communication_s is None
+    assert told(plan, group_of(1)).model_copy(update={"group": None}) == outlook.forecast
+    assert keep_for_nccl(alone) is alone
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_whole_state_is_that_of_one_card_and_the_buckets(draft: Callable[..., Plan], precision: str) -> None:
+    plan = draft(precision=precision, micro_batch_size=4)
+    memories = {num: told(plan, group_of(num)).memory for num in (8, 16)}
+    found = {num: memory.peak_bytes for num, memory in memories.items()}
+    share = share_of(plan, 16)
+    alone = told(share, target_of_card(CARD, "linux")).memory
+    gradients = 4 * plan.model.num_parameters
+    if precision == "bf16":
+        # The masters' gradients are summed where they lie.
+        assert found[16] == alone.peak_bytes
+    else:
+        assert alone.allocated_bytes <= memories[16].allocated_bytes <= alone.allocated_bytes + 1.01 * gradients
+        # They stay during the forward pass.
+        forward = memories[16].phase_bytes["forward"]
+        assert forward - alone.phase_bytes["forward"] == pytest.approx(gradients, rel=0.05)
+    # However many share the step, each has micro-batches of the same size; several of them add to gradients.
+    assert found[16] <= found[8] <= 1.1 * found[16]
+
+
+def test_parts_get_smaller_towards_what_is_gathered_and_activations(draft: Callable[..., Plan]) -> None:
+    peaks, states = [], []
+    for num in (2, 4, 8, 16, 64):
+        plan = draft(strategy="fsdp", total_batch_size=num)
+        memory = told(plan, group_of(num)).memory
+        peaks.append(memory.peak_bytes)
+        states.append(memory.breakdown["weights"] + memory.breakdown["optimizer"])
+    assert peaks == sorted(peaks, reverse=True)
+    assert states[0] == pytest.approx(32 * states[-1], rel=0.02)
+    # What is left is there however many there are.
+    plan = draft(strategy="fsdp", total_batch_size=1024)
+    least = told(plan, group_of(1024)).memory
+    parts = find_parts(plan.model)
+    assert least.breakdown["gathered"] >= 4 * (parts.root + parts.largest_layer)
+    rest = sum(least.breakdown[name] for name in ("gathered", "activations", "gradients"))
+    assert rest > 0.8 * (least.allocated_bytes - least.breakdown["workspaces"])
+    whole = told(plan.model_copy(update={"strategy": "ddp"}), group_of(1024)).memory
+    assert least.peak_bytes < whole.peak_bytes
+
+
+def test_gradients_are_cut_in_every_micro_batch(draft: Callable[..., Plan]) -> None:
+    one, two = (
+        told(draft(strategy="fsdp", total_batch_size=total), group_of(16)).memory.phase_bytes["backward"]
+        for total in (16, 32)
+    )
+    assert two < one + 4 * find_parts(draft().model).total // 4
+
+
+def test_parts_of_a_model_are_all_of_it(draft: Callable[..., Plan]) -> None:
+    parts = find_parts(draft().model)
+    assert len(parts.layers) == WIDE["num_hidden_layers"]
+    assert parts.total == draft().model.num_parameters
+
+
+def test_the_rank_with_the_most_to_do_is_planned(draft: Callable[..., Plan]) -> None:
+    for total, size, num, most in ((10, 4, 2, 6), (8, 1, 3, 3), (8, 2, 4, 2), (64, 4, 1, 64)):
+        plan = draft(total_batch_size=total, micro_batch_size=size)
+        assert share_of(plan, num).total_batch_size == most
+
+
+def test_rings_take_longer_with_more_cards_up_to_a_bound_and_less_with_faster_links() -> None:
+    num_bytes = 10**9
+
+    def sum_s(num: int, **joined: Any) -> float:
+        joined = {"per_machine": 1024, "link_bytes_per_s": 10e9} | joined
+        return find_fabric(CardGroup(num=num, **joined), CARD).sum_s(num_bytes)
+
+    times = [sum_s(num) for num in (1, 2, 4, 8, 64, 1024)]
+    assert times[0] == 0.0
+    assert times == sorted(times)
+    assert sum_s(2) == pytest.approx(num_bytes / 10e9, rel=0.01)
+    hops_s = 2 * 1023 * 6e-6
+    assert sum_s(1024) < 2 * num_bytes / 10e9 + hops_s
+    assert sum_s(8, link_bytes_per_s=100e9) < 0.2 * sum_s(8)
+    fabric = find_fabric(CardGroup(num=8, link_bytes_per_s=10e9), CARD)
+    assert fabric.gather_s(num_bytes) == pytest.approx(fabric.sum_s(num_bytes) / 2, rel=0.01)
+    # Beyond a machine the network decides, where it is the slower one.
+    assert sum_s(16, per_machine=8, network_bytes_per_s=1e9) > 5 * sum_s(16)
+    assert sum_s(16, per_machine=8, network_bytes_per_s=100e9) == pytest.approx(sum_s(16), rel=0.01)
+
+
+def test_what_is_not_known_of_links_is_said_and_widens_the_band(draft: Callable[..., Plan]) -> None:
+    plan = draft(precision="bf16")
+    known = {"per_machine": 8, "link_bytes_per_s": 15.4e9, "network_bytes_per_s": 25e9}
+    wide, narrow = (told(plan, group_of(16, **joined)).time for joined in ({}, known))
+    assert wide is not None
+    assert narrow is not None
+    for flag in ("--link_gb_per_s", "--network_gb_per_s", "--cards_per_machine"):
+        assert flag in (wide.note or "")
+        assert flag not in (narrow.note or "")
+    assert wide.step_high_s - wide.step_low_s > narrow.step_high_s - narrow.step_low_s
+    for note in (wide.note, narrow.note):
+        assert "no run on several GPUs was measured" in (note or "")
+    # NVLink joins all of a machine; a card without a slot is not taken for one with the best.
+    assert "NVLink" in find_fabric(CardGroup(num=8), find_card("h100-sxm")).remarks[0]
+    assert "not known" in find_fabric(CardGroup(num=2), replace(CARD, pcie=None)).remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision"), [("ddp", "bf16"), ("ddp", "fp32"), ("fsdp", "fp32"), ("fsdp", "bf16")]
+)
+def test_cards_wait_for_what_computing_does_not_hide(draft: Callable[..., Plan], strategy: str, precision: str) -> None:
+    plan = draft(strategy=strategy, precision=precision, micro_batch_size=4)
+    slow, fast = (told(plan, group_of(4, link_bytes_per_s=rate)).time for rate in (1e8, 3e11))
+    assert slow is not None
+    assert fast is not None
+    for time in (slow, fast):
+        assert 0 < time.exposed_communication_s <= time.communication_s
+        assert time.step_low_s <= time.step_s <= time.step_high_s
+        assert 0 < time.efficiency <= 1
+        assert time.tokens_per_s == pytest.approx(plan.tokens_per_step / time.step_s)
+    assert slow.limited_by == "communication" != fast.limited_by
+    assert slow.step_s > fast.step_s
+    # Of whole state in 16 bits sums cross after the last backward pass, else while it runs.
+    is_hidden = fast.exposed_communication_s < fast.communication_s
+    assert is_hidden == ((strategy, precision) != ("ddp", "bf16"))
+    # More cards are faster, and never by more than their number.
+    times = [told(plan, group_of(num, link_bytes_per_s=3e11)).time.step_s for num in (1, 2, 4, 8)]
+    assert times == sorted(times, reverse=True)
+    assert times[0] / times[-1] < 8
+
+
+def fitted(plan: Plan, target: Target, **changes: Any) -> Plan:
+    return fit_ranks(plan, Recipe(dataset="x", **changes), target, None)
+
+
+def test_whole_state_where_it_fits_else_parts_with_the_reason(draft: Callable[..., Plan]) -> None:
+    whole = fitted(draft(precision="bf16"), group_of(8))
+    assert whole.strategy == "ddp"
+    assert "whole state" in whole.reasons["strategy"]
+    state_bytes = 16 * whole.model.num_parameters
+    tight = draft(precision="bf16", limit_bytes=int(0.8 * state_bytes), total_batch_size=16)
+    target = replace(group_of(16), limit_bytes=tight.memory_limit_bytes)
+    parts = fitted(tight, target)
+    assert (parts.strategy, parts.precision) == ("fsdp", "bf16")
+    assert parts.reasons["strategy"].startswith("each card holds a part")
+    assert parts.forecast is not None
+    assert parts.forecast.memory.peak_bytes <= tight.memory_limit_bytes
+    # The step stays what it was.
+    assert parts.total_batch_size == 16
+    # Given by hand it is binding, and the other one is named with its figures.
+    with pytest.raises(DoesNotFitError, match="--strategy fsdp"):
+        fitted(tight, target, strategy="ddp")
+    # Neither: exit code 3, and which of the two was tried.
+    hopeless = tight.model_copy(update={"memory_limit_bytes": 20 * MIB})
+    with pytest.raises(DoesNotFitError, match="strategy fsdp; with ddp"):
+        fitted(hopeless, replace(target, limit_bytes=20 * MIB))
+    # What was given stands against parts.
+    in_blocks = tight.model_copy(update={"optimizer": tight.optimizer.model_copy(update={"name": "adamw_8bit"})})
+    with pytest.raises(DoesNotFitError, match="In parts it cannot be held: strategy fsdp does not go with"):
+        fitted(in_blocks, target)
+
+
+def test_more_cards_are_offered_where_parts_do_not_fit(draft: Callable[..., Plan]) -> None:
+    state_bytes = 16 * draft().model.num_parameters
+    tight = draft(strategy="fsdp", limit_bytes=int(0.95 * state_bytes), total_batch_size=64, micro_batch_size=32)
+    with pytest.raises(DoesNotFitError) as refused:
+        fitted(
+            tight,
+            replace(group_of(2), limit_bytes=tight.memory_limit_bytes),
+            strategy="fsdp",
+            per_device_train_batch_size=32,
+            gradient_checkpointing=False,
+        )
+    (more,) = (row for row in refused.value.plan.alternatives if "num_processes" in row.settings)
+    assert more.settings["num_processes"] in (4, 8, 16)
+    assert more.fits
+    assert "--num_processes" in str(refused.value)
+
+
+def test_the_ladder_shows_both_strategies(draft: Callable[..., Plan]) -> None:
+    plan = fitted(draft(precision="bf16", total_batch_size=8), group_of(4))
+    rows = {row.settings.get("strategy"): row for row in list_alternatives(plan, group_of(4))}
+    assert rows["fsdp"].settings == {"strategy": "fsdp"}
+    sharded = plan.model_copy(update={"strategy": "fsdp", "forecast": None})
+    assert "ddp" in {row.settings.get("strategy") for row in list_alternatives(sharded, group_of(4))}
+    alone = [row.settings for row in list_alternatives(plan, target_of_card(CARD, "linux"))]
+    assert not any("strategy" in settings for settings in alone)
+
+
+def test_the_batch_does_not_depend_on_the_number_of_cards(draft: Callable[..., Plan]) -> None:
+    for num in (2, 3, 5, 8):
+        plan = fitted(draft(precision="bf16", total_batch_size=24), group_of(num))
+        assert plan.total_batch_size == 24
+        # Each has as many micro-batches as any other, or one fewer.
+        assert plan.num_micro_batches % num == 0 or plan.micro_batch_size * num >= 24 // plan.num_micro_batches
+
+
+def test_room_is_kept_for_nccl() -> None:
+    target = group_of(2)
+    assert target.limit_bytes - keep_for_nccl(target).limit_bytes == NCCL_BYTES
