@@ -6,14 +6,18 @@ Nothing is added to what torchrun does but one exit code and one message for all
 """
 
 import logging
+import os
 import sys
 import uuid
 from collections.abc import Sequence
 
+from onecard.distributed.place import LAUNCHED_VARIABLE
 from onecard.errors import EXIT_INTERRUPTED, InputError, RankLostError
 
 _FLAG = "--num-processes"
 _MOST = 1024
+# How a process ends that has said why; 1 is Python's, too, after a traceback.
+_TOLD = frozenset({1, 2, 3, 4, 5, 6, EXIT_INTERRUPTED})
 # As this process was started: an installed command does not look for modules in the current folder.
 _FLAGS = ["-P"] if sys.flags.safe_path else []
 # A run that is asked to stop writes its state first; torchrun's own half minute is little for a large one.
@@ -54,6 +58,7 @@ def launch(words: Sequence[str], num_processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.environ[LAUNCHED_VARIABLE] = "1"
     # Its own reports of a failure are for people who look for it in its code.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
@@ -72,10 +77,15 @@ def launch(words: Sequence[str], num_processes: int) -> int:
         return EXIT_INTERRUPTED
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode > 0:
+        if failure.exitcode in _TOLD:
             return failure.exitcode
-        name = f"signal {-failure.exitcode}"
-        print(f"rank {rank} of {num_processes} was killed ({name}); the others were stopped", file=sys.stderr)
+        name = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+        cause = ", as a system does that runs out of memory" if failure.exitcode == -9 else ""
+        print(
+            f"rank {rank} of {num_processes} was killed ({name}{cause}). The others were stopped; the last checkpoint "
+            "is whole",
+            file=sys.stderr,
+        )
         return RankLostError.exit_code
     return 0
 

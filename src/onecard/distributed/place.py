@@ -27,6 +27,8 @@ class Place:
 
 
 ALONE = Place(0, 1, 0, 1)
+# Set by `launch`: it sees how a process ends, which the others do not.
+LAUNCHED_VARIABLE = "ONECARD_LAUNCHED"
 
 
 def find_place(environment: Mapping[str, str] = os.environ) -> Place:
@@ -59,6 +61,11 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place:
 def is_follower() -> bool:
     """Whether another process of this run writes and prints."""
     return not find_place().is_leader
+
+
+def is_launched() -> bool:
+    """Whether `--num_processes` started this process, whose launcher names a rank that was killed."""
+    return LAUNCHED_VARIABLE in os.environ
 
 
 def is_to_be_said(message: str) -> bool:
