@@ -1,7 +1,7 @@
 """How the processes of a run come together: the leader prepares and plans, the others wait for its order.
 
     leader     reads, plans, makes the run folder ── order ──► all have it? ┐        ┌── begin ──► train
-    followers  take a seat, wait ───────────────── order of their seat ────► ┴────────┴── begin ──► train
+    followers  take a seat, wait ───────────────── order of their seat ────► ┴─ alike ┴── begin ──► train
 
 The order goes through torchrun's store, in which one may wait for hours; the process group, whose timeouts tell that a
 rank is gone, comes to be when all have something to do. The store outlives the processes where torchrun starts them
@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -37,7 +38,7 @@ _SILENCE_S = 15.0
 # For those that are still loading PyTorch when the leader has failed.
 _FAREWELL_S = 15.0
 _LOOKING_S = 0.1
-_ROOT = "onecard"
+_ROOT, _REFUSED = "onecard", "refused"
 
 
 class DismissedError(OnecardError):
@@ -66,7 +67,7 @@ class Meeting:
                 raise self._failure
             try:
                 store = self._rendezvous(patience_s)
-            except (RuntimeError, ValueError) as error:
+            except (RuntimeError, ValueError, OSError, OverflowError) as error:
                 self._failure = InputError(
                     f"{self.place} cannot reach the others at {_address()} ({_first_line(error)}): start all ranks, "
                     "check MASTER_ADDR and MASTER_PORT, or --rdzv-endpoint of `torchrun`, and that no firewall is "
@@ -77,26 +78,50 @@ class Meeting:
         return self._store
 
     def _rendezvous(self, patience_s: float) -> Any:
-        with suppress(dist.DistStoreError, dist.DistNetworkError):
+        is_keeper = self.place.is_leader and "TORCHELASTIC_RUN_ID" not in os.environ
+        if not is_keeper:
+            # The store's own client takes up to 2.5 times its timeout, and prints its C++ frames.
+            self._knock(patience_s)
+            return _find_store(_SILENCE_S)
+        with suppress(dist.DistError):
             return _find_store(min(_SILENCE_S, patience_s))
-        if patience_s > _SILENCE_S:
-            log.warning("%s has not reached the others at %s so far", self.place, _address())
+        log.warning("%s waits for the others at %s", self.place, _address())
         return _find_store(max(1.0, patience_s - _SILENCE_S))
+
+    def _knock(self, patience_s: float) -> None:
+        """Waits until there is somebody at the address of rank 0.
+
+        Raises:
+            OSError: there is nobody.
+        """
+        begun, is_told = time.monotonic(), False
+        while True:
+            try:
+                with socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=5):
+                    return
+            except (OSError, OverflowError):
+                waited_s = time.monotonic() - begun
+                if waited_s > patience_s:
+                    raise
+                if waited_s > _SILENCE_S and not is_told:
+                    is_told = True
+                    log.warning("%s waits for rank 0 at %s", self.place, _address())
+            time.sleep(1.0)
 
     def give_order(self, order: dict[str, Any], patience_s: float) -> None:
         """Tells the others what the run is, and waits until all have heard it; nothing where there are none.
 
         Raises:
-            InputError: not all have come.
+            InputError: not all have come, or not for the same.
         """
         if self.place.num_ranks == 1:
             return
         store = self._connect(patience_s)
         self._session = str(store.add("sessions", 1))
         text = json.dumps(order | {"asked": self._asked, "session": self._session})
-        missing, begun = list(range(1, self.place.num_ranks)), time.monotonic()
+        missing, problems, begun = list(range(1, self.place.num_ranks)), list[str](), time.monotonic()
         is_told = False
-        while missing := [rank for rank in missing if not self._has_heard(rank, text)]:
+        while missing := [rank for rank in missing if not self._has_heard(rank, text, problems)]:
             waited_s = time.monotonic() - begun
             names = _list_ranks(missing)
             if waited_s > patience_s:
@@ -108,15 +133,21 @@ class Meeting:
                 is_told = True
                 log.warning("waiting for %s of %d", names, self.place.num_ranks)
             time.sleep(_LOOKING_S)
+        store.set(f"verdict/{self._session}", _REFUSED if problems else "")
+        if problems:
+            raise InputError("\n".join(["the processes of this run were not started alike:", *problems]))
 
-    def _has_heard(self, rank: int, order: str) -> bool:
-        """Gives a rank its order, if it sits there and has none; says whether it has heard it."""
+    def _has_heard(self, rank: int, order: str, problems: list[str]) -> bool:
+        """Gives a rank its order, if it sits there and has none; says whether it has heard it, and adds what it says."""
         if (seat := self._read(f"seat/{rank}")) is None:
             return False
         key = f"order/{seat}"
         if self._read(key) != order:
             self._store.set(key, order)
-        return self._read(f"heard/{seat}") == self._session
+        session, _, problem = (self._read(f"heard/{seat}") or "").partition(" ")
+        if session == self._session and problem:
+            problems.append(f"  - rank {rank}: {problem}")
+        return session == self._session
 
     def _read(self, key: str) -> str | None:
         return self._store.get(key).decode() if self._store.check([key]) else None
@@ -125,29 +156,28 @@ class Meeting:
         """Waits for what the leader says; `asked` is what this rank was started for.
 
         Raises:
-            DismissedError: it has failed.
-            InputError: it was started for something else.
+            DismissedError: it has failed, or somebody was started for something else, and it says so.
             RankLostError: it is gone.
         """
         store = self._connect()
         try:
             seat = store.add("seats", 1)
             store.set(f"seat/{self.place.rank}", str(seat))
-            while (text := self._read(f"order/{seat}")) is None:
-                time.sleep(_LOOKING_S)
-            order: dict[str, Any] = json.loads(text)
+            order: dict[str, Any] = json.loads(self._wait_for(f"order/{seat}"))
             self._session = order["session"]
-            store.set(f"heard/{seat}", self._session)
+            store.set(f"heard/{seat}", f"{self._session} {_compare(asked, order['asked'])}")
+            if "exit_code" in order:
+                raise DismissedError(order["exit_code"])
+            if self._wait_for(f"verdict/{self._session}") == _REFUSED:
+                raise DismissedError(InputError.exit_code)
         except dist.DistError as error:
             raise RankLostError(f"{self.place}: rank 0 ended before the run began") from error
-        if "exit_code" in order:
-            raise DismissedError(order["exit_code"])
-        given = order["asked"]
-        others = {name for name in {*asked, *given} if asked.get(name) != given.get(name)}
-        if others:
-            told = "; ".join(f"{name} is {asked.get(name)}, not {given.get(name)}" for name in sorted(others))
-            raise InputError(f"{self.place} was asked for something else than rank 0: {told}. Start all ranks alike")
         return order
+
+    def _wait_for(self, key: str) -> str:
+        while (found := self._read(key)) is None:  # waiting in the store itself would let no signal through
+            time.sleep(_LOOKING_S)
+        return found
 
     def begin(self, device: torch.device, timeout_s: float) -> Ranks:
         """Makes the process group, gloo on CPUs and NCCL on GPUs; one process alone needs none.
@@ -214,6 +244,14 @@ class Meeting:
 def meeting() -> Meeting:
     """The meeting of this process, of which it has one."""
     return Meeting(find_place())
+
+
+def _compare(asked: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Says in what a rank was asked for something else than rank 0."""
+    # As it was sent: what stands in tuples here is a list there.
+    own = json.loads(json.dumps(asked))
+    names = sorted(name for name in {*own, *given} if own.get(name) != given.get(name))
+    return "; ".join(f"{name} is {own.get(name)}, not {given.get(name)}" for name in names)
 
 
 def _find_store(timeout_s: float) -> Any:

@@ -37,13 +37,14 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place:
     Raises:
         InputError: some of the variables are missing, or say what cannot be.
     """
-    if "WORLD_SIZE" not in environment or "RANK" not in environment:
+    given = [name for name in ("RANK", "WORLD_SIZE") if name in environment]
+    if not given:
         return ALONE
     missing = [name for name in _NEEDED if not environment.get(name)]
     if missing:
         raise InputError(
-            f"RANK and WORLD_SIZE are set, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not: start "
-            "several processes with `torchrun` or --num_processes, or unset RANK and WORLD_SIZE for one"
+            f"{_list(given)} set, but {_list(missing)} not: start several processes with `torchrun` or "
+            f"--num_processes, or unset {' and '.join(given)} for one"
         )
     try:
         rank, num_ranks, local_rank = (int(environment[name]) for name in _NEEDED[:3])
@@ -56,6 +57,15 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place:
             "from 0 and are less than their number. `torchrun` sets them"
         )
     return Place(rank, num_ranks, local_rank, num_local_ranks)
+
+
+def _list(names: list[str]) -> str:
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def is_one_of_several() -> bool:
+    """Whether this process was started as one of several, whatever else its environment says."""
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def is_follower() -> bool:

@@ -56,7 +56,6 @@ def follow(asked: Mapping[str, Any], on_progress: OnProgress | None = None) -> P
 
     Raises:
         DismissedError: the leader or another rank has ended and says why.
-        InputError: the leader was started for something else.
         OnecardError: this rank cannot go on.
     """
     place = meeting().place
