@@ -3,7 +3,9 @@
     python benchmarks/ranks.py [--num_steps 50] [--ranks 1,2,4]
 
 Text and chats of unequal length, full and LoRA, DDP and FSDP2. Chats and the model they start from are made here; the
-text is Python's standard library. Speeds are told, but on fewer cores than processes they say nothing.
+text is Python's standard library. `cut finer` is one process with micro-batches of half the size: the same samples,
+sums in another order, and so what rounding alone does. Speeds are told, but on fewer cores than processes they say
+nothing.
 """
 
 import argparse
@@ -31,7 +33,7 @@ _COMMON: dict[str, Any] = {
     "precision": "fp32",
     "torch_compile": False,
     "optim": "adamw",
-    "total_batch_size": 16,
+    "total_batch_size": 8,
     "per_device_train_batch_size": 2,
     "eval_steps": 0,
     "save_steps": 0,
@@ -41,15 +43,16 @@ _COMMON: dict[str, Any] = {
 
 def make_cases(folder: Path, num_steps: int) -> dict[str, dict[str, Any]]:
     """The recipes, by name; they hold for any number of processes."""
-    text = _COMMON | {"max_steps": num_steps, "dataset": "python-stdlib", "tokenizer": "bytes", "max_seq_length": 128}
+    text = _COMMON | {"max_steps": num_steps, "dataset": "python-stdlib", "tokenizer": "bytes", "max_seq_length": 64}
     text |= _SIZES | {"model_config": {"model_type": "llama", "intermediate_size": 256}}
     chats = _COMMON | {"max_steps": num_steps, "task": "sft", "dataset": str(_write_chats(folder))}
-    chats |= {"model_name_or_path": str(_write_base(folder)), "max_seq_length": 192, "eval_fraction": 0.05}
+    chats |= {"model_name_or_path": str(_write_base(folder)), "max_seq_length": 128, "eval_fraction": 0.05}
     return {
         "text, full": text,
         "text, full, Muon": text | {"optim": "muon"},
         "text, full, dropout": text | {"dropout": 0.1},
         "text, full, FSDP2": text | {"strategy": "fsdp"},
+        "text, full, FSDP2, Muon": text | {"strategy": "fsdp", "optim": "muon"},
         "chats, full": chats,
         "chats, full, FSDP2": chats | {"strategy": "fsdp"},
         "chats, LoRA": chats | {"method": "lora", "lora_r": 8, "learning_rate": 1e-3},
@@ -103,26 +106,31 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         cases = make_cases(folder, asked.num_steps)
-        roots = {num: {name: folder / f"{num}-{index}" for index, name in enumerate(cases)} for num in numbers}
-        for num in numbers:
-            listed = folder / f"recipes-{num}.json"
-            listed.write_text(json.dumps({str(roots[num][name]): values for name, values in cases.items()}))
+        ways = {f"{num} ranks": (num, {}) for num in numbers}
+        ways["cut finer"] = (1, {"per_device_train_batch_size": 1})
+        runs: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in cases}
+        for way, (num, changes) in ways.items():
+            roots = {name: folder / f"{way}-{index}" for index, name in enumerate(cases)}
+            listed = folder / f"{way}.json"
+            listed.write_text(json.dumps({str(roots[name]): values | changes for name, values in cases.items()}))
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num}"]
             subprocess.run([*torchrun, __file__, "--recipes", str(listed)], check=True)
-        rows = {name: compare([read_steps(roots[num][name]) for num in numbers], numbers) for name in cases}
-    for name, row in rows.items():
-        print(f"{name:24}{row}")
-    write_result("ranks", {"num_steps": asked.num_steps, "rows": rows})
+            for name, root in roots.items():
+                runs[name][way] = read_steps(root)
+                print(way, name, compare(runs[name])[way], flush=True)
+    write_result(
+        "ranks", {"num_steps": asked.num_steps, "rows": {name: compare(found) for name, found in runs.items()}}
+    )
 
 
-def compare(runs: list[list[dict[str, Any]]], numbers: list[int]) -> dict[str, Any]:
-    """How far each number of processes is from the first, and how fast it was."""
-    alone = [step["loss"] for step in runs[0]]
+def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """How far each way of training is from the first, and how fast it was."""
+    alone = [step["loss"] for step in next(iter(runs.values()))]
     row: dict[str, Any] = {"num_steps": len(alone), "first_loss": alone[0], "last_loss": alone[-1]}
-    for num, run in zip(numbers, runs, strict=True):
+    for way, run in runs.items():
         losses = [step["loss"] for step in run]
         assert len(losses) == len(alone)
-        row[f"{num} ranks"] = {
+        row[way] = {
             "largest_difference": max(abs(one - other) for one, other in zip(losses, alone, strict=True)),
             "tokens_per_s": round(statistics.median(step["tokens_per_s"] for step in run)),
         }

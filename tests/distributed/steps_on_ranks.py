@@ -50,7 +50,8 @@ def train(plan: Plan, num_micro_batches: int) -> dict[str, Any]:
         norms.append(float(stats.gradient_norm))
     whole = state.gather() or {"masters": state.optimizer.masters}  # in parts, of the leader alone
     weights = [float(master.detach().double().abs().sum()) for master in whole["masters"].values()]
-    return {"losses": losses, "norms": norms, "weights": weights, "num_targets": int(stats.num_targets)}
+    found = {"losses": losses, "norms": norms, "weights": weights, "num_targets": int(stats.num_targets)}
+    return found | {"type_of_head": str(state.head.weight_VD.dtype)}
 
 
 def main() -> None:

@@ -77,6 +77,7 @@ def test_ranks_do_not_show(name: str, results: Results) -> None:
     assert [one[key] for key in ("losses", "norms")] == [other[key] for key in ("losses", "norms")]
     assert other["weights"] in (one["weights"], [])
     assert one["num_targets"] == alone["num_targets"] > 0
+    assert one["type_of_head"] == alone["type_of_head"]
     exact = 1e-2 if "16" in name else 1e-5
     assert one["losses"] == pytest.approx(alone["losses"], rel=exact)
     assert one["norms"] == pytest.approx(alone["norms"], rel=10 * exact)

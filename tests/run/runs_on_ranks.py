@@ -6,6 +6,7 @@ A job trains a recipe in a new folder, or resumes the run that is there; `dies_a
 process ends without a word.
 """
 
+import faulthandler
 import json
 import os
 import sys
@@ -33,6 +34,7 @@ def die_at(rank: int, step: int) -> None:
 
 
 def main() -> None:
+    faulthandler.dump_traceback_later(float(os.environ["ENDS_AFTER_S"]), exit=True)
     measure._PEAK_SIZE["cpu"] = 64
     for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         if job.get("dies_at"):

@@ -217,7 +217,9 @@ def _continue(
         base = fetch_base_again(recipe, decided, checkpoint, on_progress)
         corpus = prepare_inputs(recipe, base, on_progress)
         corpus, decided = settle_corpus(recipe, decided, corpus, checkpoint, accepted)
-        decided = recut(decided, find_place().num_ranks)
+        num_ranks = find_place().num_ranks
+        if recipe.per_device_train_batch_size == "auto" or decided.num_micro_batches < num_ranks:
+            decided = recut(decided, num_ranks)
         if on_plan is not None:
             on_plan(decided, folder.root)
         with reported(folder):

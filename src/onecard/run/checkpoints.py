@@ -87,7 +87,8 @@ class Checkpoints:
         progress.elapsed_s = self._saved_at_s = self._elapsed()
         target = folder_of_step(self.root, progress.step)
         is_good = progress.num_refused_in_a_row == 0
-        masters_bytes = sum(tensor.nbytes for tensor in self._state.optimizer.masters.values())
+        masters = self._state.optimizer.masters if self._whole is None else self._whole["masters"]
+        masters_bytes = sum(tensor.nbytes for tensor in masters.values())
         order = SaveOrder(progress.step, progress.elapsed_s, target, reason, started, masters_bytes, is_good)
         with contextlib.suppress(OSError):  # the same disk refuses the checkpoint below, or has room again for both
             self._record.force_to_disk()

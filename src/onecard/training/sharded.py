@@ -4,11 +4,12 @@
     a layer's passes   gathered ─► used ─► let go; its gradient is summed and cut while the next layer works
     update             each rank its own part, by the norm of all
 
-The parts are the fp32 masters; in 16 bits, what is gathered is rounded on the way, and gradients are summed in fp32. The
-optimizer works on the parts as plain tensors: AdamW looks at one value at a time, and Muon gathers matrix by matrix.
+The parts are the fp32 masters; in 16 bits, what is gathered is rounded on the way, and gradients are summed in fp32.
+The optimizer works on the parts as plain tensors: AdamW looks at one value at a time, and Muon gathers its matrices.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -109,7 +110,9 @@ class Shards:
         self._inside: Any = inside
         state.optimizer = Optimizer(state.model, plan.optimizer, dtype, _Rows(self._mesh))
         state.optimizer.load_state_tensors({name: self._part(moment) for name, moment in moments.items()})
-        state.head = find_head(state.model, plan.loss_chunk_size)
+        # Outside the passes nobody has the whole weight; its type and device are asked for there.
+        stand_in = torch.empty(0, dtype=dtype, device=plan.device)
+        state.head = replace(find_head(state.model, plan.loss_chunk_size), weight_VD=stand_in)
         scale = state.loss_scale
         scale.value, scale.num_good_steps = (tensor.to(plan.device) for tensor in (scale.value, scale.num_good_steps))
 
