@@ -138,7 +138,7 @@ class Meeting:
             raise InputError("\n".join(["the processes of this run were not started alike:", *problems]))
 
     def _has_heard(self, rank: int, order: str, problems: list[str]) -> bool:
-        """Gives a rank its order, if it sits there and has none; says whether it has heard it, and adds what it says."""
+        """Gives a rank its order, if it sits there and has none; says whether it has heard it, and adds its problem."""
         if (seat := self._read(f"seat/{rank}")) is None:
             return False
         key = f"order/{seat}"

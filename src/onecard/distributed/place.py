@@ -84,4 +84,4 @@ def is_to_be_said(message: str) -> bool:
         place = find_place()
     except InputError:
         return bool(message)
-    return bool(message) and (place.local_rank == 0 or message.startswith(str(place)))
+    return bool(message) and (place.local_rank == 0 or str(place) in message)

@@ -18,7 +18,7 @@ from onecard.distributed.place import ALONE, Place
 
 Item = TypeVar("Item")
 
-_HANGS = "hangs"
+_HANGS, _BROKE = "hangs", "broke"
 
 # The leader samples, scores or waits for a disk; the others have nothing to do but wait for it.
 _LONGEST_ABSENCE_S = 24 * 3600.0
@@ -137,32 +137,32 @@ class Ranks:
 
     def find_lost(self, error: RuntimeError) -> "Lost":
         """Looks, after a connection broke with this error, who is still there."""
-        self._set(f"looking/{self.place.rank}", _HANGS if _is_timeout(error) else "")
-        lost = Lost()
-        until = time.monotonic() + _ANSWER_S
+        self._set(f"looking/{self.place.rank}", _HANGS if _is_timeout(error) else _BROKE)
+        lost, until = Lost(here=[self.place.rank], hangs=_is_timeout(error)), time.monotonic() + _ANSWER_S
         for rank in range(self.num):
-            while not (is_there := self._has(f"looking/{rank}")) and time.monotonic() < until:
-                if self._has(f"ended/{rank}"):
-                    break
+            if rank == self.place.rank:
+                continue
+            while not (self._read(f"looking/{rank}") or self._read(f"ended/{rank}")) and time.monotonic() < until:
                 time.sleep(0.1)
-            if self._has(f"ended/{rank}"):
-                lost.ended[rank] = int(self._store.get(f"ended/{rank}"))
-            elif not is_there:
-                lost.silent.append(rank)
-            else:
+            if ended := self._read(f"ended/{rank}"):
+                lost.ended[rank] = int(ended)
+            elif seen := self._read(f"looking/{rank}"):
                 lost.here.append(rank)
-        lost.hangs = any(self._store.get(f"looking/{rank}").decode() == _HANGS for rank in lost.here)
+                lost.hangs |= seen == _HANGS
+            else:
+                lost.silent.append(rank)
         return lost
 
     def _set(self, key: str, value: str) -> None:
         with contextlib.suppress(RuntimeError):  # the store itself may be gone
             self._store.set(key, value)
 
-    def _has(self, key: str) -> bool:
+    def _read(self, key: str) -> str:
+        """What a rank has left in the store; nothing where it did not, or the store is gone, too."""
         try:
-            return bool(self._store.check([key]))
+            return self._store.get(key).decode() if self._store.check([key]) else ""
         except RuntimeError:
-            return False
+            return ""
 
 
 SOLO = Ranks()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from onecard.distributed.meeting import DismissedError, meeting
-from onecard.distributed.place import is_launched
+from onecard.distributed.place import Place, is_launched
 from onecard.distributed.ranks import Lost, Ranks, is_from_group
 from onecard.errors import InputError, OnecardError, RankLostError
 from onecard.run.folder import RunFolder
@@ -19,10 +19,10 @@ from onecard.training.spread import spread
 from onecard.training.state import TrainState
 
 # What must be the same everywhere, or the ranks compute different things.
-_COMPARED = ("onecard", "torch", "transformers", "GPU")
+_COMPARED = ("onecard", "torch", "transformers")
 
 
-def check_same(ranks: Ranks, corpus_fingerprint: str) -> None:
+def check_same(ranks: Ranks, corpus_fingerprint: str, device: torch.device) -> None:
     """Refuses to train where ranks would compute different things.
 
     Raises:
@@ -30,6 +30,7 @@ def check_same(ranks: Ranks, corpus_fingerprint: str) -> None:
     """
     own = {name: value for name, value in find_versions().items() if name in _COMPARED}
     own["training text"] = corpus_fingerprint
+    own["card"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     facts = [json.loads(text) for text in ranks.gather_texts(json.dumps(own))]
     problems = [
         f"rank {rank} has another {name} than rank 0: {found.get(name)}, not {first}"
@@ -41,8 +42,22 @@ def check_same(ranks: Ranks, corpus_fingerprint: str) -> None:
         raise InputError("\n".join(["the processes of this run do not agree:", *(f"  - {text}" for text in problems)]))
 
 
+def check_cards(plan: Plan, place: Place) -> None:
+    """Refuses more processes on a machine than it has cards.
+
+    Raises:
+        InputError: each process needs one of its own.
+    """
+    if plan.device.startswith("cuda") and place.num_local_ranks > (num := torch.cuda.device_count()):
+        raise InputError(
+            f"{place.num_local_ranks} processes on this machine need as many cards, it has {num}: start at most "
+            f"{num}, or look at CUDA_VISIBLE_DEVICES"
+        )
+
+
 def give_order(folder: RunFolder, checkpoint: Path | None, plan: Plan) -> None:
     """Tells the other processes which run they train, from which checkpoint, and by which plan."""
+    check_cards(plan, meeting().place)
     root = str(folder.root.absolute())
     start = None if checkpoint is None else str(checkpoint.absolute())
     order = {"root": root, "checkpoint": start, "plan": plan.model_dump(mode="json")}
@@ -60,7 +75,7 @@ def come_together(state: TrainState, recipe: Recipe, corpus_fingerprint: str) ->
         return
     ranks = meeting().begin(torch.device(state.plan.device), recipe.ddp_timeout)
     try:
-        check_same(ranks, corpus_fingerprint)
+        check_same(ranks, corpus_fingerprint, state.device)
     except InputError as error:  # which all of them raise
         if ranks.is_leader:
             raise
