@@ -30,7 +30,7 @@ def main() -> None:
     num, rows = asked.num_steps, {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        text = make_cases(folder, num)["text, full, dropout"] | {"save_steps": num // 5, "max_restarts": 0}
+        text = make_cases(folder, num)["text, full"] | {"dropout": 0.1, "save_steps": num // 5, "max_restarts": 0}
         for strategy in ("ddp", "fsdp"):
             recipe, roots = (
                 folder / f"{strategy}.yaml",
