@@ -1,6 +1,6 @@
 """The same run on 1, 2 and 4 processes: how far losses differ, over 50 steps in fp32, gloo on this machine.
 
-    python benchmarks/ranks.py [--num_steps 50] [--ranks 2,4]
+    python benchmarks/ranks.py [--num_steps 50] [--ranks 2,4] [--folder PLACE]
 
 Text and chats of unequal length, full and LoRA, DDP and FSDP2. Chats and the model they start from are made here; the
 text is Python's standard library. `cut finer` is one process with micro-batches of half the size: the same samples,
@@ -11,6 +11,7 @@ nothing.
 import argparse
 import json
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -100,30 +101,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num_steps", type=int, default=50)
     parser.add_argument("--ranks", default="2,4", help="numbers to compare with one process")
+    parser.add_argument("--folder", type=Path, help="where runs are kept; those that are done there are not made again")
     parser.add_argument("--recipes", type=Path, help="of a process that torchrun has started")
     asked = parser.parse_args()
     if asked.recipes is not None:
         train_all(json.loads(asked.recipes.read_text(encoding="utf-8")))
         return
-    numbers = [int(word) for word in asked.ranks.split(",")]
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        cases = make_cases(folder, asked.num_steps)
-        finer = {"cut finer": (1, {"per_device_train_batch_size": 1})}
-        ways = {"1 rank": (1, {}), **finer, **{f"{num} ranks": (num, {}) for num in numbers}}
-        runs: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in cases}
-        for way, (num, changes) in ways.items():
-            roots = {name: folder / f"{way}-{index}" for index, name in enumerate(cases)}
-            listed = folder / f"{way}.json"
-            listed.write_text(json.dumps({str(roots[name]): values | changes for name, values in cases.items()}))
+        rows = train_each_way(asked.folder or Path(place), asked.num_steps, asked.ranks.split(","))
+    write_result("ranks", {"num_steps": asked.num_steps, "rows": rows})
+
+
+def train_each_way(folder: Path, num_steps: int, numbers: list[str]) -> dict[str, Any]:
+    """Trains all recipes alone, cut finer, and on each number of processes; what is done in the folder is kept."""
+    cases = make_cases(folder, num_steps)
+    finer = {"cut finer": (1, {"per_device_train_batch_size": 1})}
+    ways = {"1 rank": (1, {}), **finer, **{f"{num} ranks": (int(num), {}) for num in numbers}}
+    runs: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in cases}
+    for way, (num, changes) in ways.items():
+        roots = {name: folder / f"{way}-{index}" for index, name in enumerate(cases)}
+        missing = {name: root for name, root in roots.items() if not is_done(root, num_steps)}
+        for root in missing.values():
+            shutil.rmtree(root, ignore_errors=True)
+        listed = folder / f"{way}.json"
+        listed.write_text(json.dumps({str(root): cases[name] | changes for name, root in missing.items()}))
+        if missing:
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num}"]
             subprocess.run([*torchrun, __file__, "--recipes", str(listed)], check=True)
-            for name, root in roots.items():
-                runs[name][way] = read_steps(root)
-                print(way, name, compare(runs[name])[way], flush=True)
-    write_result(
-        "ranks", {"num_steps": asked.num_steps, "rows": {name: compare(found) for name, found in runs.items()}}
-    )
+        for name, root in roots.items():
+            runs[name][way] = read_steps(root)
+            print(way, name, compare(runs[name])[way], flush=True)
+    return {name: compare(found) for name, found in runs.items()}
+
+
+def is_done(root: Path, num_steps: int) -> bool:
+    """Whether a run is there and has come to its end."""
+    return (root / "checkpoints" / f"step-{num_steps:06}").exists()
 
 
 def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
