@@ -44,9 +44,9 @@ def test_a_slow_rank_is_seen_and_one_that_hangs_ends_the_run(
     looks = [event for event in map(parse_event, lines) if event.event == "ranks"]
     assert [look.step for look in looks] == [10, 20]
     for look in looks:
-        assert look.forward_s[1] > 0.15 > look.forward_s[0]
-        assert look.waiting_shares[0] > 0.3
-        assert look.waiting_shares[1] == 0
+        assert look.forward_s[1] > look.forward_s[0] + 0.1  # two passes of 0.1 s, whatever else the machine does
+        assert look.waiting_shares[0] > 0.2
+        assert look.waiting_shares[1] == pytest.approx(0, abs=1e-9)
     assert codes[0] == 1
     told = "rank 1 of 2 did not answer in time (ddp_timeout): it hangs, or its machine cannot be reached, after step 12"
     assert errors.count(told) == 1
