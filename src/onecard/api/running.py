@@ -50,7 +50,19 @@ def train(
     if is_follower():
         return _follow(asked, on_progress)
     with meeting().led(asked):
+        if begun := _find_begun(output_dir):
+            return _continue(begun, None, on_event, on_plan, on_progress)
         return _train(recipe, output_dir, resume, on_event, on_plan, on_progress)
+
+
+def _find_begun(output_dir: str | Path | None = None) -> "RunFolder | None":
+    """The run of the processes that torchrun has started these in the place of."""
+    from onecard.distributed.meeting import meeting
+    from onecard.run.folder import RunFolder
+
+    root = meeting().recall(output_dir)
+    folder = None if root is None else RunFolder(root)
+    return folder if folder is not None and folder.is_whole else None
 
 
 def _train(
@@ -61,6 +73,7 @@ def _train(
     on_plan: OnPlan | None,
     on_progress: OnProgress | None,
 ) -> Path:
+    from onecard.distributed.meeting import meeting
     from onecard.observe.sinks import check_targets
     from onecard.planner import check_recipe, loaded_bytes
     from onecard.run.folder import RunFolder, free_folder
@@ -74,6 +87,7 @@ def _train(
     recipe = settle_base(apply_its_device(settle_length(recipe), machine))
     if wish := resume or recipe.resume_from_checkpoint:
         folder, checkpoint = _find_same_run(recipe, "latest" if wish is True else wish, output_dir)
+        meeting().remember(folder.root, output_dir)
         return _continue(folder, checkpoint, on_event, on_plan, on_progress)
     if given := output_dir or recipe.output_dir:
         RunFolder.refuse_taken(expand(given))
@@ -84,6 +98,7 @@ def _train(
     corpus = prepare_inputs(recipe, base, on_progress)
     decided = with_facts(plan_inputs(recipe, machine, corpus, process_bytes), tasks)
     root = expand(given) if given else free_folder(Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    meeting().remember(root, output_dir)
     folder = RunFolder.create(root, recipe, decided, corpus.audit)
     with folder.lock(), folder.discarded_unless_begun():
         if on_plan is not None:
@@ -132,7 +147,11 @@ def resume(
         return _follow(asked, on_progress)
     with meeting().led(asked):
         accepted = check_names(accept)
-        folder, checkpoint = find_run(run)
+        if begun := _find_begun():
+            folder, checkpoint = begun, None
+        else:
+            folder, checkpoint = find_run(run)
+            meeting().remember(folder.root, None)
         return _continue(folder, checkpoint, on_event, on_plan, on_progress, accepted)
 
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from onecard.distributed.launch import launch, take_num_processes
-from onecard.distributed.place import ALONE, find_place, is_to_be_said
+from onecard.distributed.launch import check_is_for_several, launch, take_num_processes
+from onecard.distributed.place import ALONE, find_place, is_one_of_several, is_to_be_said
 from onecard.errors import InputError, OnecardError
 from onecard.run.disk_loss import is_disk_lost
 from onecard.run.supervisor import is_supervised, supervise
@@ -57,10 +57,15 @@ def _run_elsewhere(words: Sequence[str]) -> int | None:
     """Runs a command that trains in a process of its own, or in several; None where it is for this one."""
     try:
         words, num_processes = take_num_processes(words)
+        if "--help" in words:
+            return None
         if num_processes > 1 and find_place() != ALONE:
             raise InputError("torchrun has started this process as one of several: leave out --num_processes")
+        if num_processes > 1 or is_one_of_several():
+            check_is_for_several(words)
     except InputError as error:
-        _print_error(str(error))
+        if is_to_be_said(str(error)):
+            _print_error(str(error))
         return error.exit_code
     if is_supervised(words) and (code := supervise(words, num_processes)) is not None:
         return code

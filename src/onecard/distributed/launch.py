@@ -6,14 +6,20 @@ Nothing is added to what torchrun does but one exit code and one message for all
 """
 
 import logging
+import os
 import sys
 import uuid
 from collections.abc import Sequence
 
+from onecard.distributed.place import LAUNCHED_VARIABLE
 from onecard.errors import EXIT_INTERRUPTED, InputError, RankLostError
 
 _FLAG = "--num-processes"
-_MOST = 1024
+_VERBS = ("train", "resume")
+# On few cores some are tried, which is slow; hundreds would take all memory before anything could be said.
+_MOST = max(8, os.cpu_count() or 1)
+# How a process ends that has said why; 1 is Python's, too, after a traceback.
+_TOLD = frozenset({1, 2, 3, 4, 5, 6, EXIT_INTERRUPTED})
 # As this process was started: an installed command does not look for modules in the current folder.
 _FLAGS = ["-P"] if sys.flags.safe_path else []
 # A run that is asked to stop writes its state first; torchrun's own half minute is little for a large one.
@@ -28,7 +34,7 @@ def take_num_processes(words: Sequence[str]) -> tuple[list[str], int]:
     """
     rest, found = list[str](), list[str]()
     waiting = list(words)
-    if not words or words[0] not in ("train", "resume"):
+    if not words or words[0] not in _VERBS:
         return waiting, 1
     while waiting:
         word = waiting.pop(0)
@@ -41,8 +47,23 @@ def take_num_processes(words: Sequence[str]) -> tuple[list[str], int]:
         return rest, 1
     if len(set(found)) > 1 or not found[0].isdecimal() or not 1 <= int(found[0]) <= _MOST:
         given = " and ".join(found) or "nothing"
-        raise InputError(f"--num_processes {given}: give one number from 1 to {_MOST}")
+        raise InputError(
+            f"--num_processes {given}: give one number from 1 to {_MOST}, for this machine has {os.cpu_count()} cores; "
+            "for several machines use `torchrun`"
+        )
     return rest, int(found[0])
+
+
+def check_is_for_several(words: Sequence[str]) -> None:
+    """Refuses a command that several processes cannot do together.
+
+    Raises:
+        InputError: each of them would do the same, into the same files.
+    """
+    verb = words[0] if words else "onecard"
+    if verb not in _VERBS or any(word.split("=")[0] == "--verify" for word in words):
+        what = "resume --verify" if verb in _VERBS else verb
+        raise InputError(f"{what} runs in one process: start it without `torchrun` and without --num_processes")
 
 
 def launch(words: Sequence[str], num_processes: int) -> int:
@@ -54,8 +75,9 @@ def launch(words: Sequence[str], num_processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # Its own reports of a failure are for people who look for it in its code.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ[LAUNCHED_VARIABLE] = "1"
+    # Its own reports of a failure are for people who look for it in its code, and nothing else runs in this process.
+    logging.disable()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -72,10 +94,15 @@ def launch(words: Sequence[str], num_processes: int) -> int:
         return EXIT_INTERRUPTED
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode > 0:
+        if failure.exitcode in _TOLD:
             return failure.exitcode
-        name = f"signal {-failure.exitcode}"
-        print(f"rank {rank} of {num_processes} was killed ({name}); the others were stopped", file=sys.stderr)
+        name = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+        cause = ", as a system does that runs out of memory" if failure.exitcode == -9 else ""
+        print(
+            f"rank {rank} of {num_processes} was killed ({name}{cause}). The others were stopped; the last checkpoint "
+            "is whole",
+            file=sys.stderr,
+        )
         return RankLostError.exit_code
     return 0
 

@@ -27,6 +27,8 @@ class Place:
 
 
 ALONE = Place(0, 1, 0, 1)
+# Set by `launch`: it sees how a process ends, which the others do not.
+LAUNCHED_VARIABLE = "ONECARD_LAUNCHED"
 
 
 def find_place(environment: Mapping[str, str] = os.environ) -> Place:
@@ -35,13 +37,14 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place:
     Raises:
         InputError: some of the variables are missing, or say what cannot be.
     """
-    if "WORLD_SIZE" not in environment or "RANK" not in environment:
+    given = [name for name in ("RANK", "WORLD_SIZE") if name in environment]
+    if not given:
         return ALONE
     missing = [name for name in _NEEDED if not environment.get(name)]
     if missing:
         raise InputError(
-            f"RANK and WORLD_SIZE are set, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not: start "
-            "several processes with `torchrun` or --num_processes, or unset RANK and WORLD_SIZE for one"
+            f"{_list(given)} set, but {_list(missing)} not: start several processes with `torchrun` or "
+            f"--num_processes, or unset {' and '.join(given)} for one"
         )
     try:
         rank, num_ranks, local_rank = (int(environment[name]) for name in _NEEDED[:3])
@@ -56,9 +59,23 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place:
     return Place(rank, num_ranks, local_rank, num_local_ranks)
 
 
+def _list(names: list[str]) -> str:
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def is_one_of_several() -> bool:
+    """Whether this process was started as one of several, whatever else its environment says."""
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def is_follower() -> bool:
     """Whether another process of this run writes and prints."""
     return not find_place().is_leader
+
+
+def is_launched() -> bool:
+    """Whether `--num_processes` started this process, whose launcher names a rank that was killed."""
+    return LAUNCHED_VARIABLE in os.environ
 
 
 def is_to_be_said(message: str) -> bool:
@@ -67,4 +84,4 @@ def is_to_be_said(message: str) -> bool:
         place = find_place()
     except InputError:
         return bool(message)
-    return bool(message) and (place.local_rank == 0 or message.startswith(str(place)))
+    return bool(message) and (place.local_rank == 0 or str(place) in message)

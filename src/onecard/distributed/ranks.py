@@ -7,7 +7,7 @@ needs goes over gloo, also beside GPUs, so that no agreement waits for a device.
 import contextlib
 import time
 from collections.abc import Sequence
-from datetime import timedelta
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -18,10 +18,26 @@ from onecard.distributed.place import ALONE, Place
 
 Item = TypeVar("Item")
 
+_HANGS, _BROKE = "hangs", "broke"
+
 # The leader samples, scores or waits for a disk; the others have nothing to do but wait for it.
-_LONGEST_ABSENCE = timedelta(hours=24)
+_LONGEST_ABSENCE_S = 24 * 3600.0
+_LOOKING_S = 0.02
 # All ranks see at about the same time that one is gone, and look for it.
 _ANSWER_S = 5.0
+
+
+@dataclass
+class Lost:
+    """What a rank finds when a connection broke: exit codes of those that ended by themselves, and who answers.
+
+    `hangs`: somebody waited for an answer until the timeout, so a silent rank may still be running.
+    """
+
+    ended: dict[int, int] = field(default_factory=dict)
+    here: list[int] = field(default_factory=list)
+    silent: list[int] = field(default_factory=list)
+    hangs: bool = False
 
 
 class Ranks:
@@ -105,44 +121,56 @@ class Ranks:
         if not self.is_several:
             return
         self._num_absences += 1
-        key = f"onecard/rejoin/{self._num_absences}"
+        key = f"rejoin/{self._num_absences}"
         if self.is_leader:
             self._store.set(key, "")
-        else:
-            self._store.wait([key], _LONGEST_ABSENCE)
+            return
+        until = time.monotonic() + _LONGEST_ABSENCE_S
+        while not self._store.check([key]):  # waiting in the store itself would let no signal through
+            if time.monotonic() > until:
+                raise dist.DistStoreError("rank 0 stayed away")
+            time.sleep(_LOOKING_S)
 
     def tell_end(self, exit_code: int) -> None:
         """Leaves word that this rank ends by itself and has said why."""
-        self._set(f"onecard/ended/{self.place.rank}", str(exit_code))
+        self._set(f"ended/{self.place.rank}", str(exit_code))
 
-    def find_lost(self) -> tuple[dict[int, int], list[int]]:
-        """After a connection broke: exit codes of ranks that ended by themselves, and those that do not answer."""
-        self._set(f"onecard/looking/{self.place.rank}", "")
-        ended, silent = dict[int, int](), list[int]()
-        until = time.monotonic() + _ANSWER_S
+    def find_lost(self, error: RuntimeError) -> "Lost":
+        """Looks, after a connection broke with this error, who is still there."""
+        self._set(f"looking/{self.place.rank}", _HANGS if _is_timeout(error) else _BROKE)
+        lost, until = Lost(here=[self.place.rank], hangs=_is_timeout(error)), time.monotonic() + _ANSWER_S
         for rank in range(self.num):
-            while not (is_there := self._has(f"onecard/looking/{rank}")) and time.monotonic() < until:
-                if self._has(f"onecard/ended/{rank}"):
-                    break
+            if rank == self.place.rank:
+                continue
+            while not (self._read(f"looking/{rank}") or self._read(f"ended/{rank}")) and time.monotonic() < until:
                 time.sleep(0.1)
-            if self._has(f"onecard/ended/{rank}"):
-                ended[rank] = int(self._store.get(f"onecard/ended/{rank}"))
-            elif not is_there:
-                silent.append(rank)
-        return ended, silent
+            if ended := self._read(f"ended/{rank}"):
+                lost.ended[rank] = int(ended)
+            elif seen := self._read(f"looking/{rank}"):
+                lost.here.append(rank)
+                lost.hangs |= seen == _HANGS
+            else:
+                lost.silent.append(rank)
+        return lost
 
     def _set(self, key: str, value: str) -> None:
         with contextlib.suppress(RuntimeError):  # the store itself may be gone
             self._store.set(key, value)
 
-    def _has(self, key: str) -> bool:
+    def _read(self, key: str) -> str:
+        """What a rank has left in the store; nothing where it did not, or the store is gone, too."""
         try:
-            return bool(self._store.check([key]))
+            return self._store.get(key).decode() if self._store.check([key]) else ""
         except RuntimeError:
-            return False
+            return ""
 
 
 SOLO = Ranks()
+
+
+def _is_timeout(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return "timed out" in text or "timeout" in text
 
 
 def is_from_group(error: RuntimeError) -> bool:

@@ -1,6 +1,6 @@
 """Ids in, hidden states out."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -41,6 +41,10 @@ class Decoder:
         self._call = self._plain
         for layer in layers:
             layer.compile(dynamic=False)
+
+    def watch_calls(self, watched: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Lets what is called, compiled or not, be wrapped by who measures it."""
+        self._call = watched(self._call)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Gives the parameters of the decoder, compiled or not."""

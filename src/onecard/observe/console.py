@@ -12,6 +12,7 @@ from onecard.observe.events import (
     Event,
     FindingEvent,
     FinishedEvent,
+    RanksEvent,
     RecoveredEvent,
     SampledEvent,
     SavedEvent,
@@ -46,6 +47,7 @@ class ConsoleSink:
         self._has_stepped = False
         self._redrawn_at = 0.0
         self._findings: list[FindingEvent] = []
+        self._looks: list[RanksEvent] = []
         self._bar: tuple[Progress, TaskID] | None = self._start_bar() if self._console.is_interactive else None
 
     def receive(self, event: Event) -> None:
@@ -69,9 +71,13 @@ class ConsoleSink:
                 self._print("\n".join(details))
             case RecoveredEvent():
                 self._receive_recovered(event)
+            case RanksEvent():
+                self._looks.append(event)
             case FinishedEvent():
                 self.close()
                 self._print("\n".join(prose.describe_finished(event)), "bold")
+                if told := prose.describe_ranks(self._looks):
+                    self._print(told)
                 self._print_findings()
 
     def close(self) -> None:

@@ -190,6 +190,39 @@ class DeviceEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RanksEvent:
+    """How the processes of a run kept up with one another over the last `num_steps`, by rank, as means of a step.
+
+    `step_s` is the time of a step, the same for all; `forward_s` what a rank's own forward passes over its
+    `num_tokens` took, which wait for nobody; `data_s` its waiting for data.
+    """
+
+    event: ClassVar[str] = "ranks"
+    step: int
+    elapsed_s: float
+    num_steps: int
+    step_s: float
+    forward_s: tuple[float, ...]
+    data_s: tuple[float, ...]
+    num_tokens: tuple[float, ...]
+
+    @property
+    def busy_s(self) -> tuple[float, ...]:
+        """Seconds of a step that each rank needs for its share: all of it for the slowest.
+
+        Backward passes and the update, which cannot be told from waiting, count in proportion to the forward passes.
+        """
+        pairs = list(zip(self.forward_s, self.data_s, strict=True))
+        factor = min(max(0.0, self.step_s - data) / max(forward, 1e-9) for forward, data in pairs)
+        return tuple(data + factor * forward for forward, data in pairs)
+
+    @property
+    def waiting_shares(self) -> tuple[float, ...]:
+        """Part of the time that each rank waits for slower ones."""
+        return tuple(max(0.0, 1 - busy / max(self.step_s, 1e-9)) for busy in self.busy_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveredEvent:
     """What went wrong without ending the run, and how it goes on.
 
@@ -237,6 +270,7 @@ Event = (
     | ChosenEvent
     | FindingEvent
     | DeviceEvent
+    | RanksEvent
     | RecoveredEvent
     | FinishedEvent
 )
@@ -250,4 +284,4 @@ def named_scores(event: ScoredEvent) -> dict[str, float]:
 
 def depends_on_clock(event: Event) -> bool:
     """Whether the event as a whole is a matter of time and sensors, and so no part of what a run repeats."""
-    return isinstance(event, DeviceEvent) or (isinstance(event, FindingEvent) and event.is_timed)
+    return isinstance(event, DeviceEvent | RanksEvent) or (isinstance(event, FindingEvent) and event.is_timed)

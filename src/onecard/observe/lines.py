@@ -7,7 +7,7 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 from onecard.errors import CheckpointError
-from onecard.observe.events import ChosenEvent, DeviceEvent, Event, Sample, SampledEvent
+from onecard.observe.events import ChosenEvent, DeviceEvent, Event, RanksEvent, Sample, SampledEvent
 
 _EVENT_TYPES: dict[str, type[Event]] = {kind.event: kind for kind in get_args(Event)}
 _FIELD_NAMES = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in get_args(Event)}
@@ -50,6 +50,8 @@ def parse_event(line: str) -> Event:
             record["throttled_by"] = tuple(record["throttled_by"])
         if kind is ChosenEvent:
             record |= {name: tuple(record[name]) for name in ("finalists", "undecided")}
+        if kind is RanksEvent:
+            record |= {name: tuple(map(float, record[name])) for name in ("forward_s", "data_s", "num_tokens")}
         return kind(**record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

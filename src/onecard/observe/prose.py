@@ -7,6 +7,7 @@ from onecard.observe.events import (
     EvaluatedEvent,
     FindingEvent,
     FinishedEvent,
+    RanksEvent,
     RecoveredEvent,
     SavedEvent,
     ScoredEvent,
@@ -87,6 +88,21 @@ def describe_recovered(event: RecoveredEvent) -> list[str]:
         held = ", ".join(f"{name} {format_bytes(count)}" for name, count in event.held_bytes.items())
         lines.append(f"  memory: {held}")
     return lines
+
+
+def describe_ranks(looks: Sequence[RanksEvent]) -> str:
+    """Says how several processes kept up with one another: the slowest, and how long the others waited."""
+    if not looks:
+        return ""
+    num_steps = sum(look.num_steps for look in looks)
+    waited = [
+        sum(look.num_steps * share for look, share in zip(looks, shares, strict=True)) / num_steps
+        for shares in zip(*(look.waiting_shares for look in looks), strict=True)
+    ]
+    slowest = min(range(len(waited)), key=waited.__getitem__)
+    others = [share for rank, share in enumerate(waited) if rank != slowest]
+    told = f"{min(others):.0%} to {max(others):.0%}" if len(others) > 1 else f"{others[0]:.0%}"
+    return f"{len(waited)} ranks: rank {slowest} was the slowest, the others waited {told} of the time for it"
 
 
 def describe_finished(event: FinishedEvent) -> list[str]:

@@ -57,7 +57,7 @@ _SETTLED = {
 }
 _NOT_COMPUTED = {
     *("name", "description", "output_dir", "run_name", "resume_from_checkpoint", "report_to", "logging_steps"),
-    *("size", "sizes", "on_device", "max_restarts"),
+    *("size", "sizes", "on_device", "max_restarts", "ddp_timeout"),
 }
 _GROUP_OF_KEY = {
     **dict.fromkeys(("method", "model_name_or_path", "init", "dropout"), "model"),

@@ -9,6 +9,7 @@ from onecard.observe.events import ChosenEvent
 from onecard.report.differences import GROUPS, settings_of
 from onecard.report.figures import Figure, make_figures
 from onecard.report.found import Found, tell_findings, tell_recoveries
+from onecard.report.ranks import RankRows, tell_ranks
 from onecard.report.reasons import tell_reason
 from onecard.report.record import RunRecord
 from onecard.report.samples import PromptHistory, tell_samples
@@ -47,6 +48,7 @@ class Page:
     recoveries: tuple[str, ...]
     figures: tuple[Figure, ...]
     time: Spending | None
+    ranks: RankRows | None
     memory: Spending | None
     scores: tuple[tuple[str, str, str, str, int], ...]
     choices: tuple[str, ...]
@@ -82,6 +84,7 @@ def make_page(run: RunRecord, say: Say) -> Page:
         recoveries=tell_recoveries(run, say),
         figures=make_figures(run, say),
         time=time_of(run, say),
+        ranks=tell_ranks(run, say),
         memory=memory_of(run, say),
         scores=tuple(_score(row) for row in tabulate_scores([run], [_best_step(run, summary)])),
         choices=tuple(_choices(run, say)),

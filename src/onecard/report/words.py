@@ -152,6 +152,13 @@ _CHINESE = {
     "{num} times, from step {first} to {last}": "{num} 次，第 {first} 至 {last} 步",
     "Curves": "曲线",
     "Where the time went": "时间去向",
+    "Ranks": "各 rank",
+    "rank": "rank",
+    "own work, of a step": "每步自身计算",
+    "waiting for others": "等待其他 rank",
+    "Rank {rank} was the slowest; the others waited up to {share} of a step for it.": (
+        "rank {rank} 最慢；其他 rank 每步最多有 {share} 的时间在等它。"
+    ),
     "Memory, planned and measured": "内存或显存：计划与实测",
     "part": "部分",
     "size": "大小",

@@ -100,6 +100,11 @@ class RunFolder:
             raise InputError(f"{root} is no run folder: it {what}. Run folders lie under runs/ by default")
         return cls(root)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether a run was made here: its plan is written last."""
+        return locate(self.root / _PLAN) is not None
+
     def recipe(self) -> Recipe:
         """The recipe of the run."""
         return load_recipe(self.root / _RECIPE)

@@ -24,7 +24,7 @@ from onecard.run.inputs import OnProgress, fetch_base_again, prepare_inputs
 from onecard.run.loop import Loop
 from onecard.run.milestones import Milestones
 from onecard.run.session import assemble_run, explained_memory
-from onecard.run.together import NoRetreat, come_together, explained_rank_loss
+from onecard.run.together import NoRetreat, check_cards, come_together, explained_rank_loss
 from onecard.spec import Plan
 from onecard.training.snapshot import restore
 from onecard.training.state import TrainState
@@ -56,7 +56,6 @@ def follow(asked: Mapping[str, Any], on_progress: OnProgress | None = None) -> P
 
     Raises:
         DismissedError: the leader or another rank has ended and says why.
-        InputError: the leader was started for something else.
         OnecardError: this rank cannot go on.
     """
     place = meeting().place
@@ -68,7 +67,8 @@ def follow(asked: Mapping[str, Any], on_progress: OnProgress | None = None) -> P
     except DivergedError as error:  # as all others at the same step
         raise DismissedError(error.exit_code) from error
     except OnecardError as error:
-        error.args = (f"{place}: {error}",)
+        if str(place) not in str(error):
+            error.args = (f"{place}: {error}",)
         raise
     return Path(order["root"])
 
@@ -76,6 +76,7 @@ def follow(asked: Mapping[str, Any], on_progress: OnProgress | None = None) -> P
 def _train(root: str, start: str | None, plan: Plan, on_progress: OnProgress | None) -> None:
     folder, checkpoint = RunFolder.open(Path(root)), None if start is None else Path(start)
     if plan.device.startswith("cuda"):
+        check_cards(plan, meeting().place)
         plan = plan.model_copy(update={"device": f"cuda:{meeting().place.local_rank}"})
     recipe = folder.recipe()
     corpus = prepare_inputs(recipe, fetch_base_again(recipe, plan, checkpoint, on_progress), on_progress)

@@ -21,8 +21,9 @@ from onecard.observe.events import Event, FindingEvent, FinishedEvent, FinishRea
 from onecard.run.clock import Clock
 from onecard.run.control import Control
 from onecard.run.feed import Feed
+from onecard.run.keeping_up import KeepingUp
 from onecard.run.milestones import Milestones
-from onecard.run.on_ranks import agree_on_end
+from onecard.run.on_ranks import agree_on_end, find_sick
 from onecard.run.recovery import Recovery
 from onecard.run.refusals import Refusals
 from onecard.run.rests import Rests
@@ -46,7 +47,7 @@ class _Pending:
     num_tokens: int
     tokens_seen: int
     wait_s: float
-    values: Tensor  # loss, gradient norm, number of targets, finite: one copy for all
+    values: Tensor  # loss, gradient norm, number of targets, finite, own part finite: one copy for all
     copied: torch.cuda.Event | None
 
 
@@ -72,6 +73,7 @@ class Loop:
         self._retreat = retreat
         self._recovery = Recovery(state, clock)
         self._refusals = Refusals(state, clock)
+        self._keeping_up = KeepingUp(state, clock)
         self._rests = Rests(state.plan.max_power_share, lambda: control.stop)
         self._begun_s, self._last_read = clock(), time.perf_counter()
         self._tokens_before = state.progress.tokens_seen
@@ -131,6 +133,7 @@ class Loop:
     def _step(self, feed: Feed) -> _Made:
         """Takes a step's samples and makes its update; nothing else changes, so that it can be made again."""
         batches, state = next(feed), self._state
+        self._keeping_up.add_share(batches, feed.wait_s)
         micro_batches = [place(batch, state) for batch in batches]
         learning_rate = self._plan.optimizer.learning_rate * rate_at(self._plan.schedule, state.progress.step)
         learning_rate *= state.progress.rate_factor
@@ -171,7 +174,7 @@ class Loop:
             return True
         pending, self._pending = self._pending, None
         _wait_for(pending)
-        loss, gradient_norm, num_targets, is_finite = pending.values.tolist()
+        loss, gradient_norm, num_targets, is_finite, own_is_finite = pending.values.tolist()
         now = time.perf_counter()
         step_s, self._last_read = now - self._last_read, now
         tokens_per_s = pending.num_tokens / step_s
@@ -191,11 +194,12 @@ class Loop:
             memory_bytes=_reserved_bytes(self._state.device),
         )
         yield event
+        yield from self._keeping_up.add_step(event.step, step_s)
         yield from self._refusals.watch(event)
         if not self._refusals.are_too_many:
             return True
         if self._plan.on_nonfinite == "stop" or self._retreat.is_exhausted:
-            finding = self._refusals.last_finding(event)
+            finding = self._refusals.last_finding(event, find_sick(self._state.ranks, bool(own_is_finite)))
             yield finding
             yield self._finished("diverged")
             raise DivergedError(f"{finding.symptom}: {finding.evidence}. {finding.remedy}")

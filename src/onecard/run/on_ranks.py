@@ -23,6 +23,13 @@ def agree_on_end(ranks: Ranks, reason: FinishReason | None) -> FinishReason | No
     return _REASONS[found - 1] if found else None
 
 
+def find_sick(ranks: Ranks, is_well: bool) -> list[int]:
+    """Gives all ranks the numbers of those that are not well, unless all are alike, which says nothing of any."""
+    rows = ranks.gather_rows(torch.tensor([[is_well]], dtype=torch.int64)).flatten().tolist()
+    sick = [rank for rank, well in enumerate(rows) if not well]
+    return sick if len(sick) < len(rows) else []
+
+
 def measure_heldout_loss(state: TrainState, batches: Iterable[Batch]) -> HeldoutLoss:
     """Measures the held-out loss, of several ranks by each over its share of the batches."""
     ranks, backend = state.ranks, state.plan.attn_implementation

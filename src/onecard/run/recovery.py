@@ -84,9 +84,9 @@ class Recovery:
         return self._adopt(find_smaller_evaluation(self._state.plan))
 
     def _adopt(self, fallback: Fallback | None) -> Instead | None:
+        refuse_on_one_rank(self._state)
         if fallback is None:
             return None
-        refuse_on_one_rank(self._state)
         instead = Instead(f"repeated with {fallback.describe(self._state.plan)}", fallback.settings)
         adopt(self._state, fallback.plan)
         return instead

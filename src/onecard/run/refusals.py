@@ -1,6 +1,6 @@
 """Updates that were refused because loss or gradient was not finite: each row of them named, too many of them told."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from onecard.observe.detectors import as_event, make_finding, phrase
 from onecard.observe.events import FindingEvent, StepEvent
@@ -43,12 +43,14 @@ class Refusals:
         """Why a run goes back after too many."""
         return Trouble("not finite", "steps", self._evidence(event), is_poisoned=True, step=event.step)
 
-    def last_finding(self, event: StepEvent) -> FindingEvent:
-        """Why a run ends after too many."""
+    def last_finding(self, event: StepEvent, sick_ranks: Sequence[int] = ()) -> FindingEvent:
+        """Why a run ends after too many; `sick_ranks` are those whose part of the loss was not finite."""
         num_retreats, first = self._state.progress.num_retreats, event.step - self.limit + 1
         # Where the recipe says stop, it went back for want of memory if at all.
         is_tried = self._state.plan.on_nonfinite != "stop" and num_retreats
         tried = f"; {phrase('gone-back', num=num_retreats)}" if is_tried else ""
+        if sick_ranks:
+            tried += f"; {phrase('not-finite-on', names=' and '.join(f'rank {rank}' for rank in sick_ranks))}"
         finding = make_finding("non-finite", self._evidence(event) + tried, _replay(first), stops_run=True)
         return as_event(finding, event.step, self._elapsed())
 

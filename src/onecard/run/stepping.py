@@ -59,7 +59,8 @@ def _seed_of(seed: int, step: int, micro_batch: int = 0) -> int:
 
 def to_host(stats: StepStats) -> tuple[Tensor, torch.cuda.Event | None]:
     """Starts one copy of all statistics; the event tells when it has arrived."""
-    values = torch.stack([stats.loss, stats.gradient_norm, stats.num_targets.float(), stats.is_finite.float()])
+    finite = (stats.is_finite.float(), stats.own_is_finite.float())
+    values = torch.stack([stats.loss, stats.gradient_norm, stats.num_targets.float(), *finite])
     if values.device.type == "cpu":
         return values, None
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from onecard.distributed.meeting import DismissedError, meeting
-from onecard.distributed.ranks import Ranks, is_from_group
+from onecard.distributed.place import Place, is_launched
+from onecard.distributed.ranks import Lost, Ranks, is_from_group
 from onecard.errors import InputError, OnecardError, RankLostError
 from onecard.run.folder import RunFolder
 from onecard.run.retreat import Retreat
@@ -18,10 +19,10 @@ from onecard.training.spread import spread
 from onecard.training.state import TrainState
 
 # What must be the same everywhere, or the ranks compute different things.
-_COMPARED = ("onecard", "torch", "transformers", "GPU")
+_COMPARED = ("onecard", "torch", "transformers")
 
 
-def check_same(ranks: Ranks, corpus_fingerprint: str) -> None:
+def check_same(ranks: Ranks, corpus_fingerprint: str, device: torch.device) -> None:
     """Refuses to train where ranks would compute different things.
 
     Raises:
@@ -29,6 +30,7 @@ def check_same(ranks: Ranks, corpus_fingerprint: str) -> None:
     """
     own = {name: value for name, value in find_versions().items() if name in _COMPARED}
     own["training text"] = corpus_fingerprint
+    own["card"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     facts = [json.loads(text) for text in ranks.gather_texts(json.dumps(own))]
     problems = [
         f"rank {rank} has another {name} than rank 0: {found.get(name)}, not {first}"
@@ -40,11 +42,26 @@ def check_same(ranks: Ranks, corpus_fingerprint: str) -> None:
         raise InputError("\n".join(["the processes of this run do not agree:", *(f"  - {text}" for text in problems)]))
 
 
+def check_cards(plan: Plan, place: Place) -> None:
+    """Refuses more processes on a machine than it has cards.
+
+    Raises:
+        InputError: each process needs one of its own.
+    """
+    if plan.device.startswith("cuda") and place.num_local_ranks > (num := torch.cuda.device_count()):
+        raise InputError(
+            f"{place.num_local_ranks} processes on this machine need as many cards, it has {num}: start at most "
+            f"{num}, or look at CUDA_VISIBLE_DEVICES"
+        )
+
+
 def give_order(folder: RunFolder, checkpoint: Path | None, plan: Plan) -> None:
     """Tells the other processes which run they train, from which checkpoint, and by which plan."""
+    check_cards(plan, meeting().place)
     root = str(folder.root.absolute())
     start = None if checkpoint is None else str(checkpoint.absolute())
-    meeting().give_order({"root": root, "checkpoint": start, "plan": plan.model_dump(mode="json")})
+    order = {"root": root, "checkpoint": start, "plan": plan.model_dump(mode="json")}
+    meeting().give_order(order, folder.recipe().ddp_timeout)
 
 
 def come_together(state: TrainState, recipe: Recipe, corpus_fingerprint: str) -> None:
@@ -58,7 +75,7 @@ def come_together(state: TrainState, recipe: Recipe, corpus_fingerprint: str) ->
         return
     ranks = meeting().begin(torch.device(state.plan.device), recipe.ddp_timeout)
     try:
-        check_same(ranks, corpus_fingerprint)
+        check_same(ranks, corpus_fingerprint, state.device)
     except InputError as error:  # which all of them raise
         if ranks.is_leader:
             raise
@@ -85,15 +102,23 @@ def explained_rank_loss(state: TrainState) -> Iterator[None]:
         if not (isinstance(error, RuntimeError) and is_from_group(error)):
             ranks.tell_end(error.exit_code if isinstance(error, OnecardError) else OnecardError.exit_code)
             raise
-        ended, silent = ranks.find_lost()
-        first = min(set(range(ranks.num)) - ended.keys() - set(silent), default=ranks.place.rank)
-        if ended or ranks.place.rank != first:
-            raise DismissedError(max(ended.values(), default=RankLostError.exit_code)) from error
-        names = ", ".join(f"rank {rank}" for rank in silent) or "another rank"
-        raise RankLostError(
-            f"{names} of {ranks.num} did not answer after step {state.progress.step}: it was killed, hangs, or its "
-            "machine cannot be reached. All ranks stop; the last checkpoint is whole"
-        ) from error
+        lost = ranks.find_lost(error)
+        is_told = bool(lost.ended) or (is_launched() and not lost.hangs)
+        if is_told or ranks.place.rank != min(lost.here, default=ranks.place.rank):
+            raise DismissedError(max(lost.ended.values(), default=RankLostError.exit_code)) from error
+        raise RankLostError(_describe_loss(state, lost)) from error
+
+
+def _describe_loss(state: TrainState, lost: Lost) -> str:
+    names = " and ".join(f"rank {rank}" for rank in lost.silent) or "another rank"
+    if lost.hangs:
+        found = "did not answer in time (ddp_timeout): it hangs, or its machine cannot be reached"
+    else:
+        found = "is gone: it was killed, or its machine cannot be reached"
+    return (
+        f"{names} of {state.ranks.num} {found}, after step {state.progress.step}. All ranks stop; the last checkpoint "
+        "is whole"
+    )
 
 
 class NoRetreat(Retreat):

@@ -29,12 +29,16 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepStats:
-    """What one update gives back, as 0-d tensors on the device; the loss is a mean over target tokens."""
+    """What one update gives back, as 0-d tensors on the device; the loss is a mean over target tokens.
+
+    `own_is_finite` is about the part of the loss that this rank has computed.
+    """
 
     loss: Tensor
     gradient_norm: Tensor
     num_targets: Tensor
     is_finite: Tensor
+    own_is_finite: Tensor
 
 
 def place(batch: Batch, state: TrainState) -> MicroBatch:
@@ -70,6 +74,7 @@ def train_step(
         if batch.seed is not None:
             torch.manual_seed(batch.seed)
         loss_sum += _backward(state, batch, factor, is_last=number == len(micro_batches))
+    own_is_finite = torch.isfinite(loss_sum)
     loss_sum = state.ranks.sum(loss_sum)
     gradient_norm = state.optimizer.gradient_norm()
     if state.spread is not None:
@@ -79,7 +84,7 @@ def train_step(
     if max_grad_norm is not None or state.loss_scale.is_dynamic:
         limit = float("inf") if max_grad_norm is None else max_grad_norm
         state.optimizer.scale_gradients((limit / (gradient_norm + 1e-6)).clamp(max=1.0) / state.loss_scale.value)
-    stats = StepStats(loss_sum / num_targets.clamp(min=1), gradient_norm, num_targets, is_finite)
+    stats = StepStats(loss_sum / num_targets.clamp(min=1), gradient_norm, num_targets, is_finite, own_is_finite)
     state.optimizer.claim_scratch()
     state.is_updating = True
     state.optimizer.step(learning_rate, is_finite)

@@ -10,6 +10,7 @@ from onecard.observe.events import (
     EvaluatedEvent,
     Event,
     FindingEvent,
+    RanksEvent,
     RecoveredEvent,
     SampledEvent,
     SavedEvent,
@@ -88,6 +89,7 @@ class History:
     evaluations: list[Evaluation] = field(default_factory=list)
     saves: list[SavedEvent] = field(default_factory=list)
     devices: list[DeviceEvent] = field(default_factory=list)
+    ranks: list[RanksEvent] = field(default_factory=list)
     num_samplings: int = 0
     evaluating_s: float = 0.0
     sampling_s: float = 0.0
@@ -119,6 +121,8 @@ class History:
                 self.saves.append(event)
             case DeviceEvent():
                 self.devices.append(event)
+            case RanksEvent():
+                self.ranks.append(event)
             case RecoveredEvent():
                 self._follow(event.settings)
             case FindingEvent(id="compile-failed"):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from onecard.observe.detectors import device, generalization, gradients, learning, memory, speed
+from onecard.observe.detectors import device, generalization, gradients, learning, memory, ranks, speed
 from onecard.observe.detectors.catalogue import as_event
 from onecard.observe.detectors.history import Foresee, History, Surroundings, foresee_nothing
 from onecard.observe.events import Event, FindingEvent, FinishedEvent, StepEvent
@@ -39,6 +39,7 @@ DETECTORS = (
     Detector(speed.find_starvation),
     Detector(speed.find_frequent_saving),
     Detector(speed.find_frequent_evaluation),
+    Detector(ranks.find_slow_rank),
     Detector(device.find_heat),
     Detector(device.find_weak_power),
     Detector(device.find_battery),
