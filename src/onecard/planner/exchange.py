@@ -4,7 +4,7 @@ ddp, fp32      backward of the last micro-batch  ▒▒▒▒▒▒▒▒▒▒�
                sums of its buckets                  ░░░░░░░░░░░░░░    the end of them is waited for
 ddp, 16 bits   sums of the masters' gradients                   ░░░░░░░░░░   after it, all is waited for
 fsdp           forward ▒▒▒▒▒▒▒▒  backward ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒   of each micro-batch
-               layers  ░░░░░░░░  again    ░░░░░░░░, in the last one gradients, too, cut while they are summed
+               layers  ░░░░░░░░  again    ░░░░░░░░, and its gradients, cut while they are summed
 """
 
 from dataclasses import dataclass
