@@ -150,14 +150,18 @@ def watch(train: Trains, *, as_json: bool) -> None:
         view.close()
     if is_follower():  # another process of the run tells what comes next
         return
-    if as_json:
-        outcome = json.loads(to_json_line(view.finished)) if view.finished else {}
-        print(json.dumps({"run": str(run_folder), **outcome}))
     reason = view.finished.reason if view.finished else "completed"
+    try:
+        if as_json:
+            outcome = json.loads(to_json_line(view.finished)) if view.finished else {}
+            print(json.dumps({"run": str(run_folder), **outcome}))
+        elif reason != "interrupted":
+            _print_next_steps(view, run_folder)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the run is whole, whether or not somebody still reads
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     if reason == "interrupted":
         _print_stopped(run_folder)
-    elif not as_json:
-        _print_next_steps(view, run_folder)
     if divergence is not None:
         raise divergence
     if reason == "interrupted":
