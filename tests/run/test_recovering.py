@@ -151,6 +151,10 @@ def cannot_be_read(*_: Any) -> None:
     raise CheckpointError("the share is gone")
 
 
+def has_no_page_file(*_: Any) -> None:
+    raise OSError("The paging file is too small for this operation to complete. (os error 1455)")
+
+
 @pytest.mark.parametrize(
     ("what", "fails", "error", "told"),
     [
@@ -160,9 +164,10 @@ def cannot_be_read(*_: Any) -> None:
             DoesNotFitError,
             "no checkpoint is lost",
         ),
+        ("onecard.run.retreat.restore", has_no_page_file, DoesNotFitError, "no checkpoint is lost"),
         ("onecard.run.retreat.read_checkpoint", cannot_be_read, CheckpointError, "the share is gone"),
     ],
-    ids=["no memory", "no share"],
+    ids=["no memory", "no page file", "no share"],
 )
 def test_a_way_back_that_fails_sets_no_checkpoint_aside(
     what: str, fails: Any, error: type[Exception], told: str, runner: "Runner", monkeypatch: pytest.MonkeyPatch

@@ -25,7 +25,7 @@ from onecard.checkpoint import (
 )
 from onecard.errors import CheckpointError, DoesNotFitError
 from onecard.model.folder import is_finite
-from onecard.model.shortage import Shortage, attempt
+from onecard.model.shortage import Shortage, attempt, is_out_of_memory
 from onecard.observe.events import Event, RecoveredEvent, RecoveredProblem, SavedEvent, StepEvent
 from onecard.observe.jsonl import JsonlSink
 from onecard.observe.lines import parse_event
@@ -180,6 +180,8 @@ class Retreat:
                 restore(self._state, checkpoint)
                 recorded_bytes(checkpoint)
             except (CheckpointError, OSError) as error:
+                if is_out_of_memory(error):  # of a page file that is full a system tells as of a file
+                    raise
                 log.warning("%s. Going back further", error)
                 problem = error
                 continue
