@@ -30,6 +30,7 @@ from onecard.observe.events import Event, RecoveredEvent, RecoveredProblem, Save
 from onecard.observe.jsonl import JsonlSink
 from onecard.observe.lines import parse_event
 from onecard.run.clock import Clock
+from onecard.run.disk_loss import is_share_lost
 from onecard.run.feed import Feed
 from onecard.run.folder import RunFolder
 from onecard.run.milestones import Milestones
@@ -182,8 +183,10 @@ class Retreat:
             except (CheckpointError, OSError) as error:
                 if is_out_of_memory(error):  # of a page file that is full a system tells as of a file
                     raise
-                log.warning("%s. Going back further", error)
                 problem = error
+                if is_share_lost(error):
+                    break
+                log.warning("%s. Going back further", error)
                 continue
             if all(map(is_finite, self._state.optimizer.masters.values())):
                 return checkpoint
