@@ -63,7 +63,7 @@ def make_steps(state: TrainState, batches: Batches, rate_after: Callable[[int], 
             launched = waiting.popleft()
             if launched.copied is not None:
                 launched.copied.synchronize()
-            loss, _, _, is_finite = launched.values.tolist()
+            loss, _, _, is_finite, _ = launched.values.tolist()
             now = time.perf_counter()
             yield Step(loss, bool(is_finite), launched.num_tokens, now - last, launched.wait_s)
             # What is done with a step counts for none on a CPU; a GPU works on meanwhile.
