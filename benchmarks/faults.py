@@ -164,6 +164,13 @@ def events_of(run: Path) -> list[dict[str, Any]]:
 
 def kill_once(shop: Workshop, number: int, draw: random.Random) -> dict[str, Any]:
     """Kills a run at a random moment, or in the midst of a save or of going back, and goes on with it."""
+    while (row := kill_if_there(shop, number, draw)) is None:
+        pass  # it had come to its end before: another moment
+    return row
+
+
+def kill_if_there(shop: Workshop, number: int, draw: random.Random) -> dict[str, Any] | None:
+    """The same; None where the run had ended before the moment that was drawn."""
     in_background, at_save = number % 2 == 1, number % 4 >= 2
     way = list(shop.ways)[number // 4 % len(shop.ways)]
     shop.whole(in_background, way)
@@ -183,10 +190,10 @@ def kill_once(shop: Workshop, number: int, draw: random.Random) -> dict[str, Any
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     saving = bool([*(run / "checkpoints").glob(own.sign)])
-    problems = shop.resume(run, in_background, way)
+    problems = shop.resume(run, in_background, way) if status else []
     shutil.rmtree(run)
-    row = {"way": way, "in_background": in_background, "killed": status != 0, "while_saving": saving}
-    return row | {"problems": problems}
+    row = {"way": way, "in_background": in_background, "killed": True, "while_saving": saving}
+    return row | {"problems": problems} if status else None
 
 
 def wait_for(path: Path, or_gone: int | None = None) -> None:
@@ -415,7 +422,7 @@ def count_cases(row: dict[str, Any]) -> tuple[int, int]:
     """How many cases a row tells of, and how many of them were good; one that met no fault is none."""
     if "runs" in row:  # of memory and numbers: many runs each
         return row["runs"] - row["not met"], row["right"]
-    return 1, int(not row["problems"])
+    return int(row.get("killed", True)), int(row.get("killed", True) and not row["problems"])
 
 
 if __name__ == "__main__":

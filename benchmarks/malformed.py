@@ -60,7 +60,7 @@ _REMEDY = re.compile(
     r"\b(use|give|choose|set|check|copy|download|restore|did you mean|write|mend|save|delete|start|name|leave|keep|end"
     r"|lower|put|install|takes?|must|try|fetch|needs?|look|lies?|one of|remove|run|make|extract|add|resume|say|raise"
     r"|change|is not a valid|is not in the range|is not one of|lists (them|all)|is one word|leads?|it has|known|instead"
-    r"|there (is|are)|no such (option|command))\b",
+    r"|sweep over|there (is|are)|no such (option|command))\b",
     re.IGNORECASE,
 )
 _RAW = re.compile(r"Traceback|defect of onecard|\b[A-Z]\w+(Error|Exception)\b|NoneType|<class|object at 0x|KeyError")
@@ -334,7 +334,7 @@ def verb_of(command: str) -> str:
     """The command's first word that names a verb; of slips in it, none."""
     from onecard.cli.app import app
 
-    verbs = {entry.callback.__name__ for entry in app.registered_commands if entry.callback}
+    verbs = {entry.callback.__name__.replace("_", "-") for entry in app.registered_commands if entry.callback}
     return next((word for word in command.split()[:1] if word in verbs), "none")
 
 

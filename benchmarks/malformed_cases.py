@@ -980,4 +980,55 @@ def _runs() -> list[Case]:
     ]
 
 
-CASES = (*_recipes(), *_flags(), *_data(), *_models(), *_runs())
+def _trials() -> list[Case]:
+    """Commands that try a recipe out: what they are given is refused before anything is tried."""
+    both = [
+        ("a recipe that is not there", "nothing.yaml", ("nothing",)),
+        ("a folder for a recipe", "full", ("full",)),
+        ("a data file for a recipe", "chats.jsonl", ("chats.jsonl",)),
+        ("a model for a recipe", "base/model.safetensors", ("model.safetensors",)),
+        ("an unknown flag", "tiny.yaml --fast yes", ("fast",)),
+        ("a rate in words", "tiny.yaml --learning_rate fast", ("learning_rate", "fast")),
+        ("a text that is not there", "tiny.yaml --dataset nothing.txt", ("nothing.txt",)),
+        ("no minutes", "tiny.yaml --minutes 0", ("minutes",)),
+        ("minutes below none", "tiny.yaml --minutes -1", ("minutes",)),
+        ("minutes that are no number", "tiny.yaml --minutes nan", ("minutes",)),
+        ("minutes in words", "tiny.yaml --minutes soon", ("minutes",)),
+        ("two recipes", "tiny.yaml chat.yaml", ("chat.yaml",)),
+    ]
+    bench = [
+        ("a sweep without values", "tiny.yaml --sweep seed=", ("seed",)),
+        ("a sweep without a key", "tiny.yaml --sweep =1,2", ("sweep",)),
+        ("a sweep over an unknown key", "tiny.yaml --sweep sede=1,2", ("sede",)),
+        ("a sweep over words", "tiny.yaml --sweep seed=one,two", ("seed", "one")),
+        ("a value twice", "tiny.yaml --sweep seed=1,1", ("seed",)),
+        ("a key swept twice", "tiny.yaml --sweep seed=1,2 --sweep seed=3", ("seed",)),
+        ("a flag that is swept, too", "tiny.yaml --seed 3 --sweep seed=1,2", ("seed",)),
+        ("a sweep over the name", "tiny.yaml --sweep run_name=a,b", ("run_name",)),
+        ("too many settings", f"tiny.yaml --sweep seed={','.join(map(str, range(99)))}", ("99",)),
+        ("a page that is there", "tiny.yaml --page text.txt", ("text.txt",)),
+    ]
+    find_lr = [
+        ("a folder that holds files", "tiny.yaml --output-dir full", ("full",)),
+        ("a folder that is a file", "tiny.yaml --output-dir text.txt", ("text.txt",)),
+        ("nothing held out", "tiny.yaml --eval_fraction 0", ("held",)),
+        ("too few minutes", "tiny.yaml --minutes 1e-9", ("minutes",)),
+    ]
+    groups = {"bench": both + bench, "find-lr": both + find_lr}
+    found = [
+        Case(f"{verb}: {what}", f"{verb} {words}", names=names)
+        for verb, cases in groups.items()
+        for what, words, names in cases
+    ]
+    for verb in groups:
+        found += [
+            Case(
+                f"{verb}: a recipe that is no YAML", f"{verb} tiny.yaml", files({"tiny.yaml": "a: [\n"}), ("tiny.yaml",)
+            ),
+            Case(f"{verb}: a text that is empty", f"{verb} tiny.yaml", files({"text.txt": ""}), ("text.txt",)),
+            Case(f"{verb}: a base that is broken", f"{verb} chat.yaml", cut("base/model.safetensors", 0.5), ("base",)),
+        ]
+    return found
+
+
+CASES = (*_recipes(), *_flags(), *_data(), *_models(), *_runs(), *_trials())

@@ -141,3 +141,18 @@ def test_errors_of_windows_are_explained(
         main(["recipes"])
     assert ended.value.code == 2
     assert expected in capsys.readouterr().err
+
+
+def test_a_small_page_file_is_explained_where_only_words_tell_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("The paging file is too small for this operation to complete. (os error 1455)")
+
+    from onecard.cli import main
+
+    monkeypatch.setattr("onecard.cli.app.app", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["recipes"])
+    assert ended.value.code == 2
+    assert "memory and page file together are used up. Close other programs" in capsys.readouterr().err

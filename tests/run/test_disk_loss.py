@@ -7,7 +7,7 @@ import pytest
 from safetensors import SafetensorError
 from torch import zeros
 
-from onecard.checkpoint import Parts, folder_of_step, read_checkpoint, write_checkpoint
+from onecard.checkpoint import Parts, folder_of_step, manifest, read_checkpoint, write_checkpoint
 from onecard.checkpoint import folder as module
 from onecard.errors import CheckpointError
 from onecard.run.disk_loss import is_disk_lost
@@ -83,6 +83,33 @@ def test_a_run_none_of_whose_checkpoints_can_be_read(tmp_path: Path, monkeypatch
         folder.find_resumable()
     assert is_disk_lost(caught.value)
     assert place.is_dir()
+
+
+@pytest.mark.parametrize(("code", "is_waited_for"), [(errno.ESTALE, True), (errno.ENOTCONN, True), (errno.EIO, False)])
+def test_a_share_that_does_not_answer_for_a_moment_damages_nothing(
+    code: int, is_waited_for: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad sector says EIO as well: there the checkpoint before is used."""
+    folder = RunFolder(tmp_path)
+    older, newer = (folder_of_step(folder.checkpoints, step) for step in (1, 2))
+    for place in (older, newer):
+        write_checkpoint(place, parts())
+    digest = manifest._sha256
+
+    def fail(path: Path) -> str:
+        if path.parent == newer:
+            raise OSError(code, "what the disk says", str(path))
+        return digest(path)
+
+    monkeypatch.setattr(manifest, "_sha256", fail)
+    if not is_waited_for:
+        assert folder.find_resumable() == older
+        return
+    with pytest.raises(CheckpointError) as caught:
+        folder.find_resumable()
+    assert is_disk_lost(caught.value)
+    monkeypatch.undo()
+    assert folder.find_resumable() == newer
 
 
 def test_a_checkpoint_does_not_bring_back_the_folder_of_a_share(tmp_path: Path) -> None:

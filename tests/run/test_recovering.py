@@ -13,6 +13,7 @@ from safetensors.torch import load
 from shortages import MESSAGE, FailsAt, failing
 
 import onecard
+from onecard.checkpoint import Checkpoint, read_checkpoint
 from onecard.data import load_tokenizer
 from onecard.errors import CheckpointError, DivergedError, DoesNotFitError, InputError
 from onecard.run import milestones, retention, retreat, saver, stepping
@@ -151,6 +152,16 @@ def cannot_be_read(*_: Any) -> None:
     raise CheckpointError("the share is gone")
 
 
+def stale_newest(folder: Path) -> Checkpoint:
+    if folder.name == "step-000006":
+        raise CheckpointError("the share is away") from OSError(errno.ESTALE, "Stale file handle")
+    return read_checkpoint(folder)
+
+
+def has_no_page_file(*_: Any) -> None:
+    raise OSError("The paging file is too small for this operation to complete. (os error 1455)")
+
+
 @pytest.mark.parametrize(
     ("what", "fails", "error", "told"),
     [
@@ -160,9 +171,11 @@ def cannot_be_read(*_: Any) -> None:
             DoesNotFitError,
             "no checkpoint is lost",
         ),
+        ("onecard.run.retreat.restore", has_no_page_file, DoesNotFitError, "no checkpoint is lost"),
         ("onecard.run.retreat.read_checkpoint", cannot_be_read, CheckpointError, "the share is gone"),
+        ("onecard.run.retreat.read_checkpoint", stale_newest, CheckpointError, "the share is away"),
     ],
-    ids=["no memory", "no share"],
+    ids=["no memory", "no page file", "no share", "a share that may come back"],
 )
 def test_a_way_back_that_fails_sets_no_checkpoint_aside(
     what: str, fails: Any, error: type[Exception], told: str, runner: "Runner", monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,7 @@ from onecard.run import checkpoints, saver, space
 from onecard.run.folder import RunFolder
 from onecard.run.retention import remove_surplus
 from onecard.run.wear import find_wear
+from onecard.training.snapshot import restore as restore_state
 
 if TYPE_CHECKING:
     from run.conftest import Outcome, Runner
@@ -309,6 +310,26 @@ def test_what_is_read_is_not_removed(runner: "Runner") -> None:
     with reading(root / "step-000003"):
         remove_surplus(root, 1, {9})
         assert outcome.checkpoints == ["step-000003", "step-000009"]
+    remove_surplus(root, 1, {9})
+    assert outcome.checkpoints == ["step-000009"]
+
+
+def test_what_is_repeated_or_replayed_is_not_removed(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run does that trains on meanwhile."""
+    outcome = runner.start("run", max_steps=9, eval_steps=9, save_total_limit=10)
+    root = outcome.root / "checkpoints"
+    kept: list[str] = []
+
+    def restore(state: Any, checkpoint: Any) -> None:
+        remove_surplus(root, 1, {9})
+        kept.append(checkpoint.folder.name)
+        restore_state(state, checkpoint)
+
+    monkeypatch.setattr("onecard.run.verify.restore", restore)
+    monkeypatch.setattr("onecard.run.replay.restore", restore)
+    assert onecard.verify(root / "step-000003", 2).is_same
+    onecard.replay(outcome.root, 5, with_loss=True)
+    assert kept == ["step-000003", "step-000003"]
     remove_surplus(root, 1, {9})
     assert outcome.checkpoints == ["step-000009"]
 

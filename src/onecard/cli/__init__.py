@@ -102,10 +102,12 @@ def _nowhere() -> TextIO:
 
 
 def _describe_os_error(error: OSError) -> str:
+    from onecard.hardware.page_file import PAGE_FILE_FULL, is_page_file_full
+
     what = error.strerror or str(error)
-    if getattr(error, "winerror", None) == _PAGE_FILE_TOO_SMALL:
+    if is_page_file_full(error):
         return (
-            f"{what} (Windows error {_PAGE_FILE_TOO_SMALL}): memory and page file together are used up. Close other "
+            f"{what} (Windows error {PAGE_FILE_FULL}): memory and page file together are used up. Close other "
             "programs, or let Windows manage the page file, or give it 16 GB: System, Advanced system settings, "
             "Performance, Advanced, Virtual memory. Then run the command again"
         )
@@ -133,8 +135,6 @@ def _is_too_long_for_windows(error: OSError) -> bool:
 
 # ERROR_FILE_NOT_FOUND, ERROR_PATH_NOT_FOUND, ERROR_FILENAME_EXCED_RANGE.
 _NOT_FOUND = frozenset({2, 3, 206})
-# ERROR_COMMITMENT_LIMIT: mostly met while PyTorch's CUDA libraries are loaded.
-_PAGE_FILE_TOO_SMALL = 1455
 _REMEDIES = {errno.ENOSPC: "free some space on the disk", errno.ENAMETOOLONG: "give a shorter name"}
 
 

@@ -9,10 +9,12 @@ from typing import TypeVar
 import psutil
 import torch
 
+from onecard.hardware.page_file import is_page_file_full
+
 Result = TypeVar("Result")
 
 # PyTorch's allocator of a GPU has a type for it. Its allocator of the host (on Linux, on Windows), page-locked memory,
-# and NVIDIA's libraries, which take memory of their own, say it in words only.
+# NVIDIA's libraries, which take memory of their own, and weights that are mapped to memory say it in words only.
 _PHRASES = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
@@ -20,6 +22,7 @@ _PHRASES = (
     "CUDA driver error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "Cannot allocate memory (12)",
 )
 
 
@@ -29,7 +32,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _is_shortage(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or is_page_file_full(error):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from onecard.checkpoint import list_checkpoints, move, read_checkpoint, step_of_folder
 from onecard.errors import CheckpointError, DeviceLostError, InputError, RunBusyError
 from onecard.planner.outcomes import Outcome
-from onecard.run.disk_loss import is_disk_lost
+from onecard.run.disk_loss import is_disk_lost, is_share_lost
 from onecard.run.marks import read_marked_step
 from onecard.run.retention import SUPERSEDED, find_best, unused_name
 from onecard.spec import MaskAudit, Plan, Recipe
@@ -231,7 +231,7 @@ class RunFolder:
         """The newest checkpoint that is whole; damaged newer ones are set aside. None before the first one.
 
         Raises:
-            CheckpointError: there are checkpoints, but every one is damaged.
+            CheckpointError: there are checkpoints, but every one is damaged, or their share does not answer.
         """
         self.refuse_lost_checkpoints()
         damaged: dict[Path, str] = {}
@@ -240,6 +240,8 @@ class RunFolder:
             try:
                 read_checkpoint(folder)
             except CheckpointError as error:
+                if is_share_lost(error):  # or the newest would be set aside for one that is read when it is back
+                    raise
                 damaged[folder] = str(error)
                 problem = error
                 continue

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onecard.checkpoint import list_checkpoints, read_checkpoint, step_of_folder
+from onecard.checkpoint import list_checkpoints, read_checkpoint, reading, step_of_folder
 from onecard.data import NO_TARGET, Batch, ChatCorpus, TrainingData
 from onecard.errors import CheckpointError, InputError
 from onecard.evaluation.heldout import sum_rows
@@ -143,7 +143,8 @@ def _weights_before(folder: RunFolder, plan: Plan, step: int) -> tuple[TrainStat
     before: list[Path] = [path for path in list_checkpoints(folder.checkpoints) if step_of_folder(path) < step]
     for path in reversed(before):
         try:
-            restore(state, read_checkpoint(path))
+            with reading(path):
+                restore(state, read_checkpoint(path))
             return state, path.name
         except CheckpointError:
             continue

@@ -25,11 +25,12 @@ from onecard.checkpoint import (
 )
 from onecard.errors import CheckpointError, DoesNotFitError
 from onecard.model.folder import is_finite
-from onecard.model.shortage import Shortage, attempt
+from onecard.model.shortage import Shortage, attempt, is_out_of_memory
 from onecard.observe.events import Event, RecoveredEvent, RecoveredProblem, SavedEvent, StepEvent
 from onecard.observe.jsonl import JsonlSink
 from onecard.observe.lines import parse_event
 from onecard.run.clock import Clock
+from onecard.run.disk_loss import is_share_lost
 from onecard.run.feed import Feed
 from onecard.run.folder import RunFolder
 from onecard.run.milestones import Milestones
@@ -180,8 +181,12 @@ class Retreat:
                 restore(self._state, checkpoint)
                 recorded_bytes(checkpoint)
             except (CheckpointError, OSError) as error:
-                log.warning("%s. Going back further", error)
+                if is_out_of_memory(error):  # of a page file that is full a system tells as of a file
+                    raise
                 problem = error
+                if is_share_lost(error):
+                    break
+                log.warning("%s. Going back further", error)
                 continue
             if all(map(is_finite, self._state.optimizer.masters.values())):
                 return checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from onecard.checkpoint import folder_of_step, list_checkpoints, read_checkpoint, step_of_folder
+from onecard.checkpoint import folder_of_step, list_checkpoints, read_checkpoint, reading, step_of_folder
 from onecard.errors import InputError
 from onecard.model.folder import load_adapter, load_masters
 from onecard.observe.events import Event, RecoveredEvent, StepEvent
@@ -108,12 +108,13 @@ def verify_run(
     steps = [recorded[step] for step in range(first + 1, first + num_steps + 1) if step in recorded]
     if not steps:
         raise InputError(f"the record of {run.root} has no steps after {checkpoint.name}: name an earlier checkpoint")
-    plan, recipe = run.plan(checkpoint), run.recipe()
-    corpus = prepare_inputs(recipe, fetch_base_again(recipe, plan, checkpoint, progress), progress)
-    corpus, plan = settle_corpus(recipe, plan, corpus, checkpoint, ())
-    with explained_memory():
-        state = assemble_run(plan, corpus, checkpoint)
-        restore(state, read_checkpoint(checkpoint))
+    with reading(checkpoint):  # the run may train on meanwhile
+        plan, recipe = run.plan(checkpoint), run.recipe()
+        corpus = prepare_inputs(recipe, fetch_base_again(recipe, plan, checkpoint, progress), progress)
+        corpus, plan = settle_corpus(recipe, plan, corpus, checkpoint, ())
+        with explained_memory():
+            state = assemble_run(plan, corpus, checkpoint)
+            restore(state, read_checkpoint(checkpoint))
     pairs, same_weights = [], {}
     with explained_memory(state), Feed(state, corpus) as feed:
         for pair in _repeat(state, feed, steps, record.events):
@@ -153,6 +154,11 @@ def _repeat(state: TrainState, feed: Feed, steps: Sequence[StepEvent], events: S
 
 
 def _has_state_of(state: TrainState, folder: Path) -> bool:
+    with reading(folder):
+        return _is_same_state(state, folder)
+
+
+def _is_same_state(state: TrainState, folder: Path) -> bool:
     checkpoint = read_checkpoint(folder)
     is_adapted = state.plan.adapt is not None
     masters = load_adapter(state.model, folder) if is_adapted else load_masters(folder)

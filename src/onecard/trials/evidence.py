@@ -3,8 +3,10 @@
 find-lr/<recipe>-<time>/{recipe.yaml, settings.json, trials.jsonl, result.json}
 """
 
+import contextlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,8 +24,9 @@ _PLAN = "settings.json"
 class Evidence:
     """The folder of one search. Each run is written down when it has ended."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, made: Sequence[Path] = ()) -> None:
         self.root = root
+        self._made = made
 
     @staticmethod
     def refuse_taken(root: Path) -> None:
@@ -43,13 +46,14 @@ class Evidence:
         """
         cls.refuse_taken(root)
         try:
+            made = [folder for folder in (root, *root.parents) if not folder.exists()]
             root.mkdir(parents=True, exist_ok=True)
             (root / "recipe.yaml").write_text(recipe_to_yaml(make_absolute(recipe)), encoding="utf-8")
             (root / _PLAN).write_text(plan.model_dump_json(indent=1), encoding="utf-8")
             (root / _TRIALS).touch()
         except OSError as error:
             raise InputError(f"folder {root} cannot be made: {error}. Give another --output-dir") from error
-        return cls(root)
+        return cls(root, made)
 
     def add(self, trial: Trial) -> None:
         """Appends a run as a line of JSON, its training losses included; what is not finite is null."""
@@ -59,9 +63,11 @@ class Evidence:
             file.write(json.dumps(document, allow_nan=False) + "\n")
 
     def discard_if_empty(self) -> None:
-        """Removes the folder where no run has ended."""
+        """Removes what `create` has made where no run has ended."""
         if (self.root / _TRIALS).stat().st_size:
             return
         for name in (_TRIALS, _PLAN, "recipe.yaml"):
             (self.root / name).unlink()
-        self.root.rmdir()
+        with contextlib.suppress(OSError):  # another search has begun beside this one
+            for folder in self._made:
+                folder.rmdir()
