@@ -48,7 +48,9 @@ def make_cases(folder: Path, num_steps: int) -> dict[str, dict[str, Any]]:
     text |= _SIZES | {"model_config": {"model_type": "llama", "intermediate_size": 256}, "learning_rate": 3e-4}
     muon = text | {"optim": "muon", "learning_rate": 6e-3}
     chats = _COMMON | {"max_steps": num_steps, "task": "sft", "dataset": str(_write_chats(folder))}
-    chats |= {"model_name_or_path": str(_write_base(folder)), "max_seq_length": 128, "eval_fraction": 0.05}
+    # Packed they fill fewer rows than there are chats: with 8, four processes would have three micro-batches of 2.
+    chats |= {"total_batch_size": 16, "max_seq_length": 128, "eval_fraction": 0.05}
+    chats |= {"model_name_or_path": str(_write_base(folder))}
     return {
         "text, full": text,
         "text, full, Muon": muon,

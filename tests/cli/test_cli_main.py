@@ -156,3 +156,18 @@ def test_a_small_page_file_is_explained_where_only_words_tell_it(
         main(["recipes"])
     assert ended.value.code == 2
     assert "memory and page file together are used up. Close other programs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("local_rank", "waits"), [("0", []), ("1", [10.0])])
+def test_of_several_processes_the_first_is_given_time_to_tell(
+    run, monkeypatch: pytest.MonkeyPatch, local_rank: str, waits: list[float]
+) -> None:
+    # torchrun ends all of them as soon as one has ended: one that is ahead would keep the other from saying why.
+    slept: list[float] = []
+    monkeypatch.setattr("onecard.cli.time.sleep", slept.append)
+    place = {"RANK": local_rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": "2", "MASTER_ADDR": "::1", "MASTER_PORT": "1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    done = run("train", "no-such-recipe.yaml")
+    assert (done.code, slept) == (2, waits)
+    assert "no-such-recipe.yaml" in done.stderr

@@ -1,5 +1,6 @@
 """Plans for several cards: what each holds, what they tell one another, and which way they share a run."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from onecard.errors import DoesNotFitError
+from onecard.errors import DoesNotFitError, InputError
 from onecard.hardware import find_card
 from onecard.model.build import count_parameters
 from onecard.planner.communication import NCCL_BYTES, find_fabric
@@ -16,6 +17,7 @@ from onecard.planner.efficiency import default_efficiencies
 from onecard.planner.forecast import forecast
 from onecard.planner.ladder import list_alternatives
 from onecard.planner.parts import find_parts, share_of
+from onecard.planner.ranks import plan_for_ranks
 from onecard.planner.roofline import predict_time
 from onecard.planner.strategy import fit_ranks
 from onecard.spec import CardGroup, Forecast, Plan, Recipe
@@ -264,3 +266,19 @@ def test_the_batch_does_not_depend_on_the_number_of_cards(draft: Callable[..., P
 def test_room_is_kept_for_nccl() -> None:
     target = group_of(2)
     assert target.limit_bytes - keep_for_nccl(target).limit_bytes == NCCL_BYTES
+
+
+@pytest.mark.parametrize(("packing", "num_ranks"), [("off", 4), ("rows", 4), ("rows", 7)])
+def test_a_refused_cut_names_settings_that_would_do(draft: Callable[..., Plan], packing: str, num_ranks: int) -> None:
+    corpus = draft().corpus.model_copy(update={"num_train_rows": 100, "num_train_tokens": 3200})
+    # Packed, 8 chats of 32 tokens fill 5 rows of 64.
+    given = draft(micro_batch_size=4, total_batch_size=8, packing=packing, corpus=corpus)
+    recipe = Recipe(dataset="texts", per_device_train_batch_size=4)
+    with pytest.raises(InputError) as refused:
+        plan_for_ranks(given, recipe, num_ranks)
+    told = dict(re.findall(r"(per_device_train_batch_size|total_batch_size) to (\d+)", str(refused.value)))
+    assert ("per_device_train_batch_size" in told) == (given.rows_per_step >= num_ranks)
+    for key, name in (("per_device_train_batch_size", "micro_batch_size"), ("total_batch_size", "total_batch_size")):
+        if key in told:
+            assert int(told[key]) != getattr(given, name)
+            plan_for_ranks(given.model_copy(update={name: int(told[key])}), recipe, num_ranks)

@@ -13,10 +13,10 @@ import torch
 
 from onecard.distributed.place import Place
 from onecard.distributed.ranks import Ranks
-from onecard.errors import InputError
+from onecard.errors import DoesNotFitError, InputError
 from onecard.observe.lines import parse_event
 from onecard.run import together
-from onecard.run.on_ranks import find_sick
+from onecard.run.on_ranks import find_sick, refuse_on_one_rank
 
 WORKER = Path(__file__).with_name("lost_on_ranks.py")
 SHORT = {"max_steps": 20, "eval_steps": 10, "sample_steps": 20, "save_steps": 5, "per_device_train_batch_size": 2}
@@ -110,6 +110,24 @@ def test_more_ranks_than_cards_are_refused(tiny_plan: Callable[..., Any], monkey
         together.check_cards(tiny_plan(device="cuda:0"), Place(0, 2, 0, 2))
     together.check_cards(tiny_plan(device="cuda:0"), Place(0, 2, 0, 1))
     together.check_cards(tiny_plan(), Place(0, 2, 0, 2))
+
+
+def test_each_process_takes_a_card_of_its_own(tiny_plan: Callable[..., Any]) -> None:
+    given = tiny_plan(device="cuda:1")
+    devices = [together.on_own_card(given, Place(rank, 4, rank % 2, 2)).device for rank in range(4)]
+    assert devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert together.on_own_card(given, Place(0, 1, 0, 1)).device == "cuda:1"
+    assert together.on_own_card(tiny_plan(), Place(1, 2, 1, 2)).device == "cpu"
+
+
+def test_no_rank_makes_its_step_smaller_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not even before they have come together: the leader tries its memory then, and would share out another step.
+    refuse_on_one_rank()
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "::1", "MASTER_PORT": "1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DoesNotFitError, match="memory ran out on rank 0 of 2"):
+        refuse_on_one_rank()
 
 
 @pytest.mark.parametrize(("own", "other", "sick"), [(True, 0, [1]), (False, 1, [0]), (False, 0, []), (True, 1, [])])

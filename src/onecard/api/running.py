@@ -219,6 +219,8 @@ def _continue(
         num_ranks = find_place().num_ranks
         if recipe.per_device_train_batch_size == "auto" or decided.num_micro_batches < num_ranks:
             decided = recut(decided, num_ranks)
+        if decided.forecast is not None and decided.forecast.num_ranks != num_ranks:
+            decided = decided.model_copy(update={"forecast": None})  # it was for another number
         if on_plan is not None:
             on_plan(decided, folder.root)
         with reported(folder):

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -16,6 +17,9 @@ from onecard.distributed.place import ALONE, find_place, is_one_of_several, is_t
 from onecard.errors import InputError, OnecardError
 from onecard.run.disk_loss import is_disk_lost
 from onecard.run.supervisor import is_supervised, supervise
+
+# Processes of a run begin within a second of one another, on a busy machine within some.
+_PATIENCE_S = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -35,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         finally:
             sys.stdout.flush()  # here, where an error can still be told
     except OnecardError as error:
-        if is_to_be_said(str(error)):
-            _print_error(str(error))
+        _tell(str(error))
         sys.exit(error.exit_code)
     except BrokenPipeError:  # a reader who has seen enough
         sys.stdout = _nowhere()
@@ -64,12 +67,20 @@ def _run_elsewhere(words: Sequence[str]) -> int | None:
         if num_processes > 1 or is_one_of_several():
             check_is_for_several(words)
     except InputError as error:
-        if is_to_be_said(str(error)):
-            _print_error(str(error))
+        _tell(str(error))
         return error.exit_code
     if is_supervised(words) and (code := supervise(words, num_processes)) is not None:
         return code
     return launch(words, num_processes) if num_processes > 1 else None
+
+
+def _tell(message: str) -> None:
+    """Prints an error; of several processes one does, and the others only where nobody has ended them by then."""
+    if not is_to_be_said(message):
+        # torchrun ends all as soon as one has ended, and whoever is to say it may be behind.
+        time.sleep(_PATIENCE_S)
+    if message:
+        _print_error(message)
 
 
 def _prepared(stream: TextIO | None) -> TextIO:

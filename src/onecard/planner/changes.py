@@ -20,7 +20,7 @@ FOLLOWING = "eval_batch_size"
 def changes_of(plan: Plan, target: Target) -> Iterator[dict[str, Any]]:
     """Other settings of the same method and strategy, a row each."""
     micro, length = plan.micro_batch_size, plan.max_seq_length
-    for size in (2 * micro, micro // 2, 1):
+    for size in dict.fromkeys((2 * micro, micro // 2, 1)):
         if 1 <= size <= -(-plan.rows_per_step // target.num_ranks) and size != micro:
             yield with_micro_batch(plan, size)
     for share in (False, _HALF, True):

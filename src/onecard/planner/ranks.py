@@ -1,5 +1,7 @@
 """A plan for several processes: the same step, cut so that each has its share."""
 
+from itertools import count
+
 from onecard.errors import InputError
 from onecard.spec import Plan, Recipe
 from onecard.training.sharded import check_shardable
@@ -19,12 +21,15 @@ def plan_for_ranks(plan: Plan, recipe: Recipe, num_ranks: int) -> Plan:
         plan = hold_in_parts(plan)
     is_given = recipe.per_device_train_batch_size != "auto"
     if is_given and plan.num_micro_batches < num_ranks:
-        total = plan.total_batch_size
+        total, rows = plan.total_batch_size, plan.rows_per_step
+        size, full = rows // num_ranks, num_ranks * plan.micro_batch_size
+        enough = next(num for num in count(total) if _with_total(plan, num).rows_per_step >= full)
+        smaller = f"per_device_train_batch_size to {size} or less, or " if size else ""
+        packed = f" chats in {rows} rows" if rows < total else ""
         raise InputError(
             f"{num_ranks} processes share the {plan.num_micro_batches} micro-batches of a step: total_batch_size is "
-            f"{total}, whatever the number of processes, and per_device_train_batch_size {plan.micro_batch_size}. Set "
-            f"per_device_train_batch_size to {total // num_ranks} or less, or total_batch_size to "
-            f"{plan.micro_batch_size * num_ranks} or more"
+            f"{total}{packed}, whatever the number of processes, and per_device_train_batch_size "
+            f"{plan.micro_batch_size}. Set {smaller}total_batch_size to {enough} or more"
         )
     if is_given:
         return plan.model_copy(update={"seeds_micro_batches": True})
@@ -72,6 +77,10 @@ def hold_in_parts(plan: Plan) -> Plan:
     plan = plan.model_copy(update={"strategy": "fsdp"})
     check_shardable(plan)
     return plan
+
+
+def _with_total(plan: Plan, total: int) -> Plan:
+    return plan.model_copy(update={"total_batch_size": total})
 
 
 def _check_samples(plan: Plan, num_ranks: int) -> None:

@@ -24,7 +24,7 @@ from onecard.run.inputs import OnProgress, fetch_base_again, prepare_inputs
 from onecard.run.loop import Loop
 from onecard.run.milestones import Milestones
 from onecard.run.session import assemble_run, explained_memory
-from onecard.run.together import NoRetreat, check_cards, come_together, explained_rank_loss
+from onecard.run.together import NoRetreat, check_cards, come_together, explained_rank_loss, on_own_card
 from onecard.spec import Plan
 from onecard.training.snapshot import restore
 from onecard.training.state import TrainState
@@ -75,9 +75,8 @@ def follow(asked: Mapping[str, Any], on_progress: OnProgress | None = None) -> P
 
 def _train(root: str, start: str | None, plan: Plan, on_progress: OnProgress | None) -> None:
     folder, checkpoint = RunFolder.open(Path(root)), None if start is None else Path(start)
-    if plan.device.startswith("cuda"):
-        check_cards(plan, meeting().place)
-        plan = plan.model_copy(update={"device": f"cuda:{meeting().place.local_rank}"})
+    check_cards(plan, meeting().place)
+    plan = on_own_card(plan, meeting().place)
     recipe = folder.recipe()
     corpus = prepare_inputs(recipe, fetch_base_again(recipe, plan, checkpoint, on_progress), on_progress)
     corpus, plan = settle_corpus(recipe, plan, corpus, checkpoint, ())

@@ -7,6 +7,7 @@ from typing import get_args
 import torch
 
 from onecard.data import Batch
+from onecard.distributed.place import find_place
 from onecard.distributed.ranks import Ranks
 from onecard.errors import DoesNotFitError
 from onecard.evaluation.heldout import HeldoutLoss, measure_blocks, summarize
@@ -44,14 +45,15 @@ def measure_heldout_loss(state: TrainState, batches: Iterable[Batch]) -> Heldout
     return summarize(blocks)
 
 
-def refuse_on_one_rank(state: TrainState) -> None:
+def refuse_on_one_rank() -> None:
     """Refuses to change how one rank computes: the others know nothing of it.
 
     Raises:
         DoesNotFitError: there are others.
     """
-    if state.ranks.is_several:
+    place = find_place()  # the leader tries its memory before the ranks of its state have come together
+    if place.num_ranks > 1:
         raise DoesNotFitError(
-            f"memory ran out on {state.ranks.place}: resume with half of per_device_train_batch_size, with "
+            f"memory ran out on {place}: resume with half of per_device_train_batch_size, with "
             "gradient_checkpointing true, or on more cards; the last checkpoint is whole"
         )

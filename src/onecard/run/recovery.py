@@ -84,7 +84,7 @@ class Recovery:
         return self._adopt(find_smaller_evaluation(self._state.plan))
 
     def _adopt(self, fallback: Fallback | None) -> Instead | None:
-        refuse_on_one_rank(self._state)
+        refuse_on_one_rank()
         if fallback is None:
             return None
         instead = Instead(f"repeated with {fallback.describe(self._state.plan)}", fallback.settings)

@@ -36,7 +36,7 @@ from onecard.run.retreat import Retreat, recorded_bytes, saved_event
 from onecard.run.space import check_space
 from onecard.run.stay_awake import kept_awake
 from onecard.run.tasks import RunTasks
-from onecard.run.together import NoRetreat, come_together, explained_rank_loss, give_order
+from onecard.run.together import NoRetreat, come_together, explained_rank_loss, give_order, on_own_card
 from onecard.run.versions import record_versions
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
@@ -89,7 +89,7 @@ def run_session(
         CheckpointError: the checkpoint is damaged, or the text has changed since.
         DivergedError: update after update had to be refused.
     """
-    plan = plan or folder.plan(checkpoint)
+    plan = on_own_card(plan or folder.plan(checkpoint), meeting().place)
     _check_corpus(plan, corpus)
     state, restored, probed = _make_state(plan, folder, corpus, checkpoint)
     with ExitStack() as stack:

@@ -55,6 +55,13 @@ def check_cards(plan: Plan, place: Place) -> None:
         )
 
 
+def on_own_card(plan: Plan, place: Place) -> Plan:
+    """The plan for the card of this process: of several each takes that of its number on its machine."""
+    if place.num_ranks == 1 or not plan.device.startswith("cuda"):
+        return plan
+    return plan.model_copy(update={"device": f"cuda:{place.local_rank}"})
+
+
 def give_order(folder: RunFolder, checkpoint: Path | None, plan: Plan) -> None:
     """Tells the other processes which run they train, from which checkpoint, and by which plan."""
     check_cards(plan, meeting().place)

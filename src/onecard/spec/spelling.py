@@ -38,8 +38,9 @@ _ANSWERED = tuple(
     for name, key, values, otherwise in (
         ("ddp_find_unused_parameters", "device", (True, False, None), ""),
         ("local_rank", "device", (-1, 0), ""),
+        ("num_processes", "device", (1,), "it is a flag of the command, whatever the recipe: --num_processes 2"),
         ("deepspeed", "device", (None, ""), "one card needs no deepspeed: leave it out"),
-        ("fsdp", "device", (None, "", []), "one card needs no fsdp: leave it out"),
+        ("fsdp", "device", (None, "", []), "leave it out, or set strategy fsdp for a run that several processes share"),
         ("tf32", "precision", (True, False, None), ""),
         ("use_liger_kernel", "loss_chunk_size", (True, False), ""),  # the loss is computed in chunks here, too
         ("padding_free", "packing", (True, False), ""),
