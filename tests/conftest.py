@@ -16,8 +16,8 @@ from onecard.observe import EvaluatedEvent, Event, FinishedEvent, StepEvent, to_
 from onecard.spec import CorpusFacts, ModelPlan, OptimizerPlan, Plan, SchedulePlan
 
 if TYPE_CHECKING:
+    from onecard.training.micro_batch import MicroBatch
     from onecard.training.state import TrainState
-    from onecard.training.step import MicroBatch
 
 VOCABULARY, LENGTH = 97, 16
 # Processes that wait for one another must never hold up a suite; they say where they stand a little earlier.
@@ -162,7 +162,7 @@ def random_micro_batch() -> "Callable[..., MicroBatch]":
     def make(rows: int, seed: int = 0) -> "MicroBatch":
         import torch
 
-        from onecard.training.step import MicroBatch
+        from onecard.training.micro_batch import MicroBatch
 
         ids = torch.randint(1, VOCABULARY, (rows, LENGTH + 1), generator=torch.Generator().manual_seed(seed))
         targets = ids[:, 1:].clone()

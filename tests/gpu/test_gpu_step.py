@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from onecard.data import Batch
 from onecard.spec import AdaptPlan
+from onecard.training.micro_batch import MicroBatch
 from onecard.training.state import TrainState
-from onecard.training.step import MicroBatch, StepStats, place, train_step
+from onecard.training.step import StepStats, place, train_step
 
 StateFactory = Callable[..., TrainState]
 BatchFactory = Callable[..., MicroBatch]

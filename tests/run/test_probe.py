@@ -15,8 +15,9 @@ from onecard.run import probe, stepping
 from onecard.run.probe import probe_worst_case
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
+from onecard.training.micro_batch import MicroBatch
 from onecard.training.state import TrainState
-from onecard.training.step import MicroBatch, StepStats
+from onecard.training.step import StepStats
 
 
 def everything(state: TrainState) -> dict[str, torch.Tensor]:

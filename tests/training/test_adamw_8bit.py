@@ -17,9 +17,10 @@ from onecard.spec import OptimizerPlan, Plan
 from onecard.training import adamw_8bit
 from onecard.training.adamw_8bit import AdamW8bit
 from onecard.training.assemble import assemble
+from onecard.training.micro_batch import MicroBatch
 from onecard.training.paged import PageableZeros
 from onecard.training.state import TrainState
-from onecard.training.step import MicroBatch, train_step
+from onecard.training.step import train_step
 
 functional = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed")
 

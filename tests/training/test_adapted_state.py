@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerFast
 from onecard.checkpoint import read_checkpoint, write_checkpoint
 from onecard.errors import CheckpointError
 from onecard.spec import AdaptPlan
+from onecard.training.micro_batch import MicroBatch
 from onecard.training.snapshot import restore, snapshot
 from onecard.training.state import TrainState
-from onecard.training.step import MicroBatch, train_step
+from onecard.training.step import train_step
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 

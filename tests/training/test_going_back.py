@@ -8,8 +8,9 @@ import torch
 from onecard.spec import Plan
 from onecard.spec.fallback import find_smaller_step
 from onecard.training.assemble import adopt, assemble, start_again
+from onecard.training.micro_batch import MicroBatch
 from onecard.training.state import Progress, TrainState
-from onecard.training.step import MicroBatch, train_step
+from onecard.training.step import train_step
 
 
 def tensors(state: TrainState) -> dict[str, torch.Tensor]:

@@ -7,7 +7,8 @@ import torch
 
 from onecard.spec import AdaptPlan, Plan
 from onecard.training.assemble import assemble
-from onecard.training.step import MicroBatch, train_step
+from onecard.training.micro_batch import MicroBatch
+from onecard.training.step import train_step
 
 LINES = (
     "I met a traveller from an antique land",

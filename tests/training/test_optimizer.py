@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from onecard.training import muon
+from onecard.training.micro_batch import MicroBatch
 from onecard.training.muon import Muon, orthogonalize
 from onecard.training.state import TrainState
-from onecard.training.step import MicroBatch, train_step
+from onecard.training.step import train_step
 
 StateFactory = Callable[..., TrainState]
 BatchFactory = Callable[..., MicroBatch]

@@ -18,9 +18,10 @@ from onecard.model.weight_files import fingerprint
 from onecard.planner.trace import record_plan
 from onecard.spec import AdaptPlan, BasePlan, Plan
 from onecard.training.assemble import assemble
+from onecard.training.micro_batch import MicroBatch
 from onecard.training.snapshot import restore, snapshot
 from onecard.training.state import TrainState
-from onecard.training.step import MicroBatch, train_step
+from onecard.training.step import train_step
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 

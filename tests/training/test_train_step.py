@@ -14,9 +14,10 @@ from onecard.data import Batch
 from onecard.errors import InputError
 from onecard.spec import Plan
 from onecard.training.assemble import assemble
+from onecard.training.micro_batch import MicroBatch
 from onecard.training.optimizer import Optimizer
 from onecard.training.state import LossScale, TrainState
-from onecard.training.step import MicroBatch, StepStats, place, train_step
+from onecard.training.step import StepStats, place, train_step
 
 StateFactory = Callable[..., TrainState]
 BatchFactory = Callable[..., MicroBatch]

@@ -14,8 +14,9 @@ from onecard.model.decoder import CompilerError
 from onecard.model.loss import sum_loss
 from onecard.spec import Plan
 from onecard.training.assemble import DTYPES, assemble
+from onecard.training.micro_batch import MicroBatch
 from onecard.training.state import TrainState
-from onecard.training.step import MicroBatch, place, train_step
+from onecard.training.step import place, train_step
 
 _PEAK_SIZE = {"cpu": 2048, "cuda": 8192}
 _PEAK_REPEATS = 5

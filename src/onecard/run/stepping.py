@@ -10,8 +10,9 @@ from torch._dynamo.exc import TorchDynamoException
 from onecard.errors import InputError
 from onecard.model.decoder import CompilerError
 from onecard.model.shortage import is_out_of_memory
+from onecard.training.micro_batch import MicroBatch
 from onecard.training.state import TrainState
-from onecard.training.step import MicroBatch, StepStats, train_step
+from onecard.training.step import StepStats, train_step
 
 
 def make_step(state: TrainState, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepStats:

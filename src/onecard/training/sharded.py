@@ -23,9 +23,10 @@ from onecard.errors import InputError
 from onecard.model.loss import find_head
 from onecard.spec import Plan
 from onecard.training.assemble import DTYPES
+from onecard.training.micro_batch import MicroBatch
 from onecard.training.optimizer import Optimizer
 from onecard.training.state import Found, TrainState
-from onecard.training.step import MicroBatch, sum_micro_batch
+from onecard.training.step import sum_micro_batch
 
 
 def check_shardable(plan: Plan) -> None:

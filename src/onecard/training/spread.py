@@ -20,9 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from onecard.data import NO_TARGET, Batch
 from onecard.distributed.ranks import Ranks
+from onecard.training.micro_batch import MicroBatch
 from onecard.training.sharded import Shards
 from onecard.training.state import Found, TrainState
-from onecard.training.step import MicroBatch, sum_micro_batch
+from onecard.training.step import sum_micro_batch
 
 # Buffers are the same everywhere and never change; PyTorch 2.13 has renamed the setting.
 _HAS_NEW_NAME = "forward_sync_buffers" in signature(DistributedDataParallel).parameters

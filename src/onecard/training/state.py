@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,10 +12,8 @@ from onecard.distributed.ranks import SOLO, Ranks
 from onecard.model.decoder import Decoder
 from onecard.model.loss import Head
 from onecard.spec import Plan
+from onecard.training.micro_batch import MicroBatch
 from onecard.training.optimizer import Optimizer
-
-if TYPE_CHECKING:
-    from onecard.training.step import MicroBatch
 
 Found = TypeVar("Found")
 
@@ -81,7 +79,7 @@ class Spread(Protocol):
 
     is_whole: bool
 
-    def backward(self, batch: "MicroBatch", factor: Tensor, *, is_last: bool) -> Tensor:
+    def backward(self, batch: MicroBatch, factor: Tensor, *, is_last: bool) -> Tensor:
         """Adds the gradients of a micro-batch and gives its loss; in the last one the sums cross between ranks."""
 
     def norm_of_all(self, norm: Tensor) -> Tensor:

@@ -7,24 +7,10 @@ import torch
 from torch import Tensor
 
 from onecard.data import Batch
-from onecard.model.attention import DocumentBorders, find_borders
+from onecard.model.attention import find_borders
 from onecard.model.loss import IGNORE, find_targets, sum_loss
+from onecard.training.micro_batch import MicroBatch
 from onecard.training.state import TrainState
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """A batch on the device of the model: ids and targets [B, T], and the borders of its documents.
-
-    `target_index`: which of the flattened tokens have a target, [n] int64, or None where the head runs on all tokens.
-    `seed`: of its dropout, which is then the same on any rank; without one it goes on where the batch before ended.
-    """
-
-    ids: Tensor
-    targets: Tensor
-    borders: DocumentBorders | None
-    target_index: Tensor | None = None
-    seed: int | None = None
 
 
 @dataclass(frozen=True)
