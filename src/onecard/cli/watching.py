@@ -1,12 +1,13 @@
 """Shows a run while it trains and says at its end what to do next: shared by `train` and `resume`."""
 
+import contextlib
 import errno
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 import typer
 
@@ -39,6 +40,37 @@ class Trains(Protocol):
         on_plan: "Callable[[Plan, Path], None]",
         on_progress: Callable[[str, int, int | None], None],
     ) -> Path: ...
+
+
+class OutlivingStream:
+    """A stream that goes on, to nowhere, where its reader is gone: `| head`, or `| tee log` that Ctrl+C ended."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._turn_away()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._turn_away()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _turn_away(self) -> None:
+        # Of the descriptor itself: what is left in buffers would otherwise be an error once more at the end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+        with contextlib.suppress(OSError):
+            print("nobody reads what is printed any more: the run goes on", file=sys.stderr)
 
 
 class RunView:
@@ -104,8 +136,6 @@ class RunView:
             except OSError as error:  # output sent to a file on a full disk: the run goes on, and events.jsonl tells
                 if error.errno not in _DISK_REFUSES:
                     raise
-            except SystemExit:  # how rich tells that a reader is gone, such as `| tee log` that Ctrl+C ended, too
-                print("nobody reads what is printed any more: the run goes on", file=sys.stderr)
 
     def is_run_gone(self) -> bool:
         """Whether the folder of a run that was in training is not there any more, as that of a share."""
@@ -121,11 +151,16 @@ class RunView:
 def watch(train: Trains, *, as_json: bool) -> None:
     """Trains with the run shown live; afterwards prints where things are, or one JSON document.
 
-    Exits with 130 where the run was interrupted.
+    Exits with 130 where the run was interrupted. A run goes on where nobody reads what it prints.
 
     Raises:
         DivergedError: as the run did.
     """
+    with contextlib.redirect_stdout(cast(TextIO, OutlivingStream(sys.stdout))):
+        _watch(train, as_json=as_json)
+
+
+def _watch(train: Trains, *, as_json: bool) -> None:
     from onecard.observe import to_json_line
 
     # With --json stdout belongs to the document alone.
@@ -151,15 +186,12 @@ def watch(train: Trains, *, as_json: bool) -> None:
     if is_follower():  # another process of the run tells what comes next
         return
     reason = view.finished.reason if view.finished else "completed"
-    try:
-        if as_json:
-            outcome = json.loads(to_json_line(view.finished)) if view.finished else {}
-            print(json.dumps({"run": str(run_folder), **outcome}))
-        elif reason != "interrupted":
-            _print_next_steps(view, run_folder)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the run is whole, whether or not somebody still reads
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    if as_json:
+        outcome = json.loads(to_json_line(view.finished)) if view.finished else {}
+        print(json.dumps({"run": str(run_folder), **outcome}))
+    elif reason != "interrupted":
+        _print_next_steps(view, run_folder)
+    sys.stdout.flush()  # here, where a reader who is gone is no error
     if reason == "interrupted":
         _print_stopped(run_folder)
     if divergence is not None:
