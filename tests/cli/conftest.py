@@ -24,6 +24,12 @@ from onecard.spec import (
 )
 
 MIB = 2**20
+# A plan for a model of two layers that is trained on `text.txt` (fixture `small_text`).
+SMALL_PLAN = (
+    *("plan", "--dataset", "text.txt", "--tokenizer", "bytes", "--max_seq_length", "256", "--max_steps", "100"),
+    *("--hidden_size", "64", "--num_hidden_layers", "2", "--num_attention_heads", "4", "--intermediate_size", "128"),
+    *("--total_batch_size", "8", "--optim", "adamw", "--model_config", "{model_type: llama}"),
+)
 
 
 @dataclass
@@ -44,6 +50,15 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         return Outcome(int(ended.value.code or 0), captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture
+def small_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder to work in, with a text and caches of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ONECARD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ONECARD_HOME", str(tmp_path / "home"))
+    (tmp_path / "text.txt").write_text("some text to train on\n" * 500, encoding="utf-8")
 
 
 @pytest.fixture

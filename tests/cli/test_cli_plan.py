@@ -6,28 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli.conftest import SMALL_PLAN
 
 from onecard import api
 from onecard.run.folder import RunFolder
 from onecard.spec import load_recipe
 
-WORDS = [
-    *("plan", "--dataset", "text.txt", "--tokenizer", "bytes", "--max_seq_length", "256", "--max_steps", "100"),
-    *("--hidden_size", "64", "--num_hidden_layers", "2", "--num_attention_heads", "4", "--intermediate_size", "128"),
-    *("--total_batch_size", "8", "--optim", "adamw", "--model_config", "{model_type: llama}"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ONECARD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("ONECARD_HOME", str(tmp_path / "home"))
-    (tmp_path / "text.txt").write_text("some text to train on\n" * 500, encoding="utf-8")
+pytestmark = pytest.mark.usefixtures("small_text")
 
 
 def test_a_plan_for_a_card_tells_memory_and_what_else_there_is(run) -> None:
-    done = run(*WORDS, "--card", "rtx-3060-12gb", "--no-refine")
+    done = run(*SMALL_PLAN, "--card", "rtx-3060-12gb", "--no-refine")
     assert done.code == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("device      RTX 3060 12GB (cuda:0), bf16")
@@ -41,14 +30,14 @@ def test_a_plan_for_a_card_tells_memory_and_what_else_there_is(run) -> None:
 
 def test_a_card_that_pytorch_does_not_support_is_planned_with_a_warning(run, monkeypatch) -> None:
     monkeypatch.setattr("torch.version.cuda", None)
-    done = run(*WORDS, "--card", "gtx-1080-ti", "--no-refine")
+    done = run(*SMALL_PLAN, "--card", "gtx-1080-ti", "--no-refine")
     assert done.code == 0, done.stderr
     place = next(number for number, line in enumerate(done.stdout.splitlines()) if line.startswith("memory"))
     assert "install the cu126 build, --index-url https://download" in done.stdout.splitlines()[place + 1]
 
 
 def test_a_plan_for_a_card_as_json(run) -> None:
-    document = json.loads(run(*WORDS, "--card", "rtx-3060-12gb", "--platform", "windows", "--json").stdout)
+    document = json.loads(run(*SMALL_PLAN, "--card", "rtx-3060-12gb", "--platform", "windows", "--json").stdout)
     assert document["card"] == "RTX 3060 12GB"
     assert document["fits"] is True
     assert document["limit_bytes"] == int(0.81 * 12 * 2**30)
@@ -63,7 +52,7 @@ def test_a_plan_for_a_card_as_json(run) -> None:
 
 
 def test_no_refine_leaves_it_at_the_eager_step(run) -> None:
-    words = [*WORDS, "--card", "rtx-3060-12gb", "--torch_compile", "true", "--no-refine"]
+    words = [*SMALL_PLAN, "--card", "rtx-3060-12gb", "--torch_compile", "true", "--no-refine"]
     document = json.loads(run(*words, "--json").stdout)
     assert document["is_refined"] is False
     assert document["settings"]["torch_compile"] is True
@@ -71,7 +60,7 @@ def test_no_refine_leaves_it_at_the_eager_step(run) -> None:
 
 
 def test_cards_side_by_side(run) -> None:
-    done = run(*WORDS, "--card", "rtx-3060-12gb, rtx-4060-laptop")
+    done = run(*SMALL_PLAN, "--card", "rtx-3060-12gb, rtx-4060-laptop")
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [
         ["card", "in"],
         ["RTX", "3060"],
@@ -81,18 +70,18 @@ def test_cards_side_by_side(run) -> None:
 
 def test_a_card_side_by_side_that_pytorch_does_not_support_is_named(run, monkeypatch) -> None:
     monkeypatch.setattr("torch.version.cuda", None)
-    done = run(*WORDS, "--card", "gtx-1080-ti,rtx-3060-12gb,v100-pcie-16gb")
+    done = run(*SMALL_PLAN, "--card", "gtx-1080-ti,rtx-3060-12gb,v100-pcie-16gb")
     table, notes = done.stdout.split("\n\n")
     assert len(table.splitlines()) == 4
     builds = [line for line in notes.splitlines() if "install the cu126 build" in line]
     assert [line.partition(":")[0] for line in builds] == ["GTX 1080 Ti", "V100 PCIe 16GB"]
-    document = json.loads(run(*WORDS, "--card", "gtx-1080-ti,rtx-3060-12gb", "--json").stdout)
+    document = json.loads(run(*SMALL_PLAN, "--card", "gtx-1080-ti,rtx-3060-12gb", "--json").stdout)
     assert all(len(card["alternatives"]) > 4 for card in document["cards"])
     assert ["cu126" in (card["note"] or "") for card in document["cards"]] == [True, False]
 
 
 def test_what_cannot_fit_ends_with_3(run) -> None:
-    done = run(*WORDS, "--card", "rtx-3060-12gb", "--memory_limit_gb", "0.001", "--json")
+    done = run(*SMALL_PLAN, "--card", "rtx-3060-12gb", "--memory_limit_gb", "0.001", "--json")
     assert done.code == 3
     assert "weights, gradients and optimizer state alone" in done.stderr
     assert json.loads(done.stdout)["fits"] is False
@@ -112,7 +101,7 @@ def test_what_cannot_fit_ends_with_3(run) -> None:
     ],
 )
 def test_what_cannot_be_planned_is_explained(run, words: list[str], message: str) -> None:
-    done = run(*WORDS, *words)
+    done = run(*SMALL_PLAN, *words)
     assert done.code == 2
     assert message in done.stderr
 
@@ -137,7 +126,7 @@ def test_an_unknown_card_is_refused_before_anything_heavy_is_loaded() -> None:
 
 
 def test_a_limit_beyond_the_card_is_told(run) -> None:
-    words = [*WORDS, "--card", "rtx-3060-12gb", "--no-refine"]
+    words = [*SMALL_PLAN, "--card", "rtx-3060-12gb", "--no-refine"]
     told = "memory_limit_gb 100 changes nothing: it is more than can be had"
     done = run(*words, "--memory_limit_gb", "100")
     place = next(number for number, line in enumerate(done.stdout.splitlines()) if line.startswith("memory  "))
@@ -149,14 +138,14 @@ def test_a_limit_beyond_the_card_is_told(run) -> None:
 
 
 def test_the_whole_run_is_its_steps_evaluations_and_checkpoints(run) -> None:
-    told = json.loads(run(*WORDS, "--card", "rtx-3060-12gb", "--no-refine", "--json").stdout)
+    told = json.loads(run(*SMALL_PLAN, "--card", "rtx-3060-12gb", "--no-refine", "--json").stdout)
     parts = [(100, told["step_s"]), *((told[f"num_{what}s"], told[f"{what}_s"]) for what in ("evaluation", "save"))]
     assert all(count > 0 and seconds > 0 for count, seconds in parts)
     assert sum(count * seconds for count, seconds in parts) == pytest.approx(told["total_s"])
 
 
 def test_a_saved_plan_is_explained_with_its_alternatives(run, tmp_path: Path) -> None:
-    recipe = load_recipe(None, **dict(zip((word[2:] for word in WORDS[1::2]), WORDS[2::2], strict=True)))
+    recipe = load_recipe(None, **dict(zip((word[2:] for word in SMALL_PLAN[1::2]), SMALL_PLAN[2::2], strict=True)))
     made = api.plan(recipe, card="rtx-3060-12gb", refine=False)
     RunFolder.create(tmp_path / "run", recipe, made)
     done = run("plan", "--explain", str(tmp_path / "run"))
@@ -173,7 +162,7 @@ def test_a_saved_plan_is_explained_with_its_alternatives(run, tmp_path: Path) ->
 
 
 def test_a_missing_text_is_no_obstacle(run) -> None:
-    done = run(*WORDS[:2], "not/here.txt", *WORDS[3:], "--card", "rtx-3060-12gb", "--json")
+    done = run(*SMALL_PLAN[:2], "not/here.txt", *SMALL_PLAN[3:], "--card", "rtx-3060-12gb", "--json")
     assert done.code == 0, done.stderr
     assert json.loads(done.stdout)["settings"]["corpus"]["num_train_tokens"] == 0
 

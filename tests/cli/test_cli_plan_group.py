@@ -1,26 +1,16 @@
 """`onecard plan --num_processes`: several cards, of one kind or side by side."""
 
 import json
-from pathlib import Path
 
 import pytest
+from cli.conftest import SMALL_PLAN
 
 from onecard.cli.group_words import take_group
 from onecard.errors import InputError
 
-WORDS = [
-    *("plan", "--dataset", "text.txt", "--tokenizer", "bytes", "--max_seq_length", "256", "--max_steps", "100"),
-    *("--hidden_size", "64", "--num_hidden_layers", "2", "--num_attention_heads", "4", "--intermediate_size", "128"),
-    *("--total_batch_size", "8", "--optim", "adamw", "--model_config", "{model_type: llama}", "--no-refine"),
-]
+pytestmark = pytest.mark.usefixtures("small_text")
 
-
-@pytest.fixture(autouse=True)
-def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ONECARD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("ONECARD_HOME", str(tmp_path / "home"))
-    (tmp_path / "text.txt").write_text("some text to train on\n" * 500, encoding="utf-8")
+WORDS = (*SMALL_PLAN, "--no-refine")
 
 
 def test_one_process_changes_nothing(run) -> None:
