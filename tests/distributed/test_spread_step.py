@@ -28,6 +28,12 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "clipped": (8, "qwen3", {"max_grad_norm": 0.01}),
     "lora": (8, "llama", {"adapt": LORA}),
     "16 bits": (8, "qwen3", {"precision": "bf16"}),
+    "16 bits, uneven, head of its own, recomputed": (
+        *(5, "llama"),
+        {"precision": "bf16", "settings": {"tie_word_embeddings": False}, "gradient_checkpointing": True},
+    ),
+    "16 bits, lora": (8, "llama", {"precision": "bf16", "adapt": LORA}),
+    "fp16": (8, "gpt2", {"precision": "fp16"}),
     "in parts": (8, "qwen3", {"strategy": "fsdp"}),
     "in parts, 16 bits": (8, "qwen3", {"strategy": "fsdp", "precision": "bf16"}),
     "in parts, 16 bits, recomputed, muon": (

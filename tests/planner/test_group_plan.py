@@ -84,8 +84,10 @@ def test_whole_state_is_that_of_one_card_and_the_buckets(draft: Callable[..., Pl
     alone = told(share, target_of_card(CARD, "linux")).memory
     gradients = 4 * plan.model.num_parameters
     if precision == "bf16":
-        # The masters' gradients are summed where they lie.
-        assert found[16] == alone.peak_bytes
+        # Buckets of 16 bits lie beside the masters' gradients, in all phases.
+        more = {phase: memories[16].phase_bytes[phase] - alone.phase_bytes[phase] for phase in ("forward", "backward")}
+        assert more["forward"] == pytest.approx(gradients / 2, rel=0.05)
+        assert gradients / 2.1 <= more["backward"] <= gradients
     else:
         assert alone.allocated_bytes <= memories[16].allocated_bytes <= alone.allocated_bytes + 1.01 * gradients
         # They stay during the forward pass.
@@ -188,9 +190,7 @@ def test_cards_wait_for_what_computing_does_not_hide(draft: Callable[..., Plan],
         assert time.tokens_per_s == pytest.approx(plan.tokens_per_step / time.step_s)
     assert slow.limited_by == "communication" != fast.limited_by
     assert slow.step_s > fast.step_s
-    # Of whole state in 16 bits sums cross after the last backward pass, else while it runs.
-    is_hidden = fast.exposed_communication_s < fast.communication_s
-    assert is_hidden == ((strategy, precision) != ("ddp", "bf16"))
+    assert fast.exposed_communication_s < fast.communication_s
     # More cards are faster, and never by more than their number.
     times = [told(plan, group_of(num, link_bytes_per_s=3e11)).time.step_s for num in (1, 2, 4, 8)]
     assert times == sorted(times, reverse=True)

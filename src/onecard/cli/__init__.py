@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     A command line that trains is run in a process of its own, which is started again where it dies.
     """
+    if is_one_of_several():
+        # What PyTorch warns of in C++ goes past Python, from every process at once; to be said before it is loaded.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if argv is None and (code := _run_elsewhere(sys.argv[1:])) is not None:
         sys.exit(code)
     sys.stdout, sys.stderr = _prepared(sys.stdout), _prepared(sys.stderr)

@@ -1,10 +1,9 @@
 """What the ranks of a plan tell one another in a step, and how much of it no computing hides.
 
-ddp, fp32      backward of the last micro-batch  ▒▒▒▒▒▒▒▒▒▒▒▒
-               sums of its buckets                  ░░░░░░░░░░░░░░    the end of them is waited for
-ddp, 16 bits   sums of the masters' gradients                   ░░░░░░░░░░   after it, all is waited for
-fsdp           forward ▒▒▒▒▒▒▒▒  backward ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒   of each micro-batch
-               layers  ░░░░░░░░  again    ░░░░░░░░, and its gradients, cut while they are summed
+ddp    backward of the last micro-batch  ▒▒▒▒▒▒▒▒▒▒▒▒
+       sums of its buckets, in fp32         ░░░░░░░░░░░░░░    the end of them is waited for
+fsdp   forward ▒▒▒▒▒▒▒▒  backward ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒   of each micro-batch
+       layers  ░░░░░░░░  again    ░░░░░░░░, and its gradients, cut while they are summed
 """
 
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ from onecard.planner.communication import Fabric
 from onecard.planner.parts import ModelParts, find_parts
 from onecard.planner.trace import Trace
 from onecard.spec import Plan
+from onecard.training.spread import BUCKET_BYTES
 from onecard.units import MIB
 
-# Of `DistributedDataParallel`, whose first bucket holds 1 MiB.
-_BUCKET_BYTES, _FIRST_BUCKET_BYTES = 25 * MIB, MIB
+# Of `DistributedDataParallel`.
+_FIRST_BUCKET_BYTES = MIB
 _SINGLE_BYTES, _HALF_BYTES = 4, 2
 
 
@@ -44,31 +44,23 @@ def exchange_of(plan: Plan, share: Plan, trace: Trace, passes: Passes, fabric: F
     def at(bytes_per_s: float) -> tuple[float, float]:
         if plan.strategy == "fsdp":
             return _gathers(share, find_parts(plan.model), passes, fabric, bytes_per_s)
-        return _sums(plan, trace, passes, fabric, bytes_per_s)
+        return _sums(trace, passes, fabric, bytes_per_s)
 
     all_s, exposed_s = at(fabric.rate.expected)
     return Exchange(all_s, exposed_s, at(fabric.rate.most)[1], at(fabric.rate.least)[1])
 
 
-def _sums(plan: Plan, trace: Trace, passes: Passes, fabric: Fabric, bytes_per_s: float) -> tuple[float, float]:
+def _sums(trace: Trace, passes: Passes, fabric: Fabric, bytes_per_s: float) -> tuple[float, float]:
     """Sums of whole gradients: all seconds, and those that are waited for."""
     record = trace.record
     sizes = [record.sizes[number] for number, label in record.labels.items() if label == "gradients"]
     if not sizes:
         return 0.0, 0.0
-    if not overlaps(plan):
-        all_s = fabric.sum_s(sum(sizes), len(sizes), bytes_per_s)
-        return all_s, all_s
-    num_buckets = 1 + -(-max(0, sum(sizes) - _FIRST_BUCKET_BYTES) // _BUCKET_BYTES)
+    num_buckets = 1 + -(-max(0, sum(sizes) - _FIRST_BUCKET_BYTES) // BUCKET_BYTES)
     # The embedding's is the last gradient to come, and as a rule the largest.
-    last = min(sum(sizes), max(_BUCKET_BYTES, *sizes))
+    last = min(sum(sizes), max(BUCKET_BYTES, *sizes))
     all_s = fabric.sum_s(sum(sizes), num_buckets, bytes_per_s)
     return all_s, max(fabric.sum_s(last, 1, bytes_per_s), all_s - passes.backward_s)
-
-
-def overlaps(plan: Plan) -> bool:
-    """Whether whole gradients are summed while the last backward pass runs: in 16 bits they are after it."""
-    return plan.precision == "fp32"
 
 
 def _gathers(share: Plan, parts: ModelParts, passes: Passes, fabric: Fabric, bytes_per_s: float) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """What a rank holds of a run that several share: the trace of its micro-batches, with the state that is really there.
 
-ddp    weights, moments, gradients as on one card; in fp32 gradients rest in buckets that are never given back
+ddp    weights, moments, gradients as on one card; in fp32 gradients rest in buckets that are never given back, in 16
+       bits these lie beside them
 fsdp   1/N of fp32 weights, moments and gradients; layers gathered for a while, in 16 bits where these are computed
        in, and their gradients whole until they are summed and cut, in every micro-batch
 """
@@ -19,6 +20,7 @@ from onecard.planner.depth import TracedPlan
 from onecard.planner.recorder import Record
 from onecard.planner.trace import Trace
 from onecard.spec import ModelPlan, Plan
+from onecard.training.spread import BUCKET_BYTES
 from onecard.units import MIB
 
 _SINGLE_BYTES, _HALF_BYTES = 4, 2
@@ -74,7 +76,7 @@ def held_by_rank(traced: TracedPlan, share: Plan, num_ranks: int) -> TracedPlan:
         return traced
     if share.strategy == "fsdp":
         return _change(traced, lambda trace: _in_parts(trace, share, num_ranks))
-    return _change(traced, _in_buckets) if share.precision == "fp32" else traced
+    return _change(traced, _in_buckets if share.precision == "fp32" else _beside_buckets)
 
 
 def update_in_parts(trace: Trace, num_ranks: int) -> Trace:
@@ -98,18 +100,29 @@ def _change(traced: TracedPlan, change: Callable[[Trace], Trace]) -> TracedPlan:
 
 
 def _in_buckets(trace: Trace) -> Trace:
-    """Gradients that stay: views of buckets, which are laid out anew, beside the old ones, after the first step."""
+    """Gradients that stay: they are views of buckets."""
     record = trace.record
     gradients = [number for number, label in record.labels.items() if label == "gradients"]
     own = {*gradients, *(~number for number in gradients)}
-    editor = _Editor(record)
-    old = editor.add(sum(record.sizes[number] for number in gradients), "resident", "gradients")
-    resident = [*record.order[: trace.resident_end], old, *gradients, ~old]
     step, once = (
         [number for number in part if number not in own]
         for part in (record.order[trace.resident_end : trace.step_end], record.order[trace.step_end :])
     )
-    return editor.finish(trace, resident, step, once)
+    return _Editor(record).finish(trace, [*record.order[: trace.resident_end], *gradients], step, once)
+
+
+def _beside_buckets(trace: Trace) -> Trace:
+    """Buckets of 16 bits that nothing is in, and the copy of fp32 gradients that one of them sums."""
+    record = trace.record
+    sizes = [record.sizes[number] for number, label in record.labels.items() if label == "gradients"]
+    editor = _Editor(record)
+    buckets = editor.add(sum(sizes) * _HALF_BYTES // _SINGLE_BYTES, "resident", "gradients")
+    copy = editor.add(max([BUCKET_BYTES, *sizes]), "backward", "gradients")
+    step = record.order[trace.resident_end : trace.step_end]
+    # The embedding's is the largest as a rule, and the last.
+    end = 1 + max((place for place, n in enumerate(step) if n >= 0 and record.phases[n] == "backward"), default=-1)
+    resident = [*record.order[: trace.resident_end], buckets]
+    return editor.finish(trace, resident, [*step[:end], copy, ~copy, *step[end:]], record.order[trace.step_end :])
 
 
 def _in_parts(trace: Trace, share: Plan, num_ranks: int) -> Trace:

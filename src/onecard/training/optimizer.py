@@ -44,6 +44,7 @@ class Optimizer:
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters = {name: _master_of(parameter) for name, parameter in self._parameters.items()}
         self._master_of_id = {id(p): self.masters[name] for name, p in self._parameters.items()}
+        self._keeps_gradients = False
         self._is_in_parts = any(isinstance(parameter, DTensor) for parameter in self._parameters.values())
         self._is_mixed = not self._is_in_parts and any(self.masters[n] is not p for n, p in self._parameters.items())
         if self._is_mixed:
@@ -112,6 +113,10 @@ class Optimizer:
             master.grad = torch.zeros_like(master)
         return None if master is None else master.grad
 
+    def master_of(self, parameter: Tensor) -> Tensor:
+        """The fp32 master of a trainable parameter."""
+        return self._master_of_id[id(parameter)]
+
     @property
     def is_mixed(self) -> bool:
         """Whether parameters are 16-bit copies of their masters."""
@@ -122,13 +127,6 @@ class Optimizer:
         for name, parameter in self._parameters.items():
             if isinstance(parameter.grad, DTensor):
                 self.masters[name].grad = parameter.grad.to_local()
-
-    def all_gradients(self) -> list[Tensor]:
-        """The gradients of all masters in one order, zeros where there are none yet."""
-        for master in self.masters.values():
-            if master.grad is None:
-                master.grad = torch.zeros_like(master)
-        return self._gradients()
 
     def gradient_norm(self) -> Tensor:
         """The 2-norm of all gradients together, 0-d fp32."""
@@ -166,8 +164,15 @@ class Optimizer:
         if self._is_mixed:
             torch._foreach_copy_(list(self._parameters.values()), list(self.masters.values()))
 
+    def keep_gradients(self) -> None:
+        """Lets gradients stay where they are, as zeros: buckets that they are views of would otherwise lie idle."""
+        self._keeps_gradients = True
+
     def zero_grad(self) -> None:
         """Drops all gradients: the next backward pass then hands over its own tensors instead of adding to zeros."""
+        if self._keeps_gradients:
+            torch._foreach_zero_(self._gradients())
+            return
         for master in self.masters.values():
             master.grad = None
         if self._is_in_parts:
