@@ -38,6 +38,7 @@ _SILENCE_S = 15.0
 # For those that are still loading PyTorch when the leader has failed.
 _FAREWELL_S = 15.0
 _LOOKING_S = 0.1
+_LETTING_GO_S = 0.1
 _ROOT, _REFUSED = "onecard", "refused"
 
 
@@ -273,3 +274,6 @@ def _list_ranks(ranks: Sequence[int]) -> str:
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+        # gloo's threads live on where DDP was. One that still lets go of the tensors of the last exchange takes the
+        # interpreter's lock for it, and where the interpreter is ending that aborts the process.
+        time.sleep(_LETTING_GO_S)
