@@ -33,7 +33,7 @@ def test_several_cards_tell_what_each_holds_and_what_they_lose(run) -> None:
     assert {"strategy": "fsdp"} in [row["settings"] for row in document["alternatives"]]
     told = run(*words).stdout
     assert told.startswith("device      4 x RTX 3060 12GB (cuda:0), bf16, not compiled, ddp")
-    assert " of 4 times one card's speed; communication " in told
+    assert " of 4 times one card's speed with such micro-batches; communication " in told
     assert "of RAM each" in told
     # The strategy is one of the recipe's keys.
     parts = json.loads(run(*words, "--strategy", "fsdp", "--json").stdout)

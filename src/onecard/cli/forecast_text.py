@@ -157,8 +157,8 @@ def _communication(time: "TimeForecast", num_ranks: int) -> str:
     assert time.exposed_communication_s is not None
     assert time.efficiency is not None
     return (
-        f"{time.efficiency:.0%} of {num_ranks} times one card's speed; communication {time.communication_s:.3g} s a "
-        f"step, {time.exposed_communication_s:.3g} of them waited for"
+        f"{time.efficiency:.0%} of {num_ranks} times one card's speed with such micro-batches; communication "
+        f"{time.communication_s:.3g} s a step, {time.exposed_communication_s:.3g} of them waited for"
     )
 
 

@@ -14,7 +14,7 @@ from onecard.spec import Plan
 
 @dataclass(frozen=True)
 class GroupTime:
-    """The time of all ranks together; `efficiency` as a share of so many times the speed of one card."""
+    """The time of all ranks together; `efficiency`: share of so many times the speed of one with its micro-batches."""
 
     time: StepTime
     exchange: Exchange
