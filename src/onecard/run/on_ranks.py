@@ -1,6 +1,6 @@
 """What in a run several ranks decide or do together; of one process it is what that process says."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import get_args
 
@@ -13,6 +13,7 @@ from onecard.errors import DoesNotFitError
 from onecard.evaluation.heldout import HeldoutLoss, measure_blocks, summarize
 from onecard.evaluation.paired import Items
 from onecard.observe.events import FinishReason
+from onecard.training.spread import without_targets
 from onecard.training.state import TrainState
 
 _REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
@@ -34,15 +35,21 @@ def find_sick(ranks: Ranks, is_well: bool) -> list[int]:
 def measure_heldout_loss(state: TrainState, batches: Iterable[Batch]) -> HeldoutLoss:
     """Measures the held-out loss, of several ranks by each over its share of the batches."""
     ranks, backend = state.ranks, state.plan.attn_implementation
-    if state.is_in_parts:  # each layer is gathered from all ranks, which so have to look at the same batches
-        return summarize(state.inside(lambda: measure_blocks(state.model, state.head, batches, backend)))
-    own = islice(batches, ranks.place.rank, None, ranks.num)
-    blocks = measure_blocks(state.model, state.head, own, backend)
+    # In parts, each layer is gathered from all ranks, which so have to make as many passes.
+    own = _in_step(batches, ranks) if state.is_in_parts else islice(batches, ranks.place.rank, None, ranks.num)
+    blocks = state.inside(lambda: measure_blocks(state.model, state.head, own, backend))
     if ranks.is_several:
         rows = torch.stack([torch.from_numpy(blocks.sums), torch.from_numpy(blocks.counts).double()], dim=1)
         sums, counts = ranks.gather_rows(rows).numpy().T
-        blocks = Items(sums, counts.astype(int))
+        blocks = Items(sums[counts > 0], counts[counts > 0].astype(int))  # those that fill a place have none
     return summarize(blocks)
+
+
+def _in_step(batches: Iterable[Batch], ranks: Ranks) -> Iterator[Batch]:
+    """This rank's share, filled up to that of the others."""
+    remaining = iter(batches)
+    while group := list(islice(remaining, ranks.num)):
+        yield group[ranks.place.rank] if ranks.place.rank < len(group) else without_targets(group[-1])
 
 
 def refuse_on_one_rank() -> None:

@@ -51,10 +51,11 @@ def own_share(state: TrainState, batches: Sequence[Batch]) -> list[Batch]:
     ranks = state.ranks
     least = -(-len(batches) // ranks.num) if state.is_in_parts else 1
     own = ranks.share(batches)
-    return own + [_without_targets(batches[-1])] * (least - len(own))
+    return own + [without_targets(batches[-1])] * (least - len(own))
 
 
-def _without_targets(batch: Batch) -> Batch:
+def without_targets(batch: Batch) -> Batch:
+    """A batch that fills a place and adds nothing."""
     return replace(batch, targets=torch.full_like(batch.targets, NO_TARGET), num_targets=0)
 
 
