@@ -136,7 +136,7 @@ def token_losses(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:
             logits = head.finish(head.logits(hidden_ND[rows]))
             losses.append(F.cross_entropy(logits, targets_N[rows], ignore_index=IGNORE, reduction="none"))
             del logits  # otherwise it outlives its chunk beside the logits of the next
-    return torch.cat(losses)
+    return torch.cat(losses) if losses else torch.zeros(0, device=hidden_ND.device)
 
 
 @torch.no_grad()
