@@ -16,7 +16,7 @@ from onecard.data import Batch
 from onecard.distributed.meeting import meeting
 from onecard.run.stepping import make_step
 from onecard.spec import Plan
-from onecard.training.assemble import assemble
+from onecard.training.assemble import assemble, assemble_hollow, initial_weights
 from onecard.training.spread import own_share, spread
 from onecard.training.step import place
 
@@ -38,9 +38,12 @@ def batches_of(step: int, num_micro_batches: int) -> list[Batch]:
 
 def train(plan: Plan, num_micro_batches: int) -> dict[str, Any]:
     """Makes updates and gives what they were like, with a sum over all weights at the end."""
-    state = assemble(plan)
     ranks = meeting().begin(torch.device("cpu"), 900.0)
+    is_hollow = plan.strategy == "fsdp" and ranks.is_several
+    state = assemble_hollow(plan) if is_hollow else assemble(plan)
     spread(state, ranks)
+    if is_hollow:
+        state.spread.fill(initial_weights(plan) if ranks.is_leader else None)
     losses, norms = [], []
     for step in range(NUM_STEPS):
         own = own_share(state, batches_of(step, num_micro_batches))
