@@ -14,6 +14,7 @@ import torch
 
 from onecard.data import Batch
 from onecard.distributed.meeting import meeting
+from onecard.run.probe import probe_worst_case
 from onecard.run.stepping import make_step
 from onecard.spec import Plan
 from onecard.training.assemble import assemble, assemble_hollow, initial_weights
@@ -44,6 +45,7 @@ def train(plan: Plan, num_micro_batches: int) -> dict[str, Any]:
     spread(state, ranks)
     if is_hollow:
         state.spread.fill(initial_weights(plan) if ranks.is_leader else None)
+        probe_worst_case(state)
     losses, norms = [], []
     for step in range(NUM_STEPS):
         own = own_share(state, batches_of(step, num_micro_batches))

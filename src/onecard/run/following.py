@@ -22,7 +22,7 @@ from onecard.run.folder import RunFolder
 from onecard.run.inputs import OnProgress, fetch_base_again, prepare_inputs
 from onecard.run.loop import Loop
 from onecard.run.milestones import Milestones
-from onecard.run.session import explained_memory
+from onecard.run.session import explained_memory, probe
 from onecard.run.start import load_start
 from onecard.run.together import NoRetreat, check_cards, come_together, explained_rank_loss, on_own_card
 from onecard.spec import Plan
@@ -86,6 +86,7 @@ def _train(root: str, start: str | None, plan: Plan, on_progress: OnProgress | N
     if begun.is_hollow:
         with explained_rank_loss(state), explained_memory():
             begun.share_out()
+        probe(state)
     with ExitStack() as stack:
         control = Control()
         stack.enter_context(stopping_on_signals(control))

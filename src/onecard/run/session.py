@@ -128,20 +128,22 @@ def _make_state(
     with explained_memory(), explained_device_loss(torch.device(plan.device)):
         start = load_start(plan, corpus, checkpoint)
     state, restored = start.state, start.restored
-    probed = [] if start.is_hollow else _probe(state)
+    probed = [] if start.is_hollow else probe(state)
     come_together(state, folder.recipe(), corpus.fingerprint)
     if start.is_hollow:
         with explained_rank_loss(state), explained_memory(), explained_device_loss(state.device, state):
             start.share_out()
+        probed = probe(state)
     if restored is not None:
         set_aside_after(restored.folder)
     return state, restored, probed
 
 
-def _probe(state: TrainState) -> list[Event]:
+def probe(state: TrainState) -> list[Event]:
+    """Tries on a GPU whether the run has room; of a state in parts all ranks have to."""
     if state.device.type != "cuda":
         return []
-    with explained_memory(state), explained_device_loss(state.device, state):
+    with explained_rank_loss(state), explained_memory(state), explained_device_loss(state.device, state):
         return list(Recovery(state, Clock(state.progress.elapsed_s)).probe())
 
 
