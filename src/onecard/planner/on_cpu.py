@@ -11,7 +11,7 @@ import torch
 from onecard.errors import DoesNotFitError
 from onecard.hardware import Machine
 from onecard.planner.depth import TracedPlan
-from onecard.planner.host_memory import HostMemory, checkpoint_bytes, copy_bytes, disk_bytes
+from onecard.planner.host_memory import HostMemory, copy_bytes, disk_bytes
 from onecard.planner.measure import measure_step
 from onecard.planner.parts import held_by_rank, share_of
 from onecard.planner.replay import replay
@@ -26,7 +26,7 @@ from onecard.units import GIB, KIB, format_bytes
 _BESIDE_TENSORS = 0.4
 # Of a rank with its part of the state: what gathers and sums leave in malloc's arenas, one of them for each thread of
 # gloo, grows with the whole weights: 3.1 to 4.1 times their bytes, 65M and 100M parameters on two and four ranks
-# (LOG.md). Checkpoints are gathered into it.
+# (LOG.md). The first one gathers checkpoints, 3 times those bytes at most, into it.
 _BESIDE_PARTS = 3.6
 _MEMORY_BAND = (0.15, 0.2)
 # In 16 bits kernels are made for every shape, and chats are of many lengths: 430 MiB after 200 steps (LOG.md).
@@ -145,8 +145,7 @@ def _memory(plan: Plan, trace: Trace, here: _Here) -> MemoryForecast:
     tensor_bytes = sum(parts.values())
     malloc, copy = int(_BESIDE_TENSORS * tensor_bytes), copy_bytes(plan)
     if here.num_ranks > 1 and plan.strategy == "fsdp":
-        malloc = int(_BESIDE_PARTS * _SINGLE_BYTES * plan.model.num_parameters)
-        copy = max(0, found.phase_bytes.get("saving", 0) + checkpoint_bytes(plan) - tensor_bytes - malloc)
+        malloc, copy = int(_BESIDE_PARTS * _SINGLE_BYTES * plan.model.num_parameters), 0
     if copy:
         breakdown["checkpoint being written"] = copy
     breakdown["malloc"] = malloc
