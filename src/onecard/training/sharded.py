@@ -109,10 +109,10 @@ class Shards:
         fully_shard(inside, mesh=self._mesh, mp_policy=policy)
         assert isinstance(inside, FSDPModule)
         self._inside: Any = inside
-        buffers = [(buffer, buffer.clone()) for buffer in state.model.buffers()]
+        kept = dict(state.model.named_buffers(remove_duplicate=False))
         inside.to_empty(device=torch.device(plan.device))
-        for place, (_, kept) in zip(state.model.buffers(), buffers, strict=True):
-            place.copy_(kept)
+        for name, buffer in state.model.named_buffers(remove_duplicate=False):
+            buffer.copy_(kept[name])
         state.optimizer = Optimizer(state.model, plan.optimizer, dtype, _Rows(self._mesh))
         # Outside the passes nobody has the whole weight; its type and device are asked for there.
         stand_in = torch.empty(0, dtype=dtype, device=plan.device)
