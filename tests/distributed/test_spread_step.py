@@ -47,6 +47,10 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
         *(8, "llama"),
         {"strategy": "fsdp", "settings": {"tie_word_embeddings": True}, "gradient_checkpointing": True},
     ),
+    "in parts, experts": (  # which transformers stores one by one, under other names
+        *(4, "llama"),
+        {"strategy": "fsdp", "settings": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}},
+    ),
     "in parts, clipped": (8, "gpt2", {"strategy": "fsdp", "max_grad_norm": 0.01}),
 }
 

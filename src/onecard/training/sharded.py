@@ -144,17 +144,20 @@ class Shards:
         """
         named = self._named()
         stored = {tensor.name: tensor.shape for tensor in read_headers(sorted(folder.glob("*.safetensors")))}
-        wanted = {**named["masters"], **named["optimizer"], **saved_buffers(self._state.model)}
-        if any(name not in stored for name in named["masters"]):
-            # Of a family that transformers stores under other names than its parameters have.
-            self.fill(weights_of(load_plain(folder, torch.float32)) if self._state.ranks.is_leader else None)
-            wanted = named["optimizer"]
+        wanted = named["optimizer"]
+        # There are families that transformers stores under other names than their parameters have.
+        is_renamed = any(name not in stored for name in named["masters"])
+        if not is_renamed:
+            buffers = saved_buffers(self._state.model)
+            wanted = {**wanted, **named["masters"], **{name: buffers[name] for name in buffers if name in stored}}
         wrong = sorted(name for name, tensor in wanted.items() if tuple(tensor.shape) != stored.get(name))
         if wrong:
             raise CheckpointError(
                 f"{folder} belongs to another model or optimizer: {len(wrong)} tensors differ, the first is "
                 f"{wrong[0]}. Resume with the recipe and plan of its own run"
             )
+        if is_renamed:
+            self.fill(weights_of(load_plain(folder, torch.float32)) if self._state.ranks.is_leader else None)
         try:
             dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
         except CheckpointException as error:  # no Exception of Python's
