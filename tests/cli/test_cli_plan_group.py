@@ -34,10 +34,13 @@ def test_several_cards_tell_what_each_holds_and_what_they_lose(run) -> None:
     told = run(*words).stdout
     assert told.startswith("device      4 x RTX 3060 12GB (cuda:0), bf16, not compiled, ddp")
     assert " of 4 times one card's speed with such micro-batches; communication " in told
-    assert "of RAM each" in told
+    assert " of RAM in the first process and " in told
+    hosts = [document[f"host_{name}_bytes"] for name in ("machine", "peak", "other")]
+    assert hosts[0] == hosts[1] + 3 * hosts[2]
     # The strategy is one of the recipe's keys.
     parts = json.loads(run(*words, "--strategy", "fsdp", "--json").stdout)
     assert parts["strategy"] == "fsdp"
+    assert parts["host_other_bytes"] < document["host_other_bytes"]
     assert parts["breakdown"]["gathered"] > 0
 
 
@@ -56,7 +59,9 @@ def test_processes_of_this_machine_share_its_memory(run) -> None:
     pretrain = (*WORDS[:-1], "--device", "cpu", "--torch_compile", "false", "--json")
     alone, two = (json.loads(run(*pretrain, *more).stdout) for more in ((), ("--num_processes", "2")))
     assert two["num_ranks"] == 2
-    assert two["limit_bytes"] < 0.7 * alone["limit_bytes"]
+    others = two["host_machine_bytes"] - two["host_peak_bytes"]
+    assert others == two["host_other_bytes"] > 0.9 * alone["peak_bytes"]
+    assert two["limit_bytes"] == pytest.approx(alone["limit_bytes"] - others, rel=0.1)
     assert two["communication_s"] is None
     assert "gloo" in two["time_note"]
 

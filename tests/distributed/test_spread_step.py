@@ -1,22 +1,27 @@
 """The step of several processes is that of one: same losses, same gradient norms, same weights."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from onecard.model.build import count_parameters
 from onecard.spec import AdaptPlan, Plan
 
 WORKER = Path(__file__).with_name("steps_on_ranks.py")
 Results = dict[int, list[dict[str, dict[str, Any]]]]
 
 
+# 8 million parameters: what a process holds of them is seen from outside.
+LARGE = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 3, "tie_word_embeddings": True}
 LORA = AdaptPlan(method="lora", r=4, lora_alpha=8)
 # Micro-batches of a step, the model, and what else is asked for. An epsilon above rounding: Adam's first step would
 # otherwise turn the noise of a zero gradient into a full step.
 CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
+    "in parts, large": (2, "llama", {"strategy": "fsdp", "settings": LARGE}),  # first, or memory of others would do
     "plain": (8, "qwen3", {}),
     "muon": (8, "qwen3", {"optimizer": "muon"}),
     "uneven": (5, "qwen3", {}),
@@ -47,6 +52,10 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "in parts, recomputed, tied": (
         *(8, "llama"),
         {"strategy": "fsdp", "settings": {"tie_word_embeddings": True}, "gradient_checkpointing": True},
+    ),
+    "in parts, experts": (  # which transformers stores one by one, under other names
+        *(4, "llama"),
+        {"strategy": "fsdp", "settings": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}},
     ),
     "in parts, clipped": (8, "gpt2", {"strategy": "fsdp", "max_grad_norm": 0.01}),
 }
@@ -88,3 +97,19 @@ def test_ranks_do_not_show(name: str, results: Results) -> None:
     assert one["losses"] == pytest.approx(alone["losses"], rel=exact)
     assert one["norms"] == pytest.approx(alone["norms"], rel=10 * exact)
     assert one["weights"] == pytest.approx(alone["weights"], rel=exact, abs=exact)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a process that has just begun")
+def test_no_rank_but_the_leader_holds_the_whole_state(
+    results: Results, settings_of: Callable[..., dict[str, Any]]
+) -> None:
+    # Weights and two moments in fp32: each rank has half of them, and the leader the weights once more for a while.
+    whole = 12 * count_parameters(settings_of("llama", **LARGE))[0]
+    leader, other = (found["in parts, large"]["grown_bytes"] for found in results[2])
+    assert 0.4 * whole < other < 0.8 * whole
+    assert leader < 1.2 * whole
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("in parts")])
+def test_each_rank_reads_its_part_of_a_checkpoint(name: str, results: Results) -> None:
+    assert results[2][0][name]["is_read_again"]

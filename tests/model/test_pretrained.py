@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from onecard.errors import CheckpointError, InputError
 from onecard.model.build import build_model
 from onecard.model.folder import save_model_folder
-from onecard.model.pretrained import load_pretrained, read_settings
+from onecard.model.pretrained import load_pretrained, make_hollow, read_settings
 from onecard.model.weight_files import fingerprint
 from onecard.spec import BasePlan, ModelPlan
 
@@ -101,6 +101,26 @@ def test_new_tokens_get_the_mean_row_and_change_no_other(
         torch.testing.assert_close(module.weight[97:], old.weight.mean(0).expand(3, -1))
     assert model.config.vocab_size == 100
     assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) is is_tied
+
+
+@pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hollow_model_is_the_loaded_one_without_weights(
+    name: str, is_tied: bool, make_folder: Callable[..., Path]
+) -> None:
+    folder = make_folder(name, tie_word_embeddings=is_tied)
+    edit(folder / "generation_config.json", eos_token_id=[5, 7], temperature=0.3, do_sample=True)
+    plan = plan_of(folder, num_new=3, dropout=0.1)
+    model, hollow = load_pretrained(plan, seed=0), make_hollow(plan, backend="sdpa")
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    assert {name: parameter.shape for name, parameter in hollow.named_parameters()} == shapes
+    assert all(parameter.is_meta for parameter in hollow.parameters())
+    # These no checkpoint has, and every rank makes them by itself.
+    torch.testing.assert_close(dict(hollow.named_buffers()), dict(model.named_buffers()), rtol=0, atol=0)
+    for one, other in ((hollow.config, model.config), (hollow.generation_config, model.generation_config)):
+        assert one.to_dict() == other.to_dict()
+    assert hollow.config.name_or_path == model.config.name_or_path
+    assert (hollow.get_input_embeddings().weight is hollow.get_output_embeddings().weight) is is_tied
 
 
 def edit(path: Path, **changes: Any) -> None:

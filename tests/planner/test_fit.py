@@ -12,8 +12,7 @@ import pytest
 from onecard.errors import DoesNotFitError, InputError
 from onecard.hardware import find_card
 from onecard.model.build import count_parameters
-from onecard.planner import forecast as forecast_module
-from onecard.planner import trace_cache
+from onecard.planner import host_memory, trace_cache
 from onecard.planner.depth import TracedPlan
 from onecard.planner.device import Target, target_of_card
 from onecard.planner.fit import FirstAnswer, fit_plan
@@ -271,8 +270,8 @@ def test_the_copy_of_a_state_is_counted_as_page_locked_memory_is_rounded(
     copied = [*state.optimizer.masters.values(), *state.optimizer.state_tensors().values()]
     # Counters of steps are single numbers.
     sizes = [tensor.nbytes for tensor in copied if tensor.ndim]
-    assert forecast_module._page_locked_bytes(plan) == sum(2 ** math.ceil(math.log2(size)) for size in sizes)
-    assert forecast_module._page_locked_bytes(plan) > sum(sizes)
+    assert host_memory._page_locked_bytes(plan) == sum(2 ** math.ceil(math.log2(size)) for size in sizes)
+    assert host_memory._page_locked_bytes(plan) > sum(sizes)
 
 
 def test_smaller_state_is_a_remedy_where_nothing_else_is(

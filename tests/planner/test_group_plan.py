@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from onecard.errors import DoesNotFitError, InputError
-from onecard.hardware import find_card
+from onecard.hardware import find_card, probe_machine
 from onecard.model.build import count_parameters
 from onecard.planner.communication import NCCL_BYTES, find_fabric
 from onecard.planner.device import Target, keep_for_nccl, target_of_card
 from onecard.planner.efficiency import default_efficiencies
 from onecard.planner.forecast import forecast
+from onecard.planner.host_memory import check_host, checkpoint_bytes, host_memory
 from onecard.planner.ladder import list_alternatives
 from onecard.planner.parts import find_parts, share_of
 from onecard.planner.ranks import plan_for_ranks
@@ -261,6 +262,38 @@ def test_the_batch_does_not_depend_on_the_number_of_cards(draft: Callable[..., P
         assert plan.total_batch_size == 24
         # Each has as many micro-batches as any other, or one fewer.
         assert plan.num_micro_batches % num == 0 or plan.micro_batch_size * num >= 24 // plan.num_micro_batches
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_host_is_planned_by_process_and_by_machine(draft: Callable[..., Plan], optimizer: str) -> None:
+    plan = draft(strategy="fsdp")
+    plan = plan.model_copy(update={"optimizer": plan.optimizer.model_copy(update={"name": optimizer})})
+    whole = checkpoint_bytes(plan)
+    for joined, num_local in (({"per_machine": 4}, 4), ({"per_machine": 1}, 1), ({}, 8)):
+        found = host_memory(plan, group_of(16, **joined).group)
+        # Nobody but the leader has the state whole, however many there are.
+        assert found.leader - found.other == whole
+        assert found.machine == num_local * found.other + whole
+    ddp = host_memory(plan.model_copy(update={"strategy": "ddp"}), group_of(16).group)
+    assert ddp.other - found.other >= 4 * plan.model.num_parameters
+    memory = told(plan, group_of(16, per_machine=4)).memory
+    assert memory.host_machine_bytes == memory.host_peak_bytes + 3 * memory.host_other_bytes
+    assert told(draft(), target_of_card(CARD, "linux")).memory.host_machine_bytes is None
+
+
+def test_a_host_without_room_for_its_processes_is_refused(draft: Callable[..., Plan]) -> None:
+    for strategy, what, remedy in (
+        ("fsdp", "for the whole state at each checkpoint", "or use --optim muon"),
+        ("ddp", "each builds the whole model", "or set --strategy fsdp"),
+    ):
+        plan, group = draft(strategy=strategy), group_of(8).group
+        needed = host_memory(plan, group, has_copy=False)
+        # This process is there already.
+        enough = needed.machine - host_memory(draft(strategy="fsdp"), group).other
+        check_host(plan, replace(probe_machine(), free_ram_bytes=enough), group)
+        with pytest.raises(DoesNotFitError, match=f"its 8 processes need .*{what}.*{remedy}") as refused:
+            check_host(plan, replace(probe_machine(), free_ram_bytes=enough - 1), group)
+        assert refused.value.exit_code == 3
 
 
 def test_room_is_kept_for_nccl() -> None:

@@ -13,7 +13,7 @@ from onecard.planner import on_cpu, trace_cache
 from onecard.planner.on_cpu import forecast_on_cpu
 from onecard.planner.replay import replay
 from onecard.planner.trace import record_plan
-from onecard.spec import Plan
+from onecard.spec import CardGroup, Plan
 
 MACHINE = Machine(
     gpus=(),
@@ -108,6 +108,23 @@ def test_what_does_not_fit_names_a_micro_batch_that_does(tiny_plan: Callable[...
     assert not caught.value.plan.forecast.memory.fits
     with pytest.raises(DoesNotFitError, match="a single sequence at a time does not fit either"):
         forecast_on_cpu(plan, replace(MACHINE, free_ram_bytes=sizes[1] // 2), PROCESS)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_processes_of_one_machine_share_its_memory(
+    tiny_plan: Callable[..., Plan], tried: list[Plan], strategy: str
+) -> None:
+    plan, group = tiny_plan("llama", optimizer="adamw", strategy=strategy), CardGroup(num=4)
+    memory = forecast_on_cpu(plan, MACHINE, PROCESS, group).forecast.memory
+    others = 3 * memory.host_other_bytes
+    assert memory.host_machine_bytes == memory.peak_bytes + others
+    assert memory.peak_bytes == memory.host_other_bytes  # so small a checkpoint is written without a copy
+    assert memory.limit_bytes == MACHINE.free_ram_bytes + PROCESS - others
+    assert sum(memory.breakdown.values()) == memory.peak_bytes == memory.host_peak_bytes
+    full = replace(MACHINE, free_ram_bytes=memory.host_machine_bytes - PROCESS)
+    assert forecast_on_cpu(plan, full, PROCESS, group).forecast.memory.fits
+    with pytest.raises(DoesNotFitError, match="beside 3 other processes that need"):
+        forecast_on_cpu(plan, replace(full, free_ram_bytes=full.free_ram_bytes - 1), PROCESS, group)
 
 
 def test_nothing_is_guessed_where_a_step_cannot_be_traced(

@@ -265,9 +265,9 @@ def _in_fp16(patch: pytest.MonkeyPatch) -> None:
 
 
 def _assembled(patch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
-    from onecard.run import session
+    from onecard.run import start
 
-    assemble = session.assemble
+    assemble = start.assemble
 
     def changed(*args: Any, **keywords: Any) -> Any:
         state = assemble(*args, **keywords)
@@ -275,7 +275,7 @@ def _assembled(patch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None
             change(state)
         return state
 
-    patch.setattr(session, "assemble", changed)
+    patch.setattr(start, "assemble", changed)
 
 
 # What an ill machine says.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from onecard.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
-    from onecard.spec import Alternative, Plan, TimeForecast
+    from onecard.spec import Alternative, MemoryForecast, Plan, TimeForecast
 
 _BAR_WIDTH = 48
 _LEAST_BAR_WIDTH = 10
@@ -20,6 +20,7 @@ _FULL, _EMPTY = "█", "·"
 _NO_FORECAST = ("fits", "peak_bytes", "context_bytes", "peak_low_bytes", "peak_high_bytes", "allocated_bytes")
 _MEMORY_KEYS = (
     *(*_NO_FORECAST, "limit_bytes", "breakdown", "peak_phase", "phase_bytes", "host_peak_bytes", "disk_bytes"),
+    *("host_other_bytes", "host_machine_bytes"),
 )
 _TIME_KEYS = (
     *("step_s", "step_low_s", "step_high_s", "tokens_per_s", "total_s", "limited_by", "share_of_peak", "energy_wh"),
@@ -36,20 +37,19 @@ def forecast_rows(plan: "Plan") -> list[tuple[str, str]]:
     # Whatever a plan says of a memory limit is that it changes nothing.
     remarks = [text for text in (memory.note, plan.reasons.get("memory_limit_bytes")) if text]
     verdict = "fits" if memory.fits else "does NOT fit"
-    is_shared = plan.forecast.num_ranks > 1
-    each = " each" if is_shared else ""
     rows = [
         (
             "memory",
             f"{verdict}: {format_bytes(memory.peak_bytes)} ({format_bytes(memory.peak_low_bytes)} to "
             f"{format_bytes(memory.peak_high_bytes)}) of {format_bytes(memory.limit_bytes)} that "
-            f"{_who_has(plan, memory.context_bytes)}{each}; fullest in: {memory.peak_phase}",
+            f"{_who_has(plan, memory)}; fullest in: {memory.peak_phase}",
         ),
         *(("", text) for text in remarks),
         ("tensors in", ", ".join(f"{phase} {format_bytes(size)}" for phase, size in _phases(memory.phase_bytes))),
         (
             "host, disk",
-            f"{format_bytes(memory.host_peak_bytes)} of RAM{each}, {format_bytes(memory.disk_bytes)} on the disk",
+            f"{format_bytes(memory.host_peak_bytes)} of RAM{_others(memory)}, {format_bytes(memory.disk_bytes)} on the "
+            "disk",
         ),
     ]
     if plan.forecast.time is not None:
@@ -57,10 +57,21 @@ def forecast_rows(plan: "Plan") -> list[tuple[str, str]]:
     return rows
 
 
-def _who_has(plan: "Plan", context_bytes: int) -> str:
+def _who_has(plan: "Plan", memory: "MemoryForecast") -> str:
     if plan.device == "cpu":
-        return "are free"
-    return f"PyTorch can have, besides {format_bytes(context_bytes)} for CUDA"
+        return "are free" if memory.host_other_bytes is None else "the other processes leave"
+    each = " each" if plan.forecast is not None and plan.forecast.num_ranks > 1 else ""
+    return f"PyTorch can have, besides {format_bytes(memory.context_bytes)} for CUDA{each}"
+
+
+def _others(memory: "MemoryForecast") -> str:
+    """What other processes on the machine of the first take."""
+    if memory.host_other_bytes is None or memory.host_machine_bytes is None:
+        return ""
+    return (
+        f" in the first process and {format_bytes(memory.host_other_bytes)} in each other, "
+        f"{format_bytes(memory.host_machine_bytes)} a machine"
+    )
 
 
 def _phases(phase_bytes: dict[str, int]) -> list[tuple[str, int]]:

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -94,8 +95,16 @@ def build_model(
     return _ready(model, dropout)
 
 
+def build_hollow(config: PreTrainedConfig, backend: str | None) -> PreTrainedModel:
+    """Builds a model whose parameters are on the meta device, where they take no memory; its buffers are there."""
+    with init_empty_weights(include_buffers=False):
+        model = _from_config(config, backend)
+    model.tie_weights()  # each parameter was replaced by itself
+    return model
+
+
 def finish(model: PreTrainedModel, dropout: float) -> PreTrainedModel:
-    """Readies a loaded model for training as `build_model` readies one from scratch.
+    """Readies a loaded or hollow model for training as `build_model` readies one from scratch.
 
     Raises:
         InputError: training would not do what it says with this architecture.

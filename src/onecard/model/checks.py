@@ -17,7 +17,8 @@ def check_architecture(model: PreTrainedModel) -> None:
     Raises:
         InputError: training would not do what it says with this architecture.
     """
-    if isinstance(model.get_output_embeddings().weight, FakeTensor):
+    weight = model.get_output_embeddings().weight
+    if isinstance(weight, FakeTensor) or weight.is_meta:
         return  # without values there is nothing to compare
     was_training = model.training
     model.eval()

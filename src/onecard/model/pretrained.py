@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from onecard.errors import CheckpointError, InputError
-from onecard.model.build import build_model, finish
+from onecard.model.build import build_hollow, build_model, finish
 from onecard.model.dropout import set_config_dropout
 from onecard.model.explain import explain_error
 from onecard.model.families import CHOOSE_CAUSAL, find_foreign_kind, implementation_of, keep_weights, refuse_family
@@ -112,6 +113,23 @@ def load_pretrained(plan: ModelPlan, *, seed: int, backend: str = "sdpa", with_w
     model = _load(folder, config, implementation_of(config, backend))
     refuse_broken(model, folder, "it cannot be trained on; use another copy of it")
     torch.manual_seed(seed)
+    _check_vocabulary(model, plan)
+    add_tokens(model, plan.base.num_new_tokens)
+    model.config.name_or_path = _name_for_others(plan.base)
+    return finish(model, plan.dropout)
+
+
+def make_hollow(plan: ModelPlan, *, backend: str) -> PreTrainedModel:
+    """Makes the model that `load_pretrained` gives without its weights: parameters are on the meta device.
+
+    Raises:
+        CheckpointError, InputError: as `load_pretrained`.
+    """
+    assert plan.base is not None
+    folder = _find_planned_weights(plan.base)
+    model = build_hollow(make_pretrained_config(read_settings(folder), plan.dropout, str(folder)), backend)
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     _check_vocabulary(model, plan)
     add_tokens(model, plan.base.num_new_tokens)
     model.config.name_or_path = _name_for_others(plan.base)

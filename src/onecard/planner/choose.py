@@ -19,6 +19,7 @@ from onecard.planner.device import (
 )
 from onecard.planner.eval_tasks import plan_tasks, with_cache
 from onecard.planner.fit import FirstAnswer
+from onecard.planner.host_memory import check_host
 from onecard.planner.measure import measure_micro_batches, measure_peak, measure_step
 from onecard.planner.micro_batch import Trial, try_micro_batches
 from onecard.planner.parts import share_of
@@ -80,6 +81,8 @@ def make_plan(
     draft = plan_for_ranks(draft, recipe, target.num_ranks)
     if target.kind == "cuda":
         draft = fit_ranks(draft, recipe, target, first)
+        if target.is_here and target.group is not None:
+            check_host(draft, machine, target.group)
     elif recipe.per_device_train_batch_size == "auto" and recipe.gradient_accumulation_steps == "auto":
         run_s = _guess_run_s(recipe, num_steps, draft.flops_per_token * draft.tokens_per_step / draft.peak_flops)
         draft = recut(try_micro_batches(draft, machine, run_s, measurements.micro_batches), target.num_ranks)

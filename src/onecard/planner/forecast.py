@@ -1,11 +1,9 @@
 """A plan to what it takes on a card."""
 
-import json
 import os
 from dataclasses import dataclass
 
 from onecard.hardware import context_bytes, workspace_bytes
-from onecard.model.build import parameter_sizes
 from onecard.planner.allocator_settings import AllocatorSettings
 from onecard.planner.communication import find_fabric
 from onecard.planner.compiled import CannotTraceCompiled
@@ -14,16 +12,15 @@ from onecard.planner.depth import TracedPlan, trace_any_depth, trace_work
 from onecard.planner.device import Target
 from onecard.planner.efficiency import Efficiencies, default_efficiencies
 from onecard.planner.group_time import GroupTime, predict_group_time
+from onecard.planner.host_memory import disk_bytes, host_memory
 from onecard.planner.outcomes import corrected_efficiencies, count_left_out, memory_factor
 from onecard.planner.parts import held_by_rank, share_of
 from onecard.planner.replay import Peak
 from onecard.planner.rests import stretched_s, with_rests
 from onecard.planner.roofline import StepTime, count_milestones, predict_time
-from onecard.planner.shape import count_adapters
 from onecard.planner.state_size import least_state
 from onecard.planner.trace import Trace
 from onecard.spec import Forecast, MemoryForecast, Plan, TimeForecast
-from onecard.training.host_copy import LEAST_BYTES_IN_BACKGROUND
 from onecard.units import GIB
 
 # How far the reserved peak of a card may lie from the replayed one, down and up. Eager rows published for an A100 came
@@ -40,12 +37,9 @@ _CLOSED_ALLOCATOR_BAND = 0.15
 # the allocator keeps apart.
 _GROUP_BAND = {"ddp": 0.02, "fsdp": 0.15}
 _NOT_COMPILED = "traced without the compiler, so the band is wide"
-# A process with PyTorch, transformers and CUDA's libraries, before it holds a model.
-_PROCESS_BYTES = int(2.5 * GIB)
 # cuBLAS on a card the catalogue does not know: the larger of the two sizes.
 _UNKNOWN_WORKSPACE_BYTES = 33_554_432
 _UNKNOWN_CONTEXT_BYTES = int(0.45 * GIB)
-_SINGLE_PRECISION_BYTES = 4
 # Kinds that a breakdown tells of even where there is nothing of them at the peak.
 _PARTS = dict.fromkeys(("weights", "gradients", "optimizer", "activations", "loss", "workspaces"), 0)
 
@@ -115,7 +109,7 @@ def forecast_state(plan: Plan, target: Target) -> Forecast:
         breakdown=_PARTS | parts | {"CUDA context": context},
         peak_phase="update",
         phase_bytes={"update": total},
-        host_peak_bytes=_host_bytes(plan),
+        **host_memory(plan, target.group).told(),
         disk_bytes=disk_bytes(plan),
         note="weights, gradients and optimizer state alone: the step takes more and was not traced",
     )
@@ -207,7 +201,7 @@ def _memory(plan: Plan, target: Target, traced: TracedPlan, note: str | None) ->
         breakdown=_breakdown(peak) | {"CUDA context": _context_bytes(target)},
         peak_phase=peak.phase,
         phase_bytes=peak.phase_bytes,
-        host_peak_bytes=_host_bytes(plan) + traced.trace.record.host_bytes,
+        **host_memory(plan, target.group, traced.trace.record.host_bytes).told(),
         disk_bytes=disk_bytes(plan),
         note=join(*remarks),
     )
@@ -229,65 +223,3 @@ def _breakdown(peak: Peak) -> dict[str, int]:
     """Parts of the reserved peak, largest kinds first; what the allocator holds beyond tensors is its slack."""
     parts = dict(sorted((_PARTS | peak.parts).items(), key=lambda part: -part[1]))
     return parts | {"allocator slack": max(0, peak.reserved_bytes - sum(parts.values()))}
-
-
-def _trained(plan: Plan) -> tuple[int, int]:
-    """How many parameters move, and of them, those in matrices."""
-    model = plan.model
-    if plan.adapt is None:
-        return model.num_parameters, min(model.num_parameters, model.num_matrix_parameters)
-    return (count_adapters(model, plan.adapt),) * 2
-
-
-def _moment_bytes(plan: Plan) -> int:
-    """Bytes of the optimizer's state: two moments for AdamW, in 8 bits for matrices or not, one for Muon's matrices."""
-    total, matrices = _trained(plan)
-    of_matrices = 2 if plan.optimizer.is_8bit else _SINGLE_PRECISION_BYTES * (1 if plan.optimizer.name == "muon" else 2)
-    return matrices * of_matrices + (total - matrices) * 2 * _SINGLE_PRECISION_BYTES
-
-
-def _host_bytes(plan: Plan) -> int:
-    """Memory of the process: the model is built on the host in fp32; checkpoints pass through it, or their copy stays.
-
-    An existing model is read tensor by tensor, but its pages may stay in memory.
-    """
-    trained, weights = _trained(plan)[0] * _SINGLE_PRECISION_BYTES, plan.model.num_parameters * _SINGLE_PRECISION_BYTES
-    copied = _page_locked_bytes(plan) if copy_bytes(plan) else 0
-    return _PROCESS_BYTES + max(weights + trained, weights + max(_moment_bytes(plan), copied))
-
-
-def _page_locked_bytes(plan: Plan) -> int:
-    """What `copy_bytes` take of a GPU's state: PyTorch rounds each page-locked buffer up to a power of two."""
-    if plan.adapt is not None or plan.optimizer.is_8bit:
-        return 2 * checkpoint_bytes(plan)  # at most: few large tensors, whose sizes are not known here
-    is_muon = plan.optimizer.name == "muon"
-    sizes = parameter_sizes(json.dumps(plan.model.settings))
-    return sum(
-        (2 if is_muon and is_inner else 3) * _round_up(_SINGLE_PRECISION_BYTES * number) for number, is_inner in sizes
-    )
-
-
-def _round_up(num_bytes: int) -> int:
-    return 1 << (num_bytes - 1).bit_length()
-
-
-def copy_bytes(plan: Plan) -> int:
-    """Bytes of the copy of a state that is written while training goes on; none for a small one."""
-    num_bytes = checkpoint_bytes(plan)
-    return num_bytes if num_bytes >= LEAST_BYTES_IN_BACKGROUND else 0
-
-
-def checkpoint_bytes(plan: Plan) -> int:
-    """Weights that are trained, in fp32, and their moments: what a checkpoint takes, and a copy of it on the host."""
-    return _trained(plan)[0] * _SINGLE_PRECISION_BYTES + _moment_bytes(plan)
-
-
-def disk_bytes(plan: Plan) -> int:
-    """Token files, a model that has yet to come, and checkpoints: the newest, the best, and one being written."""
-    checkpoint = checkpoint_bytes(plan)
-    num_saves = -(-plan.schedule.num_steps // plan.save_steps)
-    kept = num_saves if plan.save_total_limit is None else min(num_saves, plan.save_total_limit)
-    token_bytes = 2 if plan.corpus.vocab_size <= 1 << 16 else 4
-    tokens = plan.corpus.num_train_tokens + plan.corpus.num_heldout_tokens
-    download_bytes = (plan.model.base.download_bytes or 0) if plan.model.base else 0
-    return (kept + 2) * checkpoint + tokens * token_bytes + download_bytes

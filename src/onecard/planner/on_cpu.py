@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import psutil
 import torch
@@ -10,7 +11,7 @@ import torch
 from onecard.errors import DoesNotFitError
 from onecard.hardware import Machine
 from onecard.planner.depth import TracedPlan
-from onecard.planner.forecast import copy_bytes, disk_bytes
+from onecard.planner.host_memory import HostMemory, copy_bytes, disk_bytes
 from onecard.planner.measure import measure_step
 from onecard.planner.parts import held_by_rank, share_of
 from onecard.planner.replay import replay
@@ -23,12 +24,17 @@ from onecard.units import GIB, KIB, format_bytes
 
 # Tensors are known to the byte; what malloc and the kernels hold beside them is not: 39 to 47 % in three runs (LOG.md).
 _BESIDE_TENSORS = 0.4
+# Of a rank with its part of the state: what gathers and sums leave in malloc's arenas, one of them for each thread of
+# gloo, grows with the whole weights: 3.1 to 4.8 times their bytes, 65M and 100M parameters on two and four ranks
+# (LOG.md). The first one gathers checkpoints, 3 times those bytes at most, into it.
+_BESIDE_PARTS = 4.0
 _MEMORY_BAND = (0.15, 0.2)
 # In 16 bits kernels are made for every shape, and chats are of many lengths: 430 MiB after 200 steps (LOG.md).
 _KERNELS_OF_SHAPES_BYTES = GIB // 2
 # Share of a large matrix product's speed that a step reaches: guess and range, for steps that take too long to try.
 _SHARE_OF_PEAK = 0.4
 _SHARES_OF_PEAK = (0.15, 0.8)
+_SINGLE_BYTES = 4
 # A step that is expected to take longer than this is not tried.
 _LONGEST_TRIED_S = 1.0
 _TRIAL_BUDGET_S = 1.5
@@ -58,8 +64,9 @@ def peak_process_bytes() -> int:
 def forecast_on_cpu(plan: Plan, machine: Machine, process_bytes: int, group: CardGroup | None = None) -> Plan:
     """Adds memory and time to a plan for this machine's CPU; a plan whose step cannot be traced stays as it is.
 
-    Of a `group` of processes memory is that of each, and those of one machine share its memory and its cores. What they
-    take to tell one another is not known, so time is without it.
+    Of a `group` of processes memory is that of the one that leads, which writes checkpoints, and its limit what the
+    others of its machine leave it; they share its cores, too. What they take to tell one another is not known, so time
+    is without it.
 
     `process_bytes` are those of `loaded_bytes` when the machine's free memory was read. Takes about three seconds: a
     trace, and a few steps if they are short.
@@ -69,18 +76,17 @@ def forecast_on_cpu(plan: Plan, machine: Machine, process_bytes: int, group: Car
     """
     num_ranks = 1 if group is None else group.num
     num_local = 1 if group is None else min(num_ranks, group.per_machine or num_ranks)
+    # What this process holds is not free any more, and is in the peak.
+    total_bytes = machine.free_ram_bytes + process_bytes
     share = share_of(plan, num_ranks)
     try:
         trace = _trace(share)
     except CannotTrace as error:
         reason = f"the step cannot be traced ({error}), so memory and time are not known"
         return plan.model_copy(update={"reasons": plan.reasons | {"forecast": reason}})
-    # What this process holds is not free any more, and is in the peak.
-    limit = machine.free_ram_bytes // num_local + process_bytes
     # What the trace and the text brought along stays for the run.
-    process_bytes = max(process_bytes, loaded_bytes())
-    held = held_by_rank(TracedPlan(trace), share, num_ranks).trace
-    memory = _memory(plan, held, process_bytes, limit)
+    here = _Here(total_bytes, max(process_bytes, loaded_bytes()), num_ranks, num_local)
+    memory = _memory(plan, trace, here)
     with _fewer_threads(num_local):
         time = _time(share, trace)
     if group is not None:
@@ -88,8 +94,18 @@ def forecast_on_cpu(plan: Plan, machine: Machine, process_bytes: int, group: Car
     forecast = Forecast(card="CPU", memory=memory, time=time, group=group)
     made = plan.model_copy(update={"forecast": forecast})
     if not memory.fits:
-        raise _does_not_fit(made, process_bytes)
+        raise _does_not_fit(made, here)
     return made
+
+
+@dataclass(frozen=True)
+class _Here:
+    """What the `num_local` processes of this machine may take together, and what each takes before it holds a model."""
+
+    total_bytes: int
+    process_bytes: int
+    num_ranks: int
+    num_local: int
 
 
 @contextmanager
@@ -120,15 +136,22 @@ def _trace(plan: Plan) -> Trace:
     return trace_cached(plan.model_copy(update={"torch_compile": False}), None)
 
 
-def _memory(plan: Plan, trace: Trace, process_bytes: int, limit_bytes: int) -> MemoryForecast:
-    found = replay(trace, workspace_bytes=0)
+def _memory(plan: Plan, trace: Trace, here: _Here) -> MemoryForecast:
+    """The memory of the process that leads, from the trace of what a rank computes."""
+    held = held_by_rank(TracedPlan(trace), share_of(plan, here.num_ranks), here.num_ranks).trace
+    found = replay(held, workspace_bytes=0)
     parts = {part: size for part, size in found.parts.items() if part != "workspaces"}
-    breakdown = {"process": process_bytes} | dict(sorted(parts.items(), key=lambda part: -part[1]))
+    breakdown = {"process": here.process_bytes} | dict(sorted(parts.items(), key=lambda part: -part[1]))
     tensor_bytes = sum(parts.values())
-    if copy := copy_bytes(plan):
+    malloc, copy = int(_BESIDE_TENSORS * tensor_bytes), copy_bytes(plan)
+    if here.num_ranks > 1 and plan.strategy == "fsdp":
+        malloc, copy = int(_BESIDE_PARTS * _SINGLE_BYTES * plan.model.num_parameters), 0
+    if copy:
         breakdown["checkpoint being written"] = copy
-    breakdown["malloc"] = int(_BESIDE_TENSORS * tensor_bytes)
+    breakdown["malloc"] = malloc
     peak = sum(breakdown.values())
+    of_host = HostMemory(peak, peak - copy, here.num_local)
+    limit_bytes = max(0, here.total_bytes - (of_host.machine - of_host.leader))
     below, above = _MEMORY_BAND
     remarks = ["the eager step stands in for the compiled one"] if plan.torch_compile else []
     has_many_shapes = plan.task == "sft" and not plan.has_static_shapes and plan.precision != "fp32"
@@ -148,9 +171,9 @@ def _memory(plan: Plan, trace: Trace, process_bytes: int, limit_bytes: int) -> M
         breakdown=breakdown,
         peak_phase=found.phase,
         phase_bytes=found.phase_bytes,
-        host_peak_bytes=peak,
+        **of_host.told(),
         disk_bytes=disk_bytes(plan),
-        note="; ".join([*remarks, *trace.record.notes]) or None,
+        note="; ".join([*remarks, *held.record.notes]) or None,
     )
 
 
@@ -188,22 +211,21 @@ def _time(plan: Plan, trace: Trace) -> TimeForecast:
     return with_rests(time, plan)
 
 
-def _does_not_fit(made: Plan, process_bytes: int) -> DoesNotFitError:
+def _does_not_fit(made: Plan, here: _Here) -> DoesNotFitError:
     assert made.forecast is not None
     memory = made.forecast.memory
     what = (
         f"this does not fit the memory of this machine: it needs {format_bytes(memory.peak_bytes)}, and "
         f"{format_bytes(memory.limit_bytes)} can be had"
     )
+    if memory.host_other_bytes is not None:
+        what += f" beside {here.num_local - 1} other processes that need {format_bytes(memory.host_other_bytes)} each"
     size = made.micro_batch_size
     while size > 1:
         size //= 2
         evaluation = min(size, made.eval_batch_size)
         less = made.model_copy(update={"micro_batch_size": size, "eval_batch_size": evaluation})
-        num_ranks = made.forecast.num_ranks
-        share = share_of(less, num_ranks)
-        held = held_by_rank(TracedPlan(_trace(share)), share, num_ranks).trace
-        found = _memory(less, held, process_bytes, memory.limit_bytes)
+        found = _memory(less, _trace(share_of(less, here.num_ranks)), here)
         if found.fits:
             flags = (
                 f"--per_device_train_batch_size {size} --total_batch_size {made.total_batch_size} "

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from onecard.checkpoint import read_checkpoint
 from onecard.distributed.meeting import DismissedError, meeting
 from onecard.errors import DivergedError, OnecardError
 from onecard.observe.events import Event, SaveReason
@@ -23,10 +22,10 @@ from onecard.run.folder import RunFolder
 from onecard.run.inputs import OnProgress, fetch_base_again, prepare_inputs
 from onecard.run.loop import Loop
 from onecard.run.milestones import Milestones
-from onecard.run.session import assemble_run, explained_memory
+from onecard.run.session import explained_memory, probe
+from onecard.run.start import load_start
 from onecard.run.together import NoRetreat, check_cards, come_together, explained_rank_loss, on_own_card
 from onecard.spec import Plan
-from onecard.training.snapshot import restore
 from onecard.training.state import TrainState
 
 
@@ -81,10 +80,13 @@ def _train(root: str, start: str | None, plan: Plan, on_progress: OnProgress | N
     corpus = prepare_inputs(recipe, fetch_base_again(recipe, plan, checkpoint, on_progress), on_progress)
     corpus, plan = settle_corpus(recipe, plan, corpus, checkpoint, ())
     with explained_memory(), explained_device_loss(torch.device(plan.device)):
-        state = assemble_run(plan, corpus, checkpoint)
-        if checkpoint is not None:
-            restore(state, read_checkpoint(checkpoint))
+        begun = load_start(plan, corpus, checkpoint)
+    state = begun.state
     come_together(state, recipe, corpus.fingerprint)
+    if begun.is_hollow:
+        with explained_rank_loss(state), explained_memory():
+            begun.share_out()
+        probe(state)
     with ExitStack() as stack:
         control = Control()
         stack.enter_context(stopping_on_signals(control))

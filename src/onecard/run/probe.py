@@ -15,7 +15,7 @@ def probe_worst_case(state: TrainState) -> int | None:
     """Runs a step over full micro-batches and an evaluation batch; gives the bytes reserved on a GPU, None on a CPU.
 
     The step is the run's own and is refused at its end as a non-finite one would be: weights and moments stay as they
-    are, bit for bit.
+    are, bit for bit. Of a state in parts all ranks have to try it together.
     """
     probe_step(state)
     probe_evaluation(state)
@@ -28,7 +28,7 @@ def probe_worst_case(state: TrainState) -> int | None:
 def probe_step(state: TrainState) -> None:
     """Runs a step over full micro-batches, which is refused at its end."""
     plan = state.plan
-    num_micro_batches = min(2, plan.num_micro_batches)
+    num_micro_batches = min(2, -(-plan.num_micro_batches // state.ranks.num))
     batches = [place(_full_step_batch(plan), state) for _ in range(num_micro_batches)]
     scale, state.loss_scale = state.loss_scale, _not_a_number(state.device)
     try:
@@ -42,7 +42,7 @@ def probe_evaluation(state: TrainState) -> None:
     plan, decoder = state.plan, Decoder(state.model, compiled=False)
     state.model.eval()
     try:
-        sum_rows(decoder, state.head, _full_heldout_batch(plan), plan.attn_implementation)
+        state.inside(lambda: sum_rows(decoder, state.head, _full_heldout_batch(plan), plan.attn_implementation))
     finally:
         state.model.train()
 

@@ -10,13 +10,11 @@ from pathlib import Path
 
 import torch
 
-from onecard.checkpoint import Checkpoint, read_checkpoint, remove_leftovers
-from onecard.data import ChatCorpus, TrainingData
+from onecard.checkpoint import Checkpoint, remove_leftovers
+from onecard.data import TrainingData
 from onecard.distributed.meeting import meeting
 from onecard.errors import CheckpointError, DivergedError, DoesNotFitError
-from onecard.model.hub import find_cached
 from onecard.model.shortage import is_out_of_memory
-from onecard.model.weight_files import fingerprint
 from onecard.observe.events import Event, FindingEvent, FinishedEvent, RecoveredEvent, StepEvent
 from onecard.observe.jsonl import JsonlSink
 from onecard.observe.sinks import SinkThatMayFail, make_sinks
@@ -34,13 +32,12 @@ from onecard.run.recovery import Recovery
 from onecard.run.retention import set_aside_after
 from onecard.run.retreat import Retreat, recorded_bytes, saved_event
 from onecard.run.space import check_space
+from onecard.run.start import load_start
 from onecard.run.stay_awake import kept_awake
 from onecard.run.tasks import RunTasks
 from onecard.run.together import NoRetreat, come_together, explained_rank_loss, give_order, on_own_card
 from onecard.run.versions import record_versions
 from onecard.spec import Plan
-from onecard.training.assemble import assemble
-from onecard.training.snapshot import restore
 from onecard.training.state import TrainState
 
 log = logging.getLogger("onecard.run")
@@ -129,21 +126,24 @@ def _make_state(
     check_space(folder.checkpoints, plan)
     give_order(folder, checkpoint, plan)
     with explained_memory(), explained_device_loss(torch.device(plan.device)):
-        state = assemble_run(plan, corpus, checkpoint)
-        restored = read_checkpoint(checkpoint) if checkpoint is not None else None
-        if restored is not None:
-            restore(state, restored)
-    probed = _probe(state)
+        start = load_start(plan, corpus, checkpoint)
+    state, restored = start.state, start.restored
+    probed = [] if start.is_hollow else probe(state)
+    come_together(state, folder.recipe(), corpus.fingerprint)
+    if start.is_hollow:
+        with explained_rank_loss(state), explained_memory(), explained_device_loss(state.device, state):
+            start.share_out()
+        probed = probe(state)
     if restored is not None:
         set_aside_after(restored.folder)
-    come_together(state, folder.recipe(), corpus.fingerprint)
     return state, restored, probed
 
 
-def _probe(state: TrainState) -> list[Event]:
+def probe(state: TrainState) -> list[Event]:
+    """Tries on a GPU whether the run has room; of a state in parts all ranks have to."""
     if state.device.type != "cuda":
         return []
-    with explained_memory(state), explained_device_loss(state.device, state):
+    with explained_rank_loss(state), explained_memory(state), explained_device_loss(state.device, state):
         return list(Recovery(state, Clock(state.progress.elapsed_s)).probe())
 
 
@@ -154,36 +154,6 @@ def _with_last_save(events: Iterator[Event], checkpoints: Checkpoints) -> Iterat
     except Exception:
         yield from checkpoints.settle()
         raise
-
-
-def assemble_run(plan: Plan, corpus: TrainingData | None, checkpoint: Path | None) -> TrainState:
-    """Builds the state of a run, its device set up for it; a base that is gone comes from the checkpoint."""
-    _set_up_device(plan)
-    base = plan.model.base
-    is_gone = base is not None and base.folder is not None and find_cached(base.folder) is None
-    if base is not None and is_gone and checkpoint is not None and plan.adapt is None:
-        log.warning("%s is not in %s any more: whether it has changed could not be compared", base.name, base.folder)
-        own = {"folder": str(checkpoint), "fingerprint": fingerprint(checkpoint), "num_new_tokens": 0}
-        model = plan.model.model_copy(update={"base": base.model_copy(update=own)})
-        state = _assemble(plan.model_copy(update={"model": model}))
-        state.plan = plan
-    else:
-        state = _assemble(plan)
-    if isinstance(corpus, ChatCorpus):
-        # So that a checkpoint ends its answers in whatever tool opens it.
-        ends, pad_id = list(corpus.stop_ids), corpus.tokenizer.pad_token_id
-        state.model.generation_config.eos_token_id = ends
-        state.model.generation_config.pad_token_id = ends[0] if pad_id is None else pad_id
-    return state
-
-
-def _assemble(plan: Plan) -> TrainState:
-    if plan.strategy == "ddp" or meeting().place.num_ranks == 1:
-        return assemble(plan)
-    # On the host, from where each rank takes its part: a card may have no room for all.
-    state = assemble(plan.model_copy(update={"device": "cpu"}))
-    state.plan = plan
-    return state
 
 
 def _open_sinks(stack: ExitStack, folder: RunFolder, plan: Plan, resumed_at: int | None) -> list[SinkThatMayFail]:
@@ -235,17 +205,3 @@ def explained_memory(state: TrainState | None = None) -> Iterator[None]:
             f"{plan.micro_batch_size}: start again with half of it and twice the gradient_accumulation_steps, or with "
             "gradient_checkpointing true"
         ) from error
-
-
-def _set_up_device(plan: Plan) -> None:
-    if plan.device.startswith("cuda"):
-        # Events and streams belong to the current device.
-        torch.cuda.set_device(plan.device)
-        if plan.memory_limit_bytes is not None:
-            # What the plan was made for: a larger card imitates a smaller one, and Windows does not page to system RAM.
-            total_bytes = torch.cuda.get_device_properties(plan.device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, plan.memory_limit_bytes / total_bytes), plan.device)
-    elif plan.num_threads is not None:
-        # Sums depend on how many threads share them, so a run keeps their number wherever it is resumed.
-        torch.set_num_threads(plan.num_threads)
-    torch.use_deterministic_algorithms(plan.deterministic)

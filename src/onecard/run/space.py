@@ -8,7 +8,7 @@ from pathlib import Path
 
 from onecard.checkpoint import SMALL_FILES_BYTES, list_checkpoints
 from onecard.errors import InputError
-from onecard.planner.forecast import checkpoint_bytes
+from onecard.planner.host_memory import checkpoint_bytes
 from onecard.spec import Plan
 from onecard.units import format_bytes
 

@@ -80,14 +80,15 @@ def come_together(state: TrainState, recipe: Recipe, corpus_fingerprint: str) ->
     place = meeting().place
     if place.num_ranks == 1:
         return
-    ranks = meeting().begin(torch.device(state.plan.device), recipe.ddp_timeout)
+    device = torch.device(state.plan.device)  # a hollow state is on none yet
+    ranks = meeting().begin(device, recipe.ddp_timeout)
     try:
-        check_same(ranks, corpus_fingerprint, state.device)
+        check_same(ranks, corpus_fingerprint, device)
     except InputError as error:  # which all of them raise
         if ranks.is_leader:
             raise
         raise DismissedError(error.exit_code) from error
-    if state.device.type == "cpu" and state.plan.num_threads is not None:
+    if device.type == "cpu" and state.plan.num_threads is not None:
         torch.set_num_threads(max(1, state.plan.num_threads // place.num_local_ranks))
     spread(state, ranks)
 

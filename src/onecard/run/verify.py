@@ -18,7 +18,8 @@ from onecard.run.feed import Feed
 from onecard.run.folder import RunFolder
 from onecard.run.inputs import fetch_base_again, prepare_inputs
 from onecard.run.replay import position_of
-from onecard.run.session import assemble_run, explained_memory
+from onecard.run.session import explained_memory
+from onecard.run.start import assemble_run
 from onecard.run.stepping import make_step
 from onecard.training.assemble import adopt
 from onecard.training.snapshot import restore

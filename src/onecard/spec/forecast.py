@@ -35,6 +35,8 @@ class MemoryForecast(_Frozen):
     no other name for. `peak_phase` says where in the run the peak is, `phase_bytes` what tensors hold at the fullest
     moment of each phase, without cuBLAS workspaces and what the allocator holds beyond tensors.
     `limit_bytes` is what the allocator may reserve on the card. `note` says what the figures leave open.
+    `host_peak_bytes` is of the process that leads; where several share its machine, `host_other_bytes` of each other
+    one and `host_machine_bytes` of all of them. On a CPU, `peak_bytes` and `limit_bytes` are of the one that leads.
     """
 
     fits: bool
@@ -49,6 +51,8 @@ class MemoryForecast(_Frozen):
     phase_bytes: dict[str, int]
     host_peak_bytes: int
     disk_bytes: int
+    host_other_bytes: int | None = None
+    host_machine_bytes: int | None = None
     note: str | None = None
 
 

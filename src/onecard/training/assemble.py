@@ -3,16 +3,16 @@
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from onecard.errors import InputError
 from onecard.model.adapt import adapt
-from onecard.model.build import build_model
+from onecard.model.build import build_hollow, build_model, finish, make_config
 from onecard.model.decoder import Decoder
 from onecard.model.loss import find_head
-from onecard.model.pretrained import load_pretrained
+from onecard.model.pretrained import load_pretrained, make_hollow
 from onecard.spec import Plan
 from onecard.training.optimizer import Optimizer
 from onecard.training.state import LossScale, Progress, TrainState
@@ -42,15 +42,62 @@ def assemble(plan: Plan, *, with_weights: bool = True) -> TrainState:
     model.train()
     if plan.gradient_checkpointing:
         _checkpoint_activations(model, plan.gradient_checkpointing)
-    optimizer = Optimizer(model, plan.optimizer)
-    optimizer.load_masters(masters)
+    state = _as_state(plan, model)
+    state.optimizer.load_masters(masters)
+    return state
+
+
+def assemble_hollow(plan: Plan) -> TrainState:
+    """Builds what `assemble` does without weights and moments, which ranks are yet to hold in parts (`sharded.py`).
+
+    Buffers are on the device; parameters, and all that the optimizer has of them, are on the meta device.
+
+    Raises:
+        InputError, CheckpointError: as `assemble`, of what can be told without weights.
+    """
+    device, given = torch.device(plan.device), plan.model
+    if given.init == "pretrained":
+        model = make_hollow(given, backend=plan.attn_implementation)
+    else:
+        config = make_config(given.settings, given.dropout)
+        model = finish(build_hollow(config, plan.attn_implementation), given.dropout)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
+    model.train()
+    if plan.gradient_checkpointing:
+        _checkpoint_activations(model, plan.gradient_checkpointing)
+    return _as_state(plan, model)
+
+
+def initial_weights(plan: Plan) -> dict[str, Tensor]:
+    """The weights that a run begins with, whole on the host: parameters by name, and buffers that are saved.
+
+    Raises:
+        InputError, CheckpointError: as `assemble`.
+    """
+    return weights_of(_build(plan, with_weights=True))
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Parameters by name, and buffers that are saved with them."""
+    named = dict(model.named_parameters()) | saved_buffers(model)
+    return {name: tensor.detach() for name, tensor in named.items()}
+
+
+def saved_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Buffers that belong to a model's weights, such as the biases by which some families choose experts."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
+
+
+def _as_state(plan: Plan, model: PreTrainedModel) -> TrainState:
     return TrainState(
         plan=plan,
         model=model,
         decoder=Decoder(model, compiled=plan.torch_compile),
         head=find_head(model, plan.loss_chunk_size),
-        optimizer=optimizer,
-        loss_scale=LossScale.make(plan.precision, device),
+        optimizer=Optimizer(model, plan.optimizer),
+        loss_scale=LossScale.make(plan.precision, torch.device(plan.device)),
         progress=Progress(),
     )
 

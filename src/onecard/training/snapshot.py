@@ -15,6 +15,7 @@ from onecard.checkpoint import FORMAT_VERSION, Checkpoint, Parts
 from onecard.errors import CheckpointError
 from onecard.model.folder import load_adapter, load_masters, save_adapter_folder, save_model_folder
 from onecard.training.host_copy import HostCopy
+from onecard.training.sharded import Shards
 from onecard.training.state import Progress, TrainState
 
 
@@ -92,11 +93,23 @@ def _progress(checkpoint: Checkpoint) -> Progress:
 
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:
-    """Puts a freshly assembled state where the checkpoint stood.
+    """Puts a freshly assembled state where the checkpoint stood; of one in parts, each rank its own.
 
     Raises:
         CheckpointError: the checkpoint belongs to another model.
     """
+    if isinstance(state.spread, Shards):
+        state.spread.read(checkpoint.folder)
+    else:
+        _restore_whole(state, checkpoint)
+    with torch.no_grad():
+        scale = checkpoint.tensors("loss_scale")
+        state.loss_scale.value.copy_(scale["value"])
+        state.loss_scale.num_good_steps.copy_(scale["num_good_steps"])
+    state.progress = _progress(checkpoint)
+
+
+def _restore_whole(state: TrainState, checkpoint: Checkpoint) -> None:
     is_adapted = state.plan.adapt is not None
     masters = load_adapter(state.model, checkpoint.folder) if is_adapted else load_masters(checkpoint.folder)
     moments = checkpoint.tensors("optimizer")
@@ -113,7 +126,3 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     with torch.no_grad():
         state.optimizer.load_masters(masters)
         state.optimizer.load_state_tensors(moments)
-        scale = checkpoint.tensors("loss_scale")
-        state.loss_scale.value.copy_(scale["value"])
-        state.loss_scale.num_good_steps.copy_(scale["num_good_steps"])
-    state.progress = _progress(checkpoint)

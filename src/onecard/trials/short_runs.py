@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onecard.data import Batch, TrainingData
 from onecard.evaluation.heldout import HeldoutLoss, measure_heldout_loss
 from onecard.run.feed import Feed
-from onecard.run.session import assemble_run
+from onecard.run.start import assemble_run
 from onecard.spec import Plan, SchedulePlan
 from onecard.training.assemble import start_again
 from onecard.training.schedule import rate_at

@@ -13,7 +13,7 @@ from onecard.model.shortage import Shortage, attempt
 from onecard.planner.measure import measure_peak
 from onecard.planner.on_cpu import peak_process_bytes
 from onecard.run.feed import Feed
-from onecard.run.session import assemble_run
+from onecard.run.start import assemble_run
 from onecard.spec import Plan
 from onecard.training.schedule import rate_at
 from onecard.trials.steps import Batches, Step, make_steps
