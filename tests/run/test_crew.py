@@ -117,6 +117,7 @@ def test_what_is_shared_is_what_one_process_finds(index: int, crews: list[Crew])
     else:
         assert found == alone
         assert len({tuple(new) for new in found}) > 1
+    assert crews[0].state.model.training  # dropout stays on for the steps to come
     # Of the items the leader has done its own.
     own = -(-len(work.items) // NUM_RANKS)
     assert heard[-1:] == [(own, own)][:own]
