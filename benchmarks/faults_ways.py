@@ -110,7 +110,7 @@ class LettersTask:
     def measure(self, subject: Subject) -> Result:
         """Lets the model answer all prompts."""
         new_tokens = self._settings.max_new_tokens
-        found = respond(subject.model, subject.tokenizer, self._prompts, new_tokens, 5, self._report)
+        found = respond(subject, self._prompts, new_tokens, 5, self._report)
         sums = np.array([sum(map(str.isalpha, text)) for text in found.texts], float)
         items = Items(sums, np.ones(len(sums), int))
         value, error = items.ratio()

@@ -25,6 +25,7 @@ from record import write_result
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from onecard.evaluation.responses import respond
+from onecard.evaluation.task import Subject
 
 # Of SmolLM2-135M on a GPU; on a CPU small enough for a minute.
 SHAPES = {
@@ -122,7 +123,7 @@ def harness(
 def ours(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], num_new: int, size: int
 ) -> Callable[[], list[str]]:
-    return lambda: list(respond(model, tokenizer, prompts, num_new, size).texts)
+    return lambda: list(respond(Subject(model, tokenizer, {}), prompts, num_new, size).texts)
 
 
 def take_turns(

@@ -66,6 +66,13 @@ def test_processes_of_this_machine_share_its_memory(run) -> None:
     assert "gloo" in two["time_note"]
 
 
+def test_a_micro_batch_too_large_to_be_shared_is_cut_and_told(run) -> None:
+    done = run(*WORDS, "--card", "rtx-3060-12gb", "--per_device_train_batch_size", "8", "--num_processes", "3")
+    assert done.code == 0, done.stderr
+    assert "in 3 micro-batches of 3" in done.stdout
+    assert "3 sequences at once, not 8: 3 processes share a step of 8 samples" in done.stdout
+
+
 def test_more_processes_than_samples_are_refused(run) -> None:
     done = run(*WORDS, "--card", "rtx-3060-12gb", "--num_processes", "9")
     assert done.code == 2

@@ -71,7 +71,7 @@ def read_again(state: TrainState, whole: dict[str, dict[str, torch.Tensor]], fol
     """Whether a checkpoint of these parts, read by each rank for itself, is the whole again, bit for bit."""
     if state.ranks.is_leader:
         write_checkpoint(folder, snapshot(state, NoTokenizer(), {}, whole=whole))
-    state.ranks.rejoin()
+    state.ranks.hear_leader()
     other = assemble_hollow(state.plan)
     spread(other, state.ranks)
     restore(other, read_checkpoint(folder))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from steps_on_ranks import train
 
 from onecard.model.build import count_parameters
 from onecard.spec import AdaptPlan, Plan
@@ -16,7 +17,7 @@ Results = dict[int, list[dict[str, dict[str, Any]]]]
 
 
 # 8 million parameters: what a process holds of them is seen from outside.
-LARGE = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 3, "tie_word_embeddings": True}
+LARGE = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 3, "tie_word_embeddings": True}
 LORA = AdaptPlan(method="lora", r=4, lora_alpha=8)
 # Micro-batches of a step, the model, and what else is asked for. An epsilon above rounding: Adam's first step would
 # otherwise turn the noise of a zero gradient into a full step.
@@ -68,7 +69,7 @@ def results(
     settings_of: Callable[..., dict[str, Any]],
     do_on_ranks: Callable[..., tuple[list[int], str]],
 ) -> Results:
-    """What every case came to on one and on two ranks, by rank; each number of processes is started once."""
+    """What every case came to on one and on two ranks, by rank; they are started once, and this process is the one."""
     folder, cases = tmp_path_factory.mktemp("ranks"), {}
     for name, (num_micro_batches, family, changes) in CASES.items():
         settings = settings_of(family, **changes.get("settings", {}))
@@ -76,13 +77,11 @@ def results(
         cases[name] = {"plan": plan.model_dump(mode="json"), "num_micro_batches": num_micro_batches}
     plans = folder / "plans.json"
     plans.write_text(json.dumps(cases), encoding="utf-8")
-    results: Results = {}
-    for num in (1, 2):
-        out = folder / f"{num}.json"
-        codes, errors = do_on_ranks(WORKER, num, plans, out)
-        assert codes == [0] * num, errors
-        results[num] = json.loads(out.read_text(encoding="utf-8"))
-    return results
+    codes, errors = do_on_ranks(WORKER, 2, plans, folder / "out.json")
+    assert codes == [0, 0], errors
+    plain = {name: (Plan.model_validate(case["plan"]), case["num_micro_batches"]) for name, case in cases.items()}
+    alone = {name: train(*case, folder) for name, case in plain.items()}
+    return {1: [alone], 2: json.loads((folder / "out.json").read_text(encoding="utf-8"))}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,5 +1,6 @@
 """Many texts in few rows: each is the text that it would be alone, and no step runs what has ended."""
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from onecard.model.batching import suits
 from onecard.model.build import build_model
 from onecard.model.generate import AtOnce, IsOver, Sampling, complete_ids
+from onecard.model.sampling import draw_each
 
 NUM_IDS = 40
 GREEDY = Sampling(max_new_tokens=14, temperature=0)
@@ -227,3 +229,33 @@ def test_a_model_that_keeps_more_than_keys_is_run_by_transformers() -> None:
     found = complete_ids(model, [[3, 4], [5, 6]], [NUM_IDS - 1], GREEDY, at_once=AtOnce(1, told.__setitem__))
     assert found == [naive(model, prompt, [NUM_IDS - 1], 14) for prompt in ([3, 4], [5, 6])]
     assert told == dict(enumerate(found))
+
+
+@pytest.mark.parametrize("is_suited", [True, False])
+def test_a_stream_of_its_own_draws_a_text_whatever_is_written_beside_it(
+    is_suited: bool, model_of: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("llama")
+    monkeypatch.setattr("onecard.model.generate.suits", lambda model: is_suited)
+    prompts = [*PROMPTS, PROMPTS[0]]
+    drawn = Sampling(max_new_tokens=20, temperature=1.5, seed=3, streams=tuple(range(len(prompts))))
+    found = complete_ids(model, prompts, [0], drawn, at_once=AtOnce(3))
+    for index, prompt in enumerate(prompts):
+        assert complete_ids(model, [prompt], [0], replace(drawn, streams=(index,))) == [found[index]]
+    # Neither a prompt nor a seed alone decides.
+    assert found[0] != found[-1]
+    assert complete_ids(model, prompts, [0], replace(drawn, seed=4)) != found
+
+
+def test_draws_from_streams_have_the_shares_of_the_scores() -> None:
+    shares = torch.tensor([0.5, 0.0, 0.2, 0.3, 0.0])
+    streams = [random.Random(number) for number in range(4000)]
+    counts = torch.bincount(torch.tensor(draw_each(shares.log().expand(4000, -1), streams)), minlength=5)
+    assert (counts / 4000 - shares).abs().max() < 0.03  # some four standard errors
+    assert counts[1] == counts[4] == 0
+
+    class Highest(random.Random):
+        def random(self) -> float:
+            return 1 - 2**-53
+
+    assert draw_each(shares.log()[None], [Highest()]) == [3]

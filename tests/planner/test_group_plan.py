@@ -1,6 +1,5 @@
 """Plans for several cards: what each holds, what they tell one another, and which way they share a run."""
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from onecard.planner.forecast import forecast
 from onecard.planner.host_memory import check_host, checkpoint_bytes, host_memory
 from onecard.planner.ladder import list_alternatives
 from onecard.planner.parts import find_parts, share_of
-from onecard.planner.ranks import plan_for_ranks
+from onecard.planner.ranks import plan_for_ranks, share_out
 from onecard.planner.roofline import predict_time
 from onecard.planner.strategy import fit_ranks
 from onecard.spec import CardGroup, Forecast, Plan, Recipe
@@ -301,17 +300,22 @@ def test_room_is_kept_for_nccl() -> None:
     assert target.limit_bytes - keep_for_nccl(target).limit_bytes == NCCL_BYTES
 
 
-@pytest.mark.parametrize(("packing", "num_ranks"), [("off", 4), ("rows", 4), ("rows", 7)])
-def test_a_refused_cut_names_settings_that_would_do(draft: Callable[..., Plan], packing: str, num_ranks: int) -> None:
+@pytest.mark.parametrize(
+    ("packing", "num_ranks", "size"), [("off", 2, 4), ("off", 3, 3), ("off", 8, 1), ("rows", 4, 2)]
+)
+def test_a_micro_batch_that_leaves_ranks_without_one_is_cut(
+    draft: Callable[..., Plan], packing: str, num_ranks: int, size: int
+) -> None:
     corpus = draft().corpus.model_copy(update={"num_train_rows": 100, "num_train_tokens": 3200})
     # Packed, 8 chats of 32 tokens fill 5 rows of 64.
     given = draft(micro_batch_size=4, total_batch_size=8, packing=packing, corpus=corpus)
     recipe = Recipe(dataset="texts", per_device_train_batch_size=4)
-    with pytest.raises(InputError) as refused:
-        plan_for_ranks(given, recipe, num_ranks)
-    told = dict(re.findall(r"(per_device_train_batch_size|total_batch_size) to (\d+)", str(refused.value)))
-    assert ("per_device_train_batch_size" in told) == (given.rows_per_step >= num_ranks)
-    for key, name in (("per_device_train_batch_size", "micro_batch_size"), ("total_batch_size", "total_batch_size")):
-        if key in told:
-            assert int(told[key]) != getattr(given, name)
-            plan_for_ranks(given.model_copy(update={name: int(told[key])}), recipe, num_ranks)
+    new, again = plan_for_ranks(given, recipe, num_ranks), share_out(given, recipe, num_ranks)
+    assert new == again
+    assert (new.micro_batch_size, new.total_batch_size) == (size, 8)
+    reason = f"{size} sequences at once, not 4: {num_ranks} processes share a step of 8 samples"
+    assert new.reasons.get("micro_batch_size.asked") == (reason if size < 4 else None)
+    # On fewer processes it is as it was cut.
+    assert share_out(new, recipe, 1) == new
+    with pytest.raises(InputError, match="9 processes are more than the 8 samples of a step: start at most 8"):
+        share_out(given, recipe, 9)

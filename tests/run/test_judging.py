@@ -6,26 +6,20 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
+from light_tasks import PROMPTS, LettersTask
 
 import onecard
 from onecard.errors import InputError
-from onecard.evaluation.paired import Items
-from onecard.evaluation.responses import respond
-from onecard.evaluation.task import Result, Subject
 from onecard.observe.events import Event
 from onecard.run import judge
 from onecard.run import tasks as run_tasks
 from onecard.run.folder import RunFolder
 from onecard.run.judge import NUM_FINALISTS
-from onecard.spec import Score
 
 if TYPE_CHECKING:
     from run.conftest import Runner
 
-WORDS = ("the", "lazy", "dog", "jumps", "over", "a", "quick", "brown", "fox", "and", "sleeps")
-PROMPTS = [f"{word} " for word in WORDS] * 4
 JUDGED: dict[str, Any] = {
     "eval_tasks": "ifeval",
     "eval_limit": 12,
@@ -34,33 +28,6 @@ JUDGED: dict[str, Any] = {
     "save_total_limit": 1,
     "eval_fraction": 0.05,
 }
-
-
-class LettersTask:
-    """Scores responses by how many of their characters are letters: needs nothing that is not installed."""
-
-    name = "ifeval"
-    ranks_by = "letters"
-    is_lower_better = False
-
-    def __init__(self, settings: run_tasks.TaskSettings, report: Any, before: Callable[[], None]) -> None:
-        self._prompts = PROMPTS[: settings.limit]
-        self._settings = settings
-        self._report = report
-        self._before = before
-        self.num_items = len(self._prompts)
-        self.fingerprint = f"letters of {self.num_items}"
-
-    def measure(self, subject: Subject) -> Result:
-        self._before()
-        settings = self._settings
-        found = respond(subject.model, subject.tokenizer, self._prompts, settings.max_new_tokens, 5, self._report)
-        sums = np.array([sum(map(str.isalpha, text)) for text in found.texts], float)
-        items = Items(sums, np.ones(len(sums), int))
-        value, error = items.ratio()
-        rows = tuple({"prompt": p, "response": t} for p, t in zip(self._prompts, found.texts, strict=True))
-        score = Score(name="letters", value=value, standard_error=error, n=len(sums), protocol=subject.protocol)
-        return Result((score,), items, rows=rows)
 
 
 @pytest.fixture

@@ -55,7 +55,9 @@ def test_a_slow_rank_is_seen_and_one_that_hangs_ends_the_run(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_torchrun_starts_a_run_again_that_goes_on_where_it_stood(runner: Any, write_jobs: Callable[..., Path]) -> None:
-    listed = write_jobs({"root": runner.folder / "run", "recipe": runner.values | SHORT, "killed_at": 12})
+    # Killed in its share of a task, for which the other one may wait for hours.
+    recipe = runner.values | SHORT | {"eval_tasks": "ifeval", "eval_limit": 5, "eval_max_new_tokens": 4}
+    listed = write_jobs({"root": runner.folder / "run", "recipe": recipe, "killed_at": 10})
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
     process = subprocess.Popen(
         [*torchrun, str(WORKER), str(listed)], stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -68,10 +70,13 @@ def test_torchrun_starts_a_run_again_that_goes_on_where_it_stood(runner: Any, wr
             one.kill()
     assert process.returncode == 0, errors
     assert not left
-    assert errors.count("rank 1 of 2 is gone: it was killed, or its machine cannot be reached, after step 12") == 1
+    assert errors.count("rank 1 of 2 is gone: it was killed, or its machine cannot be reached, after step 10") == 1
     found = runner.outcome("run")
     assert [event["step"] for event in found.events("step")] == list(range(1, 21))
     assert [event["reason"] for event in found.events("finished")] == ["completed"]
+    parts = [event for event in found.events("scored") if not event["is_whole"]]
+    assert [event["step"] for event in parts] == [5, 10, 15, 20]
+    assert len(found.events("chosen")) == 1
 
 
 class Told(Ranks):

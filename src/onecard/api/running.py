@@ -199,7 +199,7 @@ def _continue(
     on_progress: OnProgress | None,
     accepted: frozenset[str] = frozenset(),
 ) -> Path:
-    from onecard.planner.ranks import recut
+    from onecard.planner.ranks import share_out
     from onecard.run.changes import check_circumstances, settle_corpus
     from onecard.run.inputs import fetch_base_again, prepare_inputs
     from onecard.run.reporting import reported
@@ -217,8 +217,7 @@ def _continue(
         corpus = prepare_inputs(recipe, base, on_progress)
         corpus, decided = settle_corpus(recipe, decided, corpus, checkpoint, accepted)
         num_ranks = find_place().num_ranks
-        if recipe.per_device_train_batch_size == "auto" or decided.num_micro_batches < num_ranks:
-            decided = recut(decided, num_ranks)
+        decided = share_out(decided, recipe, num_ranks)
         if decided.forecast is not None and decided.forecast.num_ranks != num_ranks:
             decided = decided.model_copy(update={"forecast": None})  # it was for another number
         if on_plan is not None:

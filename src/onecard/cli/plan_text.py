@@ -19,6 +19,7 @@ def summary_rows(plan: "Plan", run_folder: Path | None = None) -> list[tuple[str
         *([("new tokens", f"{', '.join(new)}, of the chat template")] if (new := plan.corpus.new_tokens) else ()),
         *([("learned too", learned)] if (learned := plan.reasons.get("model.base.untrained_tokens")) else ()),
         ("batch", _describe_batch(plan)),
+        *([("", cut)] if (cut := plan.reasons.get("micro_batch_size.asked")) else ()),
         (
             "steps",
             f"{schedule.num_steps} = {format_count(num_tokens)} tokens, "

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from onecard.distributed.place import Place, find_place, is_launched
-from onecard.distributed.ranks import SOLO, Ranks
+from onecard.distributed.ranks import LONGEST_ABSENCE_S, SOLO, Ranks
 from onecard.errors import InputError, OnecardError, RankLostError
 
 log = logging.getLogger("onecard.distributed")
@@ -199,13 +199,14 @@ class Meeting:
                     world_size=self.place.num_ranks,
                     timeout=timedelta(seconds=timeout_s),
                 )
+                patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=LONGEST_ABSENCE_S))
             except RuntimeError as error:  # gloo has no type of its own
                 raise InputError(
                     f"{self.place} could not connect to the others within {timeout_s:.0f} s "
                     f"({_first_line(error)}): one of them has ended, or a firewall is between the machines"
                 ) from error
             atexit.register(_leave)
-            self._ranks = Ranks(self.place, own)
+            self._ranks = Ranks(self.place, own, patient)
         return self._ranks
 
     @contextmanager

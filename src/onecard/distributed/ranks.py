@@ -20,8 +20,8 @@ Item = TypeVar("Item")
 
 _HANGS, _BROKE = "hangs", "broke"
 
-# The leader samples, scores or waits for a disk; the others have nothing to do but wait for it.
-_LONGEST_ABSENCE_S = 24 * 3600.0
+# One may have texts to write, a task to score or a disk to wait for, for so long.
+LONGEST_ABSENCE_S = 24 * 3600.0
 _LOOKING_S = 0.02
 # All ranks see at about the same time that one is gone, and look for it.
 _ANSWER_S = 5.0
@@ -41,12 +41,15 @@ class Lost:
 
 
 class Ranks:
-    """The processes of a run, seen from one of them; one process alone agrees with itself at once."""
+    """The processes of a run, seen from one of them; one process alone agrees with itself at once.
 
-    def __init__(self, place: Place = ALONE, store: Any = None) -> None:
+    Of the group `patient` one may wait for another as long as `LONGEST_ABSENCE_S`.
+    """
+
+    def __init__(self, place: Place = ALONE, store: Any = None, patient: dist.ProcessGroup | None = None) -> None:
         self.place = place
         self._store = store
-        self._num_absences = 0
+        self._patient = patient
 
     @property
     def num(self) -> int:
@@ -74,6 +77,10 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def take_leaders(self, tensor: Tensor) -> None:
+        """Gives all ranks the leader's values, in place."""
+        dist.broadcast(tensor.detach(), src=0)
+
     def largest(self, value: int) -> int:
         """Gives all ranks the largest of their values."""
         if not self.is_several:
@@ -84,30 +91,41 @@ class Ranks:
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Gives all ranks the rows [n, K] on the host of all of them, those of rank 0 first; n may differ."""
-        if not self.is_several:
-            return rows
-        counts = [torch.zeros((), dtype=torch.int64) for _ in range(self.num)]
-        dist.all_gather(counts, torch.tensor(len(rows)))
-        most = max(int(count) for count in counts)
-        padded = rows.new_zeros(most, *rows.shape[1:])
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in range(self.num)]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+        return torch.cat(self._gather(rows)) if self.is_several else rows
 
-    def gather_texts(self, text: str) -> list[str]:
-        """Gives all ranks what each of them says, by rank."""
+    def gather_texts(self, text: str, *, is_patient: bool = False) -> list[str]:
+        """Gives all ranks what each of them says, by rank; `is_patient`: however long one of them takes for it."""
         if not self.is_several:
             return [text]
-        # A text is a row of bytes; the lengths tell where the next begins.
-        content = text.encode()
-        lengths = self.gather_rows(torch.tensor([[len(content)]]))
-        joined = bytes(self.gather_rows(torch.frombuffer(bytearray(content + b"\0"), dtype=torch.uint8)).tolist())
-        texts, start = list[str](), 0
-        for length in lengths.flatten().tolist():
-            texts.append(joined[start : start + length].decode())
-            start += length + 1
-        return texts
+        return [part.numpy().tobytes().decode() for part in self._gather(_as_bytes(text), is_patient=is_patient)]
+
+    def _gather(self, rows: Tensor, *, is_patient: bool = False) -> list[Tensor]:
+        """Gives all ranks the rows on the host of each, by rank."""
+        counts = self._gather_alike(torch.tensor(len(rows)), is_patient)
+        padded = rows.new_zeros(max(map(int, counts)), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = self._gather_alike(padded, is_patient)
+        return [part[: int(count)] for part, count in zip(parts, counts, strict=True)]
+
+    def _gather_alike(self, tensor: Tensor, is_patient: bool) -> list[Tensor]:
+        parts = [torch.empty_like(tensor) for _ in range(self.num)]
+        if is_patient:
+            _await(dist.all_gather(parts, tensor, group=self._patient, async_op=True))
+        else:
+            dist.all_gather(parts, tensor)
+        return parts
+
+    def hear_leader(self, text: str = "") -> str:
+        """Gives all ranks what the leader says, however long they wait for it."""
+        if not self.is_several:
+            return text
+        content = _as_bytes(text)
+        length = torch.tensor(len(content))
+        _await(dist.broadcast(length, src=0, group=self._patient, async_op=True))
+        if not self.is_leader:
+            content = torch.empty(int(length), dtype=torch.uint8)
+        _await(dist.broadcast(content, src=0, group=self._patient, async_op=True))
+        return content.numpy().tobytes().decode()
 
     def as_leader_says(self, text: str | None) -> str | None:
         """Gives all ranks what the leader says."""
@@ -115,21 +133,6 @@ class Ranks:
             return text
         told = self.gather_texts("" if text is None else f"={text}")[0]
         return told.removeprefix("=") if told else None
-
-    def rejoin(self) -> None:
-        """Lets the others wait for what the leader has done alone, however long that took."""
-        if not self.is_several:
-            return
-        self._num_absences += 1
-        key = f"rejoin/{self._num_absences}"
-        if self.is_leader:
-            self._store.set(key, "")
-            return
-        until = time.monotonic() + _LONGEST_ABSENCE_S
-        while not self._store.check([key]):  # waiting in the store itself would let no signal through
-            if time.monotonic() > until:
-                raise dist.DistStoreError("rank 0 stayed away")
-            time.sleep(_LOOKING_S)
 
     def tell_end(self, exit_code: int) -> None:
         """Leaves word that this rank ends by itself and has said why."""
@@ -166,6 +169,17 @@ class Ranks:
 
 
 SOLO = Ranks()
+
+
+def _as_bytes(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
+
+
+def _await(work: dist.Work) -> None:
+    """Waits for what ranks do together; waiting in the group itself would let no signal through."""
+    while not work.is_completed():
+        time.sleep(_LOOKING_S)
+    work.wait()
 
 
 def _is_timeout(error: RuntimeError) -> bool:

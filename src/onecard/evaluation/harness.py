@@ -16,8 +16,9 @@ import numpy as np
 
 from onecard.errors import InputError
 from onecard.evaluation.paired import Items
-from onecard.evaluation.responses import Report, name_template
+from onecard.evaluation.responses import name_template
 from onecard.evaluation.task import Result, Subject
+from onecard.evaluation.work import Report
 from onecard.spec import Score
 
 # As the harness seeds what it draws for few-shot examples.
@@ -83,7 +84,7 @@ class HarnessTask:
         settings = self._settings
         for task in self._tasks.values():
             task.set_fewshot_seed(seed=_FEWSHOT_SEED)
-        model = HarnessModel(subject.model, subject.tokenizer, settings.batch_size, self._report)
+        model = HarnessModel(subject, settings.batch_size, self._report)
         with _quiet():
             found: dict[str, Any] = evaluate(
                 model,

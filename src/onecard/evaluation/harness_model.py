@@ -4,23 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from onecard.errors import InputError
-from onecard.evaluation.responses import Report
-from onecard.model.attention import attention_of
-from onecard.model.decoder import Decoder
-from onecard.model.generate import AtOnce, Sampling, complete_ids, opening_of
-from onecard.model.loss import find_head, score_tokens
+from onecard.evaluation.task import Subject
+from onecard.evaluation.work import Continuations, Likelihoods, Report
+from onecard.model.generate import Sampling, opening_of
 
 # What the harness takes where a task does not say.
 _MAX_NEW_TOKENS = 256
-# A text to stop at may be spread over so many of the last tokens.
-_NUM_TAIL_TOKENS = 16
 
 Scored = tuple[tuple[str, str], list[int], list[int]]
 
@@ -55,15 +49,14 @@ class HarnessModel(TemplateLM):
 
     backend = "causal"
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, report: Report | None = None
-    ) -> None:
+    def __init__(self, subject: Subject, batch_size: int, report: Report | None = None) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
-        self._model = model
+        self.tokenizer = subject.tokenizer
+        self._subject = subject
+        self._model = model = subject.model
         self._batch_size = batch_size
         self._report = report or (lambda done, total: None)
-        self._opening = opening_of(model, tokenizer)
+        self._opening = opening_of(model, self.tokenizer)
         self.max_length = int(getattr(model.config, "max_position_embeddings", None) or 2048)
 
     @property
@@ -120,40 +113,10 @@ class HarnessModel(TemplateLM):
             sums[owner] += value
         return sums
 
-    @torch.no_grad()
     def _loglikelihood_tokens(self, requests: Sequence[Scored], **_: Any) -> list[tuple[float, bool]]:
-        order = sorted(range(len(requests)), key=lambda index: -len(requests[index][1]) - len(requests[index][2]))
-        found: dict[int, tuple[float, bool]] = {}
-        self._model.eval()
-        with attention_of(self._model, "sdpa"):
-            for start in range(0, len(order), self._batch_size):
-                batch = order[start : start + self._batch_size]
-                found.update(zip(batch, self._score([requests[index] for index in batch]), strict=True))
-                self._report(len(found), len(order))
-        return [found[index] for index in range(len(requests))]
-
-    def _score(self, requests: list[Scored]) -> list[tuple[float, bool]]:
-        """Scores each continuation; padding stands on the right, where causal attention never looks."""
-        rows = [[*context, *continuation][-(self.max_length + 1) :] for _, context, continuation in requests]
-        counts = [
-            min(len(continuation), len(row) - 1) for (_, _, continuation), row in zip(requests, rows, strict=True)
-        ]
-        longest = max(map(len, rows)) - 1
-        device = self._model.get_input_embeddings().weight.device
-        ids_BT = torch.tensor([row[:-1] + [0] * (longest + 1 - len(row)) for row in rows], device=device)
-        hidden_ND = Decoder(self._model, compiled=False)(ids_BT, None)
-        places = [
-            index * longest + len(row) - 1 - count + offset
-            for index, (row, count) in enumerate(zip(rows, counts, strict=True))
-            for offset in range(count)
-        ]
-        targets_N = torch.tensor(
-            [token for row, n in zip(rows, counts, strict=True) for token in row[-n:]], device=device
-        )
-        hidden_nD = hidden_ND.index_select(0, torch.tensor(places, device=device))
-        scores_N, verdicts_N = score_tokens(hidden_nD, find_head(self._model), targets_N)
-        parts = zip(scores_N.double().cpu().split(counts), verdicts_N.cpu().split(counts), strict=True)
-        return [(float(scores.sum()), bool(verdicts.all())) for scores, verdicts in parts]
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        found = self._subject.perform(Likelihoods(pairs, self.max_length, self._batch_size), self._report)
+        return [(value, is_likeliest) for value, is_likeliest in found]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         encoded = [self.tok_encode(request.args[0]) for request in requests]
@@ -163,31 +126,23 @@ class HarnessModel(TemplateLM):
             groups.setdefault(repr(entry), []).append(index)
         texts: dict[int, str] = {}
         for group in groups.values():
+            own, num_before = settings[group[0]], len(texts)
 
-            def end(place: int, new: list[int], group: list[int] = group) -> None:
-                texts[group[place]] = settings[group[place]].cut(self.tokenizer.decode(new, skip_special_tokens=True))
-                self._report(len(texts), len(requests))
+            def report(done: int, total: int, num_before: int = num_before) -> None:
+                self._report(num_before + done, len(requests))
 
-            self._generate([encoded[index] for index in group], settings[group[0]], AtOnce(self._batch_size, end))
+            found = self._generate([encoded[index] for index in group], own, report)
+            for index, new in zip(group, found, strict=True):
+                texts[index] = own.cut(self.tokenizer.decode(new, skip_special_tokens=True))
         return [texts[index] for index in range(len(requests))]
 
-    def _generate(self, encoded: list[list[int]], settings: "_Settings", at_once: AtOnce) -> None:
+    def _generate(self, encoded: list[list[int]], settings: "_Settings", report: Report) -> list[list[int]]:
         room = self.max_length - settings.sampling.max_new_tokens
         if room < 1:
             raise InputError(
                 f"a task asks for responses of {settings.sampling.max_new_tokens:,} tokens, but the model has "
                 f"{self.max_length:,} positions: evaluate a model with more (max_seq_length of its training)"
             )
-
-        def is_over(new: Sequence[int]) -> bool:
-            tail = self.tokenizer.decode(new[-_NUM_TAIL_TOKENS:])
-            return any(word and word in tail for word in settings.until)
-
-        complete_ids(
-            self._model,
-            [ids[-room:] for ids in encoded],
-            [self.eot_token_id],
-            settings.sampling,
-            is_over if settings.until else None,
-            at_once,
-        )
+        prompts = [ids[-room:] for ids in encoded]
+        work = Continuations(prompts, [self.eot_token_id], settings.sampling, self._batch_size, settings.until)
+        return self._subject.perform(work, report)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from onecard.evaluation.ifeval import PROMPT_STRICT, STANDARD_PROMPTS, STANDARD_TOKENS, Checker, score_verdicts
-from onecard.evaluation.responses import Report, respond
+from onecard.evaluation.responses import respond
 from onecard.evaluation.task import Result, Subject
+from onecard.evaluation.work import Report
 from onecard.spec.score import Protocol
 
 
@@ -41,7 +42,7 @@ class IFEvalTask:
     def measure(self, subject: Subject) -> Result:
         """Measures one model."""
         texts = [prompt["prompt"] for prompt in self._prompts]
-        found = respond(subject.model, subject.tokenizer, texts, self._max_new_tokens, self._batch_size, self._report)
+        found = respond(subject, texts, self._max_new_tokens, self._batch_size, self._report)
         protocol = (
             subject.protocol
             | ifeval_protocol(self._prompts, self._checker)

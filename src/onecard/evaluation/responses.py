@@ -1,20 +1,19 @@
 """Responses to many prompts: greedy, many at once, each as if it were alone."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from onecard.data import ChatTemplate, Turn
 from onecard.errors import InputError
-from onecard.model.generate import AtOnce, Sampling, complete_ids, decode_after, encode_prompts
-from onecard.model.shortage import is_out_of_memory, release_memory
+from onecard.evaluation.task import Subject
+from onecard.evaluation.work import Continuations, Report
+from onecard.model.generate import Sampling, decode_after, encode_prompts
 
 # Rows at once where nobody says: more hardly speed up a CPU; a GPU halves what does not fit.
 BATCH_SIZES = {"cpu": 16, "cuda": 64}
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,7 @@ class Responses:
 
 
 def respond(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    batch_size: int,
-    report: Report | None = None,
+    subject: Subject, prompts: Sequence[str], max_new_tokens: int, batch_size: int, report: Report | None = None
 ) -> Responses:
     """Responds to each prompt: as the turn of a user where the tokenizer has a chat template, else by going on with it.
 
@@ -46,27 +40,14 @@ def respond(
     Raises:
         InputError: a prompt leaves no position for a response.
     """
+    model, tokenizer = subject.model, subject.tokenizer
     encoded, stop_ids = _encode(model, tokenizer, prompts)
     limit = _token_limit(model, encoded, max_new_tokens)
-    done: dict[int, list[int]] = {}
-    while waiting := [index for index in range(len(encoded)) if index not in done]:
-
-        def end(place: int, new: list[int], waiting: list[int] = waiting) -> None:
-            done[waiting[place]] = new
-            if report is not None:
-                report(len(done), len(encoded))
-
-        at_once, texts = AtOnce(batch_size, end), [encoded[index] for index in waiting]
-        try:
-            complete_ids(model, texts, stop_ids, Sampling(limit, temperature=0), at_once=at_once)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or batch_size == 1:
-                raise
-            batch_size = min(batch_size, len(waiting)) // 2
-            release_memory(model.device)
-    num_unfinished = sum(ids[-1] not in stop_ids for ids in done.values())
+    work = Continuations(encoded, stop_ids, Sampling(limit, temperature=0), batch_size)
+    found = subject.perform(work, report or (lambda done, total: None))
+    num_unfinished = sum(new[-1] not in stop_ids for new in found)
     # A tokenizer need not know that a stop token is no text.
-    bodies = [done[index][: len(done[index]) - (done[index][-1] in stop_ids)] for index in range(len(encoded))]
+    bodies = [new[: len(new) - (new[-1] in stop_ids)] for new in found]
     responses = tuple(decode_after(tokenizer, ids, body) for ids, body in zip(encoded, bodies, strict=True))
     return Responses(responses, limit, num_unfinished, name_template(tokenizer))
 

@@ -5,6 +5,7 @@ as many more as were guessed right (`drafts.py`) ──► ended: its row is fre
 the newer half waits again, first in line
 """
 
+import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from onecard.model.drafts import Drafter, cut_to_common
 from onecard.model.families import follows_interface
 from onecard.model.loss import find_head
 from onecard.model.row_cache import NAME, RowCache, UnsupportedAttentionError
-from onecard.model.sampling import IsOver, Sampling
+from onecard.model.sampling import IsOver, Sampling, draw_each
 from onecard.model.shortage import is_out_of_memory
 from onecard.model.target import device_kind
 
@@ -58,6 +59,7 @@ class _Text:
     index: int
     context: list[int]
     drafter: Drafter | None
+    stream: random.Random | None
     new: list[int] = field(default_factory=list)
 
     def append(self, new_id: int) -> None:
@@ -80,7 +82,7 @@ class Batcher:
 
     def run(self, prompts: Sequence[Sequence[int]]) -> None:
         """Continues each prompt until it ends, and tells `on_end`."""
-        texts = [_Text(index, window, self._drafter(window)) for index, window in enumerate(map(self._window, prompts))]
+        texts = [self._begin_text(index, ids) for index, ids in enumerate(prompts)]
         waiting = deque(sorted(texts, key=lambda text: -len(text.context)))
         longest = len(waiting[0].context) + self._request.sampling.max_new_tokens
         num_rows = min(self._request.num_rows, len(texts))
@@ -92,14 +94,18 @@ class Batcher:
                     # To the last free row: a text that is left for later costs steps of its own.
                     while waiting and len(active) < num_rows:
                         group = self._next_group(waiting, num_rows - len(active))
-                        tokens = self._choose(self.begin(cache, [text.context for text in group]))
+                        tokens = self._choose(self.begin(cache, [text.context for text in group]), group)
                         active += group
                         self._accept(cache, active, waiting, [[token] for token in tokens])
                 if active:
                     drafts = cut_to_common([self._draft(text) for text in active])
                     new = [[text.new[-1], *draft] for text, draft in zip(active, drafts, strict=True)]
-                    chosen = iter(self._choose(self.advance(cache, new)))
+                    chosen = iter(self._choose(self.advance(cache, new), active))
                     self._accept(cache, active, waiting, [_agreeing(draft, chosen) for draft in drafts])
+
+    def _begin_text(self, index: int, ids: Sequence[int]) -> _Text:
+        window = self._window(ids)
+        return _Text(index, window, self._drafter(window), self._request.sampling.stream_of(index))
 
     def _drafter(self, context: Sequence[int]) -> Drafter | None:
         # What is drawn at random is no guess that can be checked.
@@ -142,12 +148,15 @@ class Batcher:
         ).last_hidden_state
         return hidden_RTD
 
-    def _choose(self, hidden_RD: Tensor) -> list[int]:
+    def _choose(self, hidden_RD: Tensor, texts: Sequence[_Text]) -> list[int]:
         logits_RV = self.logits(hidden_RD)
         if self._warpers is None:
             # The same index as `argmax`, which takes three times as long on a CPU (LOG.md).
             return list(logits_RV.max(-1).indices.tolist())
         scores_RV = self._warpers(torch.empty(0, device=self._device), logits_RV)
+        streams = [text.stream for text in texts if text.stream is not None]
+        if streams:  # what is drawn has no guesses: a row a text
+            return draw_each(scores_RV, streams)
         return list(torch.multinomial(scores_RV.softmax(-1), 1)[:, 0].tolist())
 
     def logits(self, hidden_RD: Tensor) -> Tensor:

@@ -202,11 +202,15 @@ def _opening(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
 
 def _run_by_generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], request: Request) -> None:
     """Runs texts that no `RowCache` can hold, such as those of recurrent models, in padded batches."""
-    # A state would take padding in, and RWKV's code mixes up the rows of a batch: one text at a time.
-    num_rows = 1 if carries_state(model.config) else request.num_rows
+    # A state would take padding in, and RWKV's code mixes up the rows of a batch: one text at a time. So do texts with
+    # streams of their own, for the rows of a batch draw from one.
+    has_streams = request.sampling.streams is not None
+    num_rows = 1 if has_streams or carries_state(model.config) else request.num_rows
     # transformers' own attention honours the padding mask.
     with attention_of(model, "sdpa"):
         for first in range(0, len(prompts), num_rows):
+            if (stream := request.sampling.stream_of(first)) is not None:
+                torch.manual_seed(stream.getrandbits(63))
             batch = [list(ids) for ids in prompts[first : first + num_rows]]
             for offset, new in enumerate(_complete_batch(model, batch, request)):
                 request.on_end(first + offset, new)

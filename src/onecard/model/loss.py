@@ -136,7 +136,8 @@ def token_losses(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:
             logits = head.finish(head.logits(hidden_ND[rows]))
             losses.append(F.cross_entropy(logits, targets_N[rows], ignore_index=IGNORE, reduction="none"))
             del logits  # otherwise it outlives its chunk beside the logits of the next
-    return torch.cat(losses) if losses else torch.zeros(0, device=hidden_ND.device)
+    # A batch that fills a place beside those of other ranks has no targets.
+    return torch.cat(losses) if losses else hidden_ND.new_zeros(0, dtype=torch.float32)
 
 
 @torch.no_grad()

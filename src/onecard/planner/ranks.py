@@ -1,7 +1,5 @@
 """A plan for several processes: the same step, cut so that each has its share."""
 
-from itertools import count
-
 from onecard.errors import InputError
 from onecard.spec import Plan, Recipe
 from onecard.training.sharded import check_shardable
@@ -11,33 +9,33 @@ def plan_for_ranks(plan: Plan, recipe: Recipe, num_ranks: int) -> Plan:
     """Cuts the step of a new run into micro-batches for so many processes; its samples stay as they are.
 
     Raises:
-        InputError: there are not enough samples in a step, or not with the micro-batch that was given; or it is asked
-            to be held in parts and cannot.
+        InputError: there are not enough samples in a step; or it is asked to be held in parts and cannot.
     """
-    if num_ranks == 1:
-        return plan
-    _check_samples(plan, num_ranks)
-    if recipe.strategy == "fsdp":
+    if num_ranks > 1 and recipe.strategy == "fsdp":
+        _check_samples(plan, num_ranks)
         plan = hold_in_parts(plan)
-    is_given = recipe.per_device_train_batch_size != "auto"
-    if is_given and plan.num_micro_batches < num_ranks:
-        total, rows = plan.total_batch_size, plan.rows_per_step
-        size, full = rows // num_ranks, num_ranks * plan.micro_batch_size
-        enough = next(num for num in count(total) if _with_total(plan, num).rows_per_step >= full)
-        smaller = f"per_device_train_batch_size to {size} or less, or " if size else ""
-        packed = f" chats in {rows} rows" if rows < total else ""
-        raise InputError(
-            f"{num_ranks} processes share the {plan.num_micro_batches} micro-batches of a step: total_batch_size is "
-            f"{total}{packed}, whatever the number of processes, and per_device_train_batch_size "
-            f"{plan.micro_batch_size}. Set {smaller}total_batch_size to {enough} or more"
-        )
-    if is_given:
+    return share_out(plan, recipe, num_ranks)
+
+
+def share_out(plan: Plan, recipe: Recipe, num_ranks: int) -> Plan:
+    """Cuts the step of a plan so that each of so many processes has a share, however it was cut before.
+
+    A micro-batch that was given is kept where there are enough of it.
+
+    Raises:
+        InputError: there are more processes than samples in a step.
+    """
+    if recipe.per_device_train_batch_size == "auto":
+        return recut(plan, num_ranks)
+    if num_ranks > 1 and plan.num_micro_batches >= num_ranks:
         return plan.model_copy(update={"seeds_micro_batches": True})
-    return recut(plan, num_ranks)
+    return recut(plan, num_ranks, of="micro_batch_size.asked")
 
 
-def recut(plan: Plan, num_ranks: int) -> Plan:
+def recut(plan: Plan, num_ranks: int, of: str = "micro_batch_size") -> Plan:
     """Cuts the step of a plan so that its micro-batches are shared out evenly, by making them smaller where need be.
+
+    `of` is the decision that the reason is noted at.
 
     Raises:
         InputError: there are more processes than samples in a step.
@@ -50,8 +48,9 @@ def recut(plan: Plan, num_ranks: int) -> Plan:
     if size >= plan.micro_batch_size:
         return plan
     reason = f"{num_ranks} processes share a step of {plan.total_batch_size} samples"
-    reasons = plan.reasons | {"micro_batch_size": reason}
-    return plan.model_copy(update={"micro_batch_size": size, "reasons": reasons})
+    if of != "micro_batch_size":
+        reason = f"{size} sequences at once, not {plan.micro_batch_size}: {reason}"
+    return plan.model_copy(update={"micro_batch_size": size, "reasons": plan.reasons | {of: reason}})
 
 
 def even_size(plan: Plan, size: int, num_ranks: int) -> int:
@@ -77,10 +76,6 @@ def hold_in_parts(plan: Plan) -> Plan:
     plan = plan.model_copy(update={"strategy": "fsdp"})
     check_shardable(plan)
     return plan
-
-
-def _with_total(plan: Plan, total: int) -> Plan:
-    return plan.model_copy(update={"total_batch_size": total})
 
 
 def _check_samples(plan: Plan, num_ranks: int) -> None:

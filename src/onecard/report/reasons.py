@@ -21,6 +21,9 @@ _REASONS = {
     "asked for": "配方指定",
     # Several cards
     "{num} processes share a step of {total} samples": "{num} 个进程分担每步的 {total} 条样本",
+    "{size} sequences at once, not {asked}: {num} processes share a step of {total} samples": (
+        "每次 {size} 条序列，而不是 {asked} 条：{num} 个进程分担每步的 {total} 条样本"
+    ),
     "each card holds the whole state, so least crosses": "每张卡都放得下全部状态，这样卡间传输最少",
     "each card holds a part: the whole state and a step need {needed}": (
         "每张卡只存一部分：全部状态加上一步的计算需要 {needed}"

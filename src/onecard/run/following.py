@@ -1,10 +1,12 @@
 """A run in a process that does not lead it: the same loop over its share of the micro-batches, and nothing told.
 
-It keeps no record, writes no checkpoint and samples nothing; what it hears of the run it drops.
+It keeps no record and writes no checkpoint; of samples and tasks it does its share for the leader, and what it hears of
+the run it drops.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from onecard.observe.events import Event, SaveReason
 from onecard.run.changes import settle_corpus
 from onecard.run.clock import Clock
 from onecard.run.control import Control, stopping_on_signals
+from onecard.run.crew import Crew
 from onecard.run.device_loss import explained_device_loss
 from onecard.run.feed import Feed
 from onecard.run.folder import RunFolder
@@ -92,8 +95,10 @@ def _train(root: str, start: str | None, plan: Plan, on_progress: OnProgress | N
         stack.enter_context(stopping_on_signals(control))
         feed = stack.enter_context(Feed(state, corpus))
         clock = Clock(state.progress.elapsed_s)
-        milestones = Milestones(state, corpus, clock, NoCheckpoints(state, folder), None)
+        crew = Crew(state, corpus.tokenizer, clock, control)
+        milestones = Milestones(crew, corpus, NoCheckpoints(state, folder), None)
         for context in (explained_rank_loss(state), explained_memory(state)):
             stack.enter_context(context)
-        for _ in Loop(state, milestones, control, clock, NoRetreat()).run(feed):
+        loop = Loop(state, milestones, control, clock, NoRetreat())
+        for _ in chain(milestones.catch_up(None), loop.run(feed)):
             pass

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from onecard.checkpoint import folder_of_step, read_checkpoint
 from onecard.errors import CheckpointError
@@ -25,8 +24,7 @@ from onecard.model.in_place import load_in_place
 from onecard.model.shortage import Shortage, attempt
 from onecard.observe.detectors import as_event, make_finding, phrase
 from onecard.observe.events import ChosenEvent, Event, FindingEvent, FinishReason, ScoredEvent
-from onecard.run.clock import Clock
-from onecard.run.control import Control
+from onecard.run.crew import Crew, InterruptedWorkError
 from onecard.run.folder import RunFolder
 from onecard.run.marks import StoredResults, write_mark
 from onecard.run.retention import remove_surplus
@@ -34,38 +32,25 @@ from onecard.run.scores import keep_responses, protocol_of, record_scores
 from onecard.run.tasks import RunTask, RunTasks
 from onecard.spec import CheckpointScores, Comparison
 from onecard.training.assemble import DTYPES
-from onecard.training.state import TrainState
 
 # So many checkpoints are scored over all items of a task.
 NUM_FINALISTS = 3
 _SIGNIFICANT = 0.05
 
 
-class _Interrupted(Exception):
-    """Ctrl+C while a task is measured."""
-
-
 class Judge:
     """Scores the checkpoints of a run and chooses the best of them."""
 
-    def __init__(
-        self,
-        state: TrainState,
-        tokenizer: PreTrainedTokenizerBase,
-        folder: RunFolder,
-        tasks: RunTasks,
-        clock: Clock,
-        control: Control,
-    ) -> None:
-        self._state = state
-        self._tokenizer = tokenizer
+    def __init__(self, crew: Crew, folder: RunFolder, tasks: RunTasks) -> None:
+        self._crew = crew
+        self._state = crew.state
         self._folder = folder
         self._tasks = tasks
-        self._clock = clock
-        self._control = control
+        self._clock = crew.clock
+        self._control = crew.control
         self._parts = {task.name: StoredResults(folder.root, task.name, is_whole=False) for task in tasks.tasks}
         self._wholes = {task.name: StoredResults(folder.root, task.name, is_whole=True) for task in tasks.tasks}
-        tasks.report = self._refuse_interrupted
+        tasks.report = crew.refuse_interrupted
         self._found: dict[str, dict[str, Any]] = {}
         self._unwritten: list[tuple[StoredResults, int]] = []
         self.go_back()
@@ -154,7 +139,7 @@ class Judge:
             try:
                 with self._clock.stopped():
                     result = attempt(partial(self._measure, variant, step), self._state.device)
-            except _Interrupted:
+            except InterruptedWorkError:
                 return
             if isinstance(result, Shortage):
                 yield self._does_not_fit(task, result)
@@ -180,21 +165,17 @@ class Judge:
             self._unwritten.pop(0)
 
     def _measure(self, task: Task, step: int) -> Result:
-        self._refuse_interrupted(0, 0)
+        self._crew.refuse_interrupted(0, 0)
         plan = self._state.plan
         folder = folder_of_step(self._folder.checkpoints, step)
         protocol = protocol_of(folder, DTYPES[plan.precision], plan.device)
         if plan.adapt is not None:
             protocol["adapter"] = "attached"
         try:
-            return task.measure(Subject(self._state.model, self._tokenizer, protocol))
+            return task.measure(Subject(self._state.model, self._crew.tokenizer, protocol, self._crew.perform))
         finally:
             if self._state.device.type == "cuda":
                 torch.cuda.empty_cache()  # pieces of a cache of keys and values would be in the way of training
-
-    def _refuse_interrupted(self, done: int, total: int) -> None:
-        if self._control.stop:
-            raise _Interrupted
 
     def _scored(self, task: RunTask, stored: StoredResults, step: int, seconds: float) -> ScoredEvent:
         result, variant = stored.by_step[step], task.whole
@@ -257,7 +238,7 @@ class Judge:
         return sorted(step for step in leading if step == best or p_values[_name(step)] >= _SIGNIFICANT)
 
     def _load(self, step: int) -> None:
-        """Puts the weights of a checkpoint into the model.
+        """Puts the weights of a checkpoint into the model, on all ranks.
 
         Raises:
             CheckpointError: it is damaged, or holds another model.
@@ -267,11 +248,12 @@ class Judge:
         if self._state.plan.adapt is None:
             if not load_in_place(model, folder):
                 raise CheckpointError(f"{folder} holds another model than this run trains: evaluate it by itself")
-            return
-        with torch.no_grad():
-            parameters = dict(model.named_parameters())
-            for name, tensor in load_adapter(model, folder).items():
-                parameters[name].copy_(tensor)
+        else:
+            with torch.no_grad():
+                parameters = dict(model.named_parameters())
+                for name, tensor in load_adapter(model, folder).items():
+                    parameters[name].copy_(tensor)
+        self._crew.spread_weights()
 
     def _marked_step(self) -> int | None:
         """The step that is best by the task which decides: as chosen, else the one that leads."""

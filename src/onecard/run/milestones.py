@@ -2,14 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from onecard.checkpoint import folder_of_step
 from onecard.data import TrainingData
 from onecard.model.generate import Sampling, complete
+from onecard.model.shortage import Shortage
 from onecard.observe.events import (
     CLOCK_REASONS,
     EvaluatedEvent,
@@ -21,13 +23,12 @@ from onecard.observe.events import (
     SaveReason,
 )
 from onecard.run.answers import answer
-from onecard.run.clock import Clock
+from onecard.run.crew import Crew
 from onecard.run.judge import Judge
 from onecard.run.on_ranks import measure_heldout_loss
 from onecard.run.recovery import Instead, Recovery
 from onecard.run.retention import saved_reason
 from onecard.spec import Plan
-from onecard.training.state import TrainState
 
 _SAMPLE_TEMPERATURE = 0.7
 
@@ -67,21 +68,21 @@ class Milestones:
 
     def __init__(
         self,
-        state: TrainState,
+        crew: Crew,
         corpus: TrainingData,
-        clock: Clock,
         checkpoints: Keeper,
         judge: Judge | None,
     ) -> None:
-        self._state = state
+        self._crew = crew
+        self._state = crew.state
         self._corpus = corpus
         self._judge = judge
         self._checkpoints = checkpoints
         if judge is not None:
             checkpoints.leading = judge.kept_steps
-        self._elapsed = clock
-        self._recovery = Recovery(state, clock)
-        self._prompts_at_once = max(1, len(state.plan.sample_prompts))
+        self._elapsed = crew.clock
+        self._recovery = Recovery(crew.state, crew.clock)
+        self._prompts_at_once = max(1, len(self._plan.sample_prompts))
 
     @property
     def _plan(self) -> Plan:
@@ -111,10 +112,8 @@ class Milestones:
             if evaluated is not None:
                 is_best = evaluated.is_best
                 yield evaluated
-        if due.samples and (self._state.ranks.is_leader or self._state.is_in_parts):
-            sampled = yield from self._recovery.insist("samples", self._sample, self._fewer_prompts)
-            if sampled is not None:
-                yield sampled
+        if due.samples:
+            yield from self._sample()
         if due.saves or is_best or due.saves_by_clock:
             reason: SaveReason = "best" if is_best else "clock"
             yield from self._checkpoints.save("final" if due.is_last else "interval" if due.saves else reason)
@@ -122,16 +121,15 @@ class Milestones:
             yield from self._checkpoints.settle()
             if self._saved_for() is not None:
                 yield from self._judge.score()
-        self._state.ranks.rejoin()
+        self._crew.rejoin()
 
     def catch_up(self, saved: SavedEvent | None) -> Iterator[Event]:
         """Tells again of the checkpoint that a run goes on from, and scores it if that was due."""
-        if saved is None:
-            return
-        if saved.reason not in CLOCK_REASONS:
+        if saved is not None and saved.reason not in CLOCK_REASONS:
             yield saved
-        if saved.reason in ("interval", "final") and self._judge is not None:
+        if saved is not None and saved.reason in ("interval", "final") and self._judge is not None:
             yield from self._judge.score()
+        self._crew.rejoin()
 
     def finish(self, reason: FinishReason) -> Iterator[Event]:
         """Does what is left to do for a run that ends between two intervals."""
@@ -147,12 +145,15 @@ class Milestones:
             yield from self._checkpoints.save("interrupted" if reason == "interrupted" else "final")
             if reason != "interrupted" and self._judge is not None:
                 yield from self._judge.score()
+            self._crew.rejoin()
 
     def choose(self, reason: FinishReason) -> Generator[Event, None, FinishReason]:
         """Chooses the best checkpoint of a run that has come to its end; gives `reason`, or `interrupted` meanwhile."""
-        if reason == "interrupted" or self._judge is None:
+        if reason == "interrupted":
             return reason
-        return (yield from self._judge.choose()) or reason
+        ended = (yield from self._judge.choose()) if self._judge is not None else None
+        self._crew.rejoin()
+        return ended or reason
 
     def go_back(self) -> None:
         """Forgets what was found after the step at which the state stands again."""
@@ -197,20 +198,37 @@ class Milestones:
             seconds=time.perf_counter() - started,
         )
 
-    def _sample(self) -> SampledEvent:
-        started, prompts, size = time.perf_counter(), self._plan.sample_prompts, self._prompts_at_once
-        sampling = Sampling(self._plan.sample_max_new_tokens, temperature=_SAMPLE_TEMPERATURE, seed=self._plan.seed)
-        write = answer if self._plan.task == "sft" else complete
-        groups = [prompts[first : first + size] for first in range(0, len(prompts), size)]
-        model, tokenizer = self._state.model, self._corpus.tokenizer
-
-        def write_all() -> list[str]:
-            return [text for group in groups for text in write(model, tokenizer, group, sampling)]
-
-        completions = self._state.inside(write_all)
-        return SampledEvent(
+    def _sample(self) -> Iterator[Event]:
+        """Writes samples, each rank its share of them; they are the same however many ranks and prompts at once."""
+        started, prompts = time.perf_counter(), self._plan.sample_prompts
+        own = self._crew.share(range(len(prompts)))
+        texts = yield from self._recovery.insist("samples", partial(self._write, own), self._fewer_prompts)
+        try:
+            completions = self._crew.join(texts)
+        except MemoryError as error:
+            if texts is not None:  # else it was told
+                yield self._recovery.left_out("samples", Shortage(str(error), {}))
+            return
+        yield SampledEvent(
             step=self._state.progress.step,
             elapsed_s=self._elapsed(),
             samples=tuple(Sample(prompt=p, completion=c) for p, c in zip(prompts, completions, strict=True)),
             seconds=time.perf_counter() - started,
         )
+
+    def _write(self, indices: Sequence[int]) -> list[str]:
+        """Writes the samples of some prompts."""
+        prompts, size = self._plan.sample_prompts, self._prompts_at_once
+        sampling = Sampling(self._plan.sample_max_new_tokens, temperature=_SAMPLE_TEMPERATURE, seed=self._plan.seed)
+        write = answer if self._plan.task == "sft" else complete
+        model, tokenizer = self._state.model, self._corpus.tokenizer
+
+        def write_all() -> list[str]:
+            texts: list[str] = []
+            for first in range(0, len(indices), size):
+                some = tuple(indices[first : first + size])
+                chosen = [prompts[index] for index in some]
+                texts += write(model, tokenizer, chosen, replace(sampling, streams=some))
+            return texts
+
+        return self._state.inside(write_all)

@@ -21,6 +21,7 @@ from onecard.observe.sinks import SinkThatMayFail, make_sinks
 from onecard.run.checkpoints import Checkpoints
 from onecard.run.clock import Clock
 from onecard.run.control import Control, stopping_on_signals
+from onecard.run.crew import Crew
 from onecard.run.device_loss import explained_device_loss
 from onecard.run.feed import Feed
 from onecard.run.folder import RunFolder
@@ -102,8 +103,9 @@ def run_session(
         feed = stack.enter_context(Feed(state, corpus))
         clock = Clock(state.progress.elapsed_s)
         checkpoints = Checkpoints(state, corpus.tokenizer, folder, clock, record)
-        judge = Judge(state, corpus.tokenizer, folder, tasks, clock, control) if tasks is not None else None
-        milestones = Milestones(state, corpus, clock, checkpoints, judge)
+        crew = Crew(state, corpus.tokenizer, clock, control)
+        judge = Judge(crew, folder, tasks) if tasks is not None else None
+        milestones = Milestones(crew, corpus, checkpoints, judge)
         observer = Observer(plan, folder.recipe(), folder.events, control)
         retreat = Retreat(state, folder, record, feed, milestones, clock) if not state.ranks.is_several else NoRetreat()
         ending = Ending(control)

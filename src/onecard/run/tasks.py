@@ -8,8 +8,9 @@ from onecard.errors import InputError
 from onecard.evaluation.harness import HarnessSettings, HarnessTask
 from onecard.evaluation.ifeval import STANDARD_TOKENS, Checker, read_prompts
 from onecard.evaluation.ifeval_task import IFEvalTask
-from onecard.evaluation.responses import BATCH_SIZES, Report
+from onecard.evaluation.responses import BATCH_SIZES
 from onecard.evaluation.task import Task
+from onecard.evaluation.work import Report
 from onecard.hardware import Machine
 from onecard.planner import find_target, plan_tasks
 from onecard.spec import EvalTasksPlan, Plan, Recipe
