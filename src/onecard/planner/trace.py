@@ -1,5 +1,6 @@
 """The trainer's own step on tensors without storage, recorded: what a plan would allocate and compute on a card."""
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from onecard.spec import Plan
 from onecard.training.assemble import assemble
 from onecard.training.state import TrainState
 from onecard.training.step import place, train_step
+
+# An operation that does not run without values is told of in words; PyTorch would print its own traceback of it, too.
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
