@@ -197,6 +197,14 @@ def test_cards_wait_for_what_computing_does_not_hide(draft: Callable[..., Plan],
     assert times[0] / times[-1] < 8
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ranks_share_the_batches_of_an_evaluation(draft: Callable[..., Plan], strategy: str) -> None:
+    plan = draft(strategy=strategy, eval_batches=10)
+    plan = plan.model_copy(update={"corpus": plan.corpus.model_copy(update={"num_heldout_tokens": 64 * 10})})
+    alone, four = (told(plan, group_of(num)).time.evaluation_s for num in (1, 4))
+    assert four == pytest.approx(alone * 3 / 10)
+
+
 def fitted(plan: Plan, target: Target, **changes: Any) -> Plan:
     return fit_ranks(plan, Recipe(dataset="x", **changes), target, None)
 

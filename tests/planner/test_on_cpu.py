@@ -11,6 +11,7 @@ from onecard.errors import DoesNotFitError
 from onecard.hardware import Machine
 from onecard.planner import on_cpu, trace_cache
 from onecard.planner.on_cpu import forecast_on_cpu
+from onecard.planner.parts import share_of
 from onecard.planner.replay import replay
 from onecard.planner.trace import record_plan
 from onecard.spec import CardGroup, Plan
@@ -125,6 +126,17 @@ def test_processes_of_one_machine_share_its_memory(
     assert forecast_on_cpu(plan, full, PROCESS, group).forecast.memory.fits
     with pytest.raises(DoesNotFitError, match="beside 3 other processes that need"):
         forecast_on_cpu(plan, replace(full, free_ram_bytes=full.free_ram_bytes - 1), PROCESS, group)
+
+
+def test_processes_share_the_batches_of_an_evaluation(tiny_plan: Callable[..., Plan], tried: list[Plan]) -> None:
+    plan = tiny_plan("llama", eval_batches=10, total_batch_size=8, micro_batch_size=1)
+    corpus = plan.corpus.model_copy(update={"num_heldout_tokens": 10 * plan.eval_batch_size * plan.max_seq_length})
+    plan = plan.model_copy(update={"corpus": corpus})
+    alone = forecast_on_cpu(share_of(plan, 4), MACHINE, PROCESS).forecast.time
+    time = forecast_on_cpu(plan, MACHINE, PROCESS, CardGroup(num=4)).forecast.time
+    assert time.evaluation_s == pytest.approx(alone.evaluation_s * 3 / 10)
+    aside_s = time.num_evaluations * time.evaluation_s + time.num_saves * time.save_s
+    assert time.total_s == pytest.approx(plan.schedule.num_steps * time.step_s + aside_s)
 
 
 def test_nothing_is_guessed_where_a_step_cannot_be_traced(

@@ -23,9 +23,10 @@ _PATIENCE_S = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs one command and exits: 0 done, 2 bad input, 3 does not fit, 4 diverged, 5 GPU lost, 130 interrupted.
+    """Runs one command and exits: 0 done, 2 bad input, 3 does not fit, 4 diverged, 130 interrupted.
 
-    A command line that trains is run in a process of its own, which is started again where it dies.
+    5 says that the GPU was lost, 6 that a process of several was. A command line that trains is run in a process
+    of its own, which is started again where it dies.
     """
     if is_one_of_several():
         # What PyTorch warns of in C++ goes past Python, from every process at once; to be said before it is loaded.

@@ -7,7 +7,7 @@ from onecard.planner.communication import Fabric
 from onecard.planner.efficiency import Efficiencies
 from onecard.planner.exchange import Exchange, Passes, exchange_of
 from onecard.planner.parts import share_of, update_in_parts
-from onecard.planner.roofline import StepTime, count_milestones, num_eval_batches, predict_time, time_phase
+from onecard.planner.roofline import StepTime, count_milestones, evaluation_share, predict_time, time_phase
 from onecard.planner.trace import Trace
 from onecard.spec import Plan
 
@@ -30,10 +30,7 @@ def predict_group_time(trace: Trace, plan: Plan, card: Card, fabric: Fabric, eff
     forward_s, backward_s = (time_phase(own, share, card, efficiencies, phase) for phase in ("forward", "backward"))
     exchange = exchange_of(plan, share, trace, Passes(forward_s, backward_s), fabric)
     step_s = alone.step_s + exchange.exposed_s
-    # Ranks share the batches of an evaluation, unless each layer has to be gathered from all of them.
-    evaluation_s = alone.evaluation_s
-    if not is_in_parts:
-        evaluation_s /= min(num_ranks, max(1.0, num_eval_batches(plan)))
+    evaluation_s = alone.evaluation_s * evaluation_share(plan, num_ranks)
     num_evaluations, num_saves = count_milestones(plan)
     total_s = plan.schedule.num_steps * step_s + num_evaluations * evaluation_s + num_saves * alone.save_s
     slower = num_ranks * total_s / alone.total_s

@@ -15,8 +15,14 @@ from onecard.planner.host_memory import HostMemory, copy_bytes, disk_bytes
 from onecard.planner.measure import measure_step
 from onecard.planner.parts import held_by_rank, share_of
 from onecard.planner.replay import replay
-from onecard.planner.rests import with_rests
-from onecard.planner.roofline import SAVE_BYTES_PER_S, count_milestones, num_eval_batches, resident_bytes
+from onecard.planner.rests import stretched_s, with_rests
+from onecard.planner.roofline import (
+    SAVE_BYTES_PER_S,
+    count_milestones,
+    evaluation_share,
+    num_eval_batches,
+    resident_bytes,
+)
 from onecard.planner.trace import Trace
 from onecard.planner.trace_cache import CannotTrace, trace_cached
 from onecard.spec import CardGroup, Forecast, MemoryForecast, Plan, TimeForecast
@@ -122,10 +128,14 @@ def _fewer_threads(num_local: int) -> Iterator[None]:
 def _of_group(time: TimeForecast, plan: Plan, share: Plan, num_ranks: int) -> TimeForecast:
     """The time of all processes together, from that of the one with the most to do."""
     more = plan.tokens_per_step / share.tokens_per_step
+    evaluation_s = time.evaluation_s * evaluation_share(plan, num_ranks)
+    saved_s = time.num_evaluations * (time.evaluation_s - evaluation_s)
     notes = (time.note, "without what gloo takes between processes, which is not known")
     return time.model_copy(
         update={
             "tokens_per_s": more * time.tokens_per_s,
+            "evaluation_s": evaluation_s,
+            "total_s": time.total_s - stretched_s(saved_s, plan),
             "share_of_peak": time.share_of_peak * more / num_ranks,
             "note": "; ".join(text for text in notes if text),
         }

@@ -6,6 +6,7 @@
 The card works off what Python queues, and nothing in a step waits for it, so the slower of both decides.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -207,6 +208,12 @@ def num_eval_batches(plan: Plan) -> float:
     """Batches of one evaluation."""
     whole = plan.corpus.num_heldout_tokens / (plan.max_seq_length * plan.eval_batch_size)
     return whole if plan.eval_batches is None else min(whole, plan.eval_batches)
+
+
+def evaluation_share(plan: Plan, num_ranks: int) -> float:
+    """What of the batches of an evaluation the rank with the most of them measures."""
+    num_batches = max(1, math.ceil(num_eval_batches(plan)))
+    return math.ceil(num_batches / num_ranks) / num_batches
 
 
 def resident_bytes(trace: Trace) -> int:

@@ -4,7 +4,8 @@
                                       ├── sums cross during the last ──┤
     rank 1   micro-batch 1, 3, 5, 7 ──┘   backward pass                └── the same
 
-Every rank holds the whole state and changes it in the same way, so nothing else has to cross.
+With ddp every rank holds the whole state and changes it in the same way, so nothing else has to cross; with fsdp it
+holds a part of it (`sharded.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -71,27 +72,14 @@ class _Pass(nn.Module):
         return sum_micro_batch(self._state, batch, factor, adds_head=adds_head)
 
 
-class _Whole:
-    """Each rank has the whole model and all summed gradients."""
-
-    is_whole = True
-
-    def norm_of_all(self, norm: Tensor) -> Tensor:
-        return norm
-
-    def inside(self, run: Callable[[], Found]) -> Found:
-        return run()
-
-    def gather(self) -> None:
-        return None
-
-
-class _Buckets(_Whole):
-    """`DistributedDataParallel` sums gradients in buckets while the last backward pass runs.
+class _Buckets:
+    """Each rank has the whole state; `DistributedDataParallel` sums gradients while the last backward pass runs.
 
     In 16 bits the gradients of parameters only tell it when those of the fp32 masters, which they are added to, are
     whole on this rank: these are what is summed.
     """
+
+    is_whole = True
 
     def __init__(self, state: TrainState) -> None:
         self._state = state
@@ -123,6 +111,15 @@ class _Buckets(_Whole):
         if is_last and self._state.optimizer.is_mixed:
             self._parallel.zero_grad(set_to_none=True)  # views of buckets, in which nothing is
         return loss.detach()
+
+    def norm_of_all(self, norm: Tensor) -> Tensor:
+        return norm
+
+    def inside(self, run: Callable[[], Found]) -> Found:
+        return run()
+
+    def gather(self) -> None:
+        return None
 
 
 def _sum_masters(optimizer: Optimizer, bucket: dist.GradBucket) -> Future[Tensor]:

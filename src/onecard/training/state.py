@@ -80,7 +80,7 @@ class Spread(Protocol):
     is_whole: bool
 
     def backward(self, batch: MicroBatch, factor: Tensor, *, is_last: bool) -> Tensor:
-        """Adds the gradients of a micro-batch and gives its loss; in the last one the sums cross between ranks."""
+        """Adds the gradients of a micro-batch and gives its loss; at the last one at the latest they cross."""
 
     def norm_of_all(self, norm: Tensor) -> Tensor:
         """The norm of all gradients, from that of those which this rank has."""
@@ -97,7 +97,7 @@ class TrainState:
     """A model in training: its weights, optimizer, scale, progress and the plan it follows.
 
     `is_updating` is true while an update is applied: an error then leaves weights and moments torn. `ranks` are the
-    processes that train it together, each with the whole state; `spread` sums their gradients.
+    processes that train it together; `spread` sums their gradients and knows who has what of the state.
     """
 
     plan: Plan
