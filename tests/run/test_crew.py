@@ -40,19 +40,24 @@ class Table:
 
 
 class AtTable(Ranks):
-    """Ranks in threads of one process."""
+    """Ranks in threads of one process; `is_patient`: whether they should wait for one another without an end."""
+
+    is_patient = True
 
     def __init__(self, rank: int, table: Table) -> None:
         super().__init__(Place(rank, NUM_RANKS, rank, NUM_RANKS))
         self._table = table
 
     def gather_texts(self, text: str, *, is_patient: bool = False) -> list[str]:
-        assert is_patient
-        return self._table.lay(self.place.rank, text)
+        return self._in_one_group(text, is_patient)
 
-    def hear_leader(self, text: str = "") -> str:
-        heard: str = self._table.lay(self.place.rank, text)[0]
-        return heard
+    def hear_leader(self, text: str = "", *, is_patient: bool = False) -> str:
+        return self._in_one_group(text, is_patient)[0]
+
+    def _in_one_group(self, text: str, is_patient: bool) -> list[str]:
+        told = self._table.lay(self.place.rank, (text, is_patient))
+        assert {patient for _, patient in told} == {self.is_patient}
+        return [text for text, _ in told]
 
     def take_leaders(self, tensor: Tensor) -> None:
         leaders: Tensor = self._table.lay(self.place.rank, tensor.detach())[0]
@@ -67,6 +72,7 @@ def crews(tiny_state: Callable[..., TrainState]) -> list[Crew]:
     for rank in range(NUM_RANKS):
         state = tiny_state("llama", seed=3, optimizer="adamw")
         state.ranks = AtTable(rank, table)
+        state.plan = state.plan.model_copy(update={"eval_tasks": ("choice",)})
         found.append(Crew(state, tokenizer, Clock(0.0), Control()))
     return found
 

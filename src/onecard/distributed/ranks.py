@@ -109,23 +109,23 @@ class Ranks:
 
     def _gather_alike(self, tensor: Tensor, is_patient: bool) -> list[Tensor]:
         parts = [torch.empty_like(tensor) for _ in range(self.num)]
-        if is_patient:
-            _await(dist.all_gather(parts, tensor, group=self._patient, async_op=True))
-        else:
-            dist.all_gather(parts, tensor)
+        _await(dist.all_gather(parts, tensor, group=self._group(is_patient), async_op=True))
         return parts
 
-    def hear_leader(self, text: str = "") -> str:
-        """Gives all ranks what the leader says, however long they wait for it."""
+    def hear_leader(self, text: str = "", *, is_patient: bool = False) -> str:
+        """Gives all ranks what the leader says; `is_patient`: however long they wait for it."""
         if not self.is_several:
             return text
-        content = _as_bytes(text)
+        content, group = _as_bytes(text), self._group(is_patient)
         length = torch.tensor(len(content))
-        _await(dist.broadcast(length, src=0, group=self._patient, async_op=True))
+        _await(dist.broadcast(length, src=0, group=group, async_op=True))
         if not self.is_leader:
             content = torch.empty(int(length), dtype=torch.uint8)
-        _await(dist.broadcast(content, src=0, group=self._patient, async_op=True))
+        _await(dist.broadcast(content, src=0, group=group, async_op=True))
         return content.numpy().tobytes().decode()
+
+    def _group(self, is_patient: bool) -> dist.ProcessGroup | None:
+        return self._patient if is_patient else None
 
     def as_leader_says(self, text: str | None) -> str | None:
         """Gives all ranks what the leader says."""

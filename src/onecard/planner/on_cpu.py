@@ -128,8 +128,9 @@ def _fewer_threads(num_local: int) -> Iterator[None]:
 def _of_group(time: TimeForecast, plan: Plan, share: Plan, num_ranks: int) -> TimeForecast:
     """The time of all processes together, from that of the one with the most to do."""
     more = plan.tokens_per_step / share.tokens_per_step
-    evaluation_s = time.evaluation_s * evaluation_share(plan, num_ranks)
-    saved_s = time.num_evaluations * (time.evaluation_s - evaluation_s)
+    alone_s = time.evaluation_s or 0.0
+    evaluation_s = alone_s * evaluation_share(plan, num_ranks)
+    saved_s = (time.num_evaluations or 0) * (alone_s - evaluation_s)
     notes = (time.note, "without what gloo takes between processes, which is not known")
     return time.model_copy(
         update={

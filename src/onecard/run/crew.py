@@ -37,6 +37,8 @@ class Crew:
         self.clock = clock
         self.control = control
         self._ranks = state.ranks
+        # A task may take hours; without one, whoever hangs is found after `ddp_timeout`.
+        self._is_patient = bool(state.plan.eval_tasks)
 
     def share(self, items: Sequence[Item]) -> list[Item]:
         """Gives what of some items is for this rank: all of them where no rank has the whole model."""
@@ -60,22 +62,22 @@ class Crew:
         """
         if not (self._ranks.is_several and work.can_be_shared):
             return work.do(self.state.model, self.tokenizer, report)
-        self._ranks.hear_leader(write_work(work))
+        self._ranks.hear_leader(write_work(work), is_patient=True)
         return self._put_together(self._do_share(work, report))
 
     def spread_weights(self) -> None:
         """Gives all ranks the leader's weights; the leader calls this."""
         if self._ranks.is_several:
-            self._ranks.hear_leader(_WEIGHTS)
+            self._ranks.hear_leader(_WEIGHTS, is_patient=True)
             self._take_weights()
 
     def rejoin(self) -> None:
         """Lets the others do what the leader deals out, until it has nothing more, however long that takes."""
         if not self._ranks.is_several or self._ranks.is_leader:
-            self._ranks.hear_leader()
+            self._ranks.hear_leader(is_patient=self._is_patient)
             return
         with self.clock.stopped():  # the leader counts what of this counts
-            while order := self._ranks.hear_leader():
+            while order := self._ranks.hear_leader(is_patient=self._is_patient):
                 if order == _WEIGHTS:
                     self._take_weights()
                 else:
@@ -102,7 +104,7 @@ class Crew:
         return self._tell_all(told)
 
     def _tell_all(self, told: dict[str, Any]) -> list[dict[str, Any]]:
-        return [json.loads(text) for text in self._ranks.gather_texts(json.dumps(told), is_patient=True)]
+        return [json.loads(text) for text in self._ranks.gather_texts(json.dumps(told), is_patient=self._is_patient)]
 
     def _put_together(self, everyone: list[dict[str, Any]]) -> list[Any]:
         if any("stopped" in told for told in everyone):
