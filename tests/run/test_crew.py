@@ -100,6 +100,24 @@ def following(crews: list[Crew]) -> Iterator[Crew]:
     assert not errors
 
 
+def join_all(crews: list[Crew], own: list[list[int] | None]) -> list[Any]:
+    """What each rank gets where all join their shares, or how it failed."""
+    found: list[Any] = [None] * NUM_RANKS
+
+    def join(rank: int) -> None:
+        try:
+            found[rank] = crews[rank].join(own[rank])
+        except MemoryError as error:
+            found[rank] = str(error)
+
+    threads = [threading.Thread(target=join, args=(rank,)) for rank in range(NUM_RANKS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    return found
+
+
 def works() -> list[Work]:
     pairs = [(prompt, [index % 4 + 1, 3][: 1 + index % 2]) for index, prompt in enumerate(PROMPTS)]
     return [
@@ -173,21 +191,16 @@ def test_samples_are_joined_in_their_order_and_none_goes_missing(crews: list[Cre
     shares = [crew.share(range(7)) for crew in crews]
     assert shares == [[0, 3, 6], [1, 4], [2, 5]]
 
-    def join_all(own: list[list[int] | None]) -> list[Any]:
-        found: list[Any] = [None] * NUM_RANKS
+    assert join_all(crews, list(shares)) == [list(range(7))] * NUM_RANKS
+    assert join_all(crews, [shares[0], None, shares[2]]) == ["no memory (rank 1 of 3)"] * NUM_RANKS
 
-        def join(rank: int) -> None:
-            try:
-                found[rank] = crews[rank].join(own[rank])
-            except MemoryError as error:
-                found[rank] = str(error)
 
-        threads = [threading.Thread(target=join, args=(rank,)) for rank in range(NUM_RANKS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=30)
-        return found
-
-    assert join_all(list(shares)) == [list(range(7))] * NUM_RANKS
-    assert join_all([shares[0], None, shares[2]]) == ["no memory (rank 1 of 3)"] * NUM_RANKS
+def test_who_hangs_where_nothing_takes_long_is_not_waited_for_without_an_end(crews: list[Crew]) -> None:
+    plain = []
+    for crew in crews:
+        crew.state.plan = crew.state.plan.model_copy(update={"eval_tasks": ()})
+        crew.state.ranks.is_patient = False  # type: ignore[attr-defined]
+        plain.append(Crew(crew.state, crew.tokenizer, crew.clock, crew.control))
+    assert join_all(plain, [[rank] for rank in range(NUM_RANKS)]) == [list(range(NUM_RANKS))] * NUM_RANKS
+    with following(plain):
+        pass
