@@ -278,7 +278,7 @@ def test_what_fails_while_a_run_is_loaded_is_explained(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("onecard.run.session.restore", fail)
+    monkeypatch.setattr("onecard.run.start.restore", fail)
     with pytest.raises(expected, match=words):
         runner.resume("run")
 
@@ -289,7 +289,7 @@ def test_a_resume_that_has_no_room_leaves_newer_checkpoints(runner: "Runner", mo
     def fail(_: Any) -> None:
         raise DoesNotFitError("no room")
 
-    monkeypatch.setattr("onecard.run.session._probe", fail)
+    monkeypatch.setattr("onecard.run.session.probe", fail)
     before = outcome.checkpoints, outcome.record
     with pytest.raises(DoesNotFitError):
         onecard.resume(outcome.root / "checkpoints" / "step-000004")
