@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "head_dim": 8} | _SIZES | _COMMON | _GATED,
     "gpt2": {"model_type": "gpt2"} | _SIZES | _COMMON,
 }
+
+
+def pytest_configure() -> None:
+    # A shell lets what it starts in the background ignore it, and every process of a test would, too.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
