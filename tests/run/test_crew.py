@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,10 +126,11 @@ def works() -> list[Work]:
         Continuations(PROMPTS[:2], [0], GREEDY, 16, until=["x"]),
         Likelihoods(pairs, 16, 2),
         Likelihoods([], 16, 2),
+        Continuations(PROMPTS, [0], Sampling(6, temperature=1.0, seed=5), 2),
     ]
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", range(5))
 def test_what_is_shared_is_what_one_process_finds(index: int, crews: list[Crew]) -> None:
     work = works()[index]
     alone = work.do(crews[0].state.model, crews[0].tokenizer, lambda done, total: None)
@@ -145,13 +147,6 @@ def test_what_is_shared_is_what_one_process_finds(index: int, crews: list[Crew])
     # Of the items the leader has done its own.
     own = -(-len(work.items) // NUM_RANKS)
     assert heard[-1:] == [(own, own)][:own]
-
-
-def test_what_is_drawn_stays_with_the_leader(crews: list[Crew]) -> None:
-    work = Continuations(PROMPTS, [0], Sampling(6, temperature=1.0, seed=5), 16)
-    alone = work.do(crews[0].state.model, crews[0].tokenizer, lambda done, total: None)
-    with following(crews) as leader:
-        assert leader.perform(work, lambda done, total: None) == alone
 
 
 @pytest.mark.parametrize("rank", range(NUM_RANKS))
@@ -175,16 +170,22 @@ def test_a_rank_that_is_asked_to_stop_stops_all(rank: int, crews: list[Crew]) ->
     assert crews[0].control.stop
 
 
-def test_all_take_the_weights_of_the_leader(crews: list[Crew]) -> None:
+def test_all_take_the_weights_of_the_leader(crews: list[Crew], tmp_path: Path) -> None:
+    trained = crews[0].state.model
     with torch.no_grad():
-        for weight in crews[0].state.model.parameters():
+        for weight in trained.parameters():
             weight.mul_(3.0)
+    trained.save_pretrained(tmp_path)
+    with torch.no_grad():
+        for weight in trained.parameters():
+            weight.mul_(2.0)
     with following(crews) as leader:
-        leader.spread_weights()
+        leader.load_weights(tmp_path)
     first, *others = [dict(crew.state.model.named_parameters()) for crew in crews]
     for other in others:
         for name, weight in first.items():
             torch.testing.assert_close(other[name], weight, rtol=0, atol=0)
+            assert weight.numel() == 0 or not torch.equal(weight, weight * 2.0)
 
 
 def test_samples_are_joined_in_their_order_and_none_goes_missing(crews: list[Crew]) -> None:

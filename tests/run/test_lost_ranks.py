@@ -16,7 +16,7 @@ from onecard.distributed.ranks import Ranks
 from onecard.errors import DoesNotFitError, InputError
 from onecard.observe.lines import parse_event
 from onecard.run import together
-from onecard.run.on_ranks import find_sick, refuse_on_one_rank
+from onecard.run.together import find_sick, refuse_on_one_rank
 
 WORKER = Path(__file__).with_name("lost_on_ranks.py")
 SHORT = {"max_steps": 20, "eval_steps": 10, "sample_steps": 20, "save_steps": 5, "per_device_train_batch_size": 2}

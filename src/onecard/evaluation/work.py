@@ -26,7 +26,8 @@ Ids = Sequence[int]
 class Continuations:
     """Prompts to be continued, until a stop id, after one of the words `until`, or as far as `sampling` lets them.
 
-    Finds the new ids of each. A batch that does not fit the memory is halved.
+    Finds the new ids of each. What is drawn for one depends on none that is continued beside it. A batch that does not
+    fit the memory is halved.
     """
 
     items: Sequence[Ids]
@@ -35,13 +36,19 @@ class Continuations:
     batch_size: int
     until: Sequence[str] = ()
 
-    @property
-    def can_be_shared(self) -> bool:
-        return self.sampling.temperature == 0  # what is drawn for one text depends on those beside it
+    def __post_init__(self) -> None:
+        if self.sampling.temperature and self.sampling.streams is None:
+            object.__setattr__(self, "sampling", replace(self.sampling, streams=tuple(range(len(self.items)))))
 
     def take(self, share: slice) -> Self:
         """Gives the same work with some of its items."""
-        return replace(self, items=self.items[share])
+        return self._with(range(len(self.items))[share])
+
+    def _with(self, indices: Sequence[int]) -> Self:
+        sampling = self.sampling
+        if sampling.streams is not None:
+            sampling = replace(sampling, streams=tuple(sampling.streams[index] for index in indices))
+        return replace(self, items=[self.items[index] for index in indices], sampling=sampling)
 
     def do(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, report: Report) -> list[list[int]]:
         """Gives the new ids of each prompt."""
@@ -57,10 +64,9 @@ class Continuations:
                 done[waiting[place]] = new
                 report(len(done), len(self.items))
 
-            at_once, texts = AtOnce(batch_size, end), [self.items[index] for index in waiting]
+            rest, ends = self._with(waiting), is_over if self.until else None
             try:
-                ends = is_over if self.until else None
-                complete_ids(model, texts, self.stop_ids, self.sampling, ends, at_once=at_once)
+                complete_ids(model, rest.items, self.stop_ids, rest.sampling, ends, at_once=AtOnce(batch_size, end))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or batch_size == 1:
                     raise
@@ -79,8 +85,6 @@ class Likelihoods:
     items: Sequence[tuple[Ids, Ids]]
     max_length: int
     batch_size: int
-
-    can_be_shared = True
 
     def take(self, share: slice) -> Self:
         """Gives the same work with some of its items."""

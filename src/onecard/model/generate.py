@@ -270,6 +270,7 @@ def _run(
         pad_token_id=stops[0],
         use_cache=True,
         stopping_criteria=StoppingCriteriaList([ends] if ends is not None else []),
+        synced_gpus=False,  # a state in parts keeps in step by itself (training/in_step.py)
         remove_invalid_values=True,  # a model that is about to diverge must not end its run by a sample
         **sampling.keywords(),
     )

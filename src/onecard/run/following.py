@@ -25,9 +25,10 @@ from onecard.run.folder import RunFolder
 from onecard.run.inputs import OnProgress, fetch_base_again, prepare_inputs
 from onecard.run.loop import Loop
 from onecard.run.milestones import Milestones
+from onecard.run.retreat import NoRetreat
 from onecard.run.session import explained_memory, probe
 from onecard.run.start import load_start
-from onecard.run.together import NoRetreat, check_cards, come_together, explained_rank_loss, on_own_card
+from onecard.run.together import check_cards, come_together, explained_rank_loss, on_own_card
 from onecard.spec import Plan
 from onecard.training.state import TrainState
 

@@ -19,8 +19,6 @@ from onecard.checkpoint import folder_of_step, read_checkpoint
 from onecard.errors import CheckpointError
 from onecard.evaluation.ranking import rank
 from onecard.evaluation.task import Result, Subject, Task
-from onecard.model.folder import load_adapter
-from onecard.model.in_place import load_in_place
 from onecard.model.shortage import Shortage, attempt
 from onecard.observe.detectors import as_event, make_finding, phrase
 from onecard.observe.events import ChosenEvent, Event, FindingEvent, FinishReason, ScoredEvent
@@ -243,17 +241,9 @@ class Judge:
         Raises:
             CheckpointError: it is damaged, or holds another model.
         """
-        folder, model = folder_of_step(self._folder.checkpoints, step), self._state.model
+        folder = folder_of_step(self._folder.checkpoints, step)
         read_checkpoint(folder)  # a wrong bit in a weight would be measured as the model
-        if self._state.plan.adapt is None:
-            if not load_in_place(model, folder):
-                raise CheckpointError(f"{folder} holds another model than this run trains: evaluate it by itself")
-        else:
-            with torch.no_grad():
-                parameters = dict(model.named_parameters())
-                for name, tensor in load_adapter(model, folder).items():
-                    parameters[name].copy_(tensor)
-        self._crew.spread_weights()
+        self._crew.load_weights(folder)
 
     def _marked_step(self) -> int | None:
         """The step that is best by the task which decides: as chosen, else the one that leads."""

@@ -23,12 +23,12 @@ from onecard.run.control import Control
 from onecard.run.feed import Feed
 from onecard.run.keeping_up import KeepingUp
 from onecard.run.milestones import Milestones
-from onecard.run.on_ranks import agree_on_end, find_sick
 from onecard.run.recovery import Recovery
 from onecard.run.refusals import Refusals
 from onecard.run.rests import Rests
 from onecard.run.retreat import Retreat, Trouble
 from onecard.run.stepping import make_step, to_host
+from onecard.run.together import agree_on_end, find_sick
 from onecard.spec import Plan
 from onecard.training.schedule import rate_at
 from onecard.training.state import TrainState

@@ -25,7 +25,6 @@ from onecard.observe.events import (
 from onecard.run.answers import answer
 from onecard.run.crew import Crew
 from onecard.run.judge import Judge
-from onecard.run.on_ranks import measure_heldout_loss
 from onecard.run.recovery import Instead, Recovery
 from onecard.run.retention import saved_reason
 from onecard.spec import Plan
@@ -165,7 +164,7 @@ class Milestones:
         return saved_reason(folder_of_step(self._checkpoints.root, self._state.progress.step))
 
     def _fewer_prompts(self) -> Instead | None:
-        if self._prompts_at_once == 1:
+        if self._prompts_at_once == 1 or self._state.is_in_parts:  # in parts no rank can try again by itself
             return None
         self._prompts_at_once = -(-self._prompts_at_once // 2)
         return Instead(f"repeated with {self._prompts_at_once} of the prompts at once")
@@ -174,7 +173,7 @@ class Milestones:
         started, plan, progress = time.perf_counter(), self._plan, self._state.progress
         limit = None if plan.eval_batches is None else plan.eval_batches * plan.eval_batch_size
         batches = self._corpus.heldout_batches(plan.max_seq_length, plan.eval_batch_size, limit)
-        result = measure_heldout_loss(self._state, batches)
+        result = self._crew.measure_heldout_loss(batches)
         progress.heldout_loss = result.loss
         is_best = math.isfinite(result.loss) and (progress.best_loss is None or result.loss < progress.best_loss)
         if is_best:

@@ -18,8 +18,8 @@ from onecard.model.shortage import Shortage, attempt
 from onecard.observe.detectors import as_event, make_finding, phrase
 from onecard.observe.events import Event, FindingEvent, RecoveredEvent
 from onecard.run.clock import Clock
-from onecard.run.on_ranks import refuse_on_one_rank
 from onecard.run.probe import probe_evaluation, probe_step
+from onecard.run.together import refuse_on_one_rank
 from onecard.spec.fallback import Fallback, find_smaller_evaluation, find_smaller_step
 from onecard.training.assemble import adopt
 from onecard.training.state import TrainState

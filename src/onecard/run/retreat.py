@@ -281,3 +281,14 @@ def saved_event(state: TrainState, checkpoint: Checkpoint | None) -> SavedEvent 
         num_bytes=checkpoint.num_tensor_bytes,
         seconds=0.0,
     )
+
+
+class NoRetreat(Retreat):
+    """Several ranks do not go back in place: they end together, and are started again from a checkpoint."""
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def is_exhausted(self) -> bool:
+        return True

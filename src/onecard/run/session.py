@@ -31,12 +31,12 @@ from onecard.run.milestones import Milestones
 from onecard.run.observation import Observer
 from onecard.run.recovery import Recovery
 from onecard.run.retention import set_aside_after
-from onecard.run.retreat import Retreat, recorded_bytes, saved_event
+from onecard.run.retreat import NoRetreat, Retreat, recorded_bytes, saved_event
 from onecard.run.space import check_space
 from onecard.run.start import load_start
 from onecard.run.stay_awake import kept_awake
 from onecard.run.tasks import RunTasks
-from onecard.run.together import NoRetreat, come_together, explained_rank_loss, give_order, on_own_card
+from onecard.run.together import come_together, explained_rank_loss, give_order, on_own_card
 from onecard.run.versions import record_versions
 from onecard.spec import Plan
 from onecard.training.state import TrainState

@@ -1,18 +1,19 @@
-"""How the processes of a run begin and end together."""
+"""How the processes of a run begin, go on and end together; one process agrees with itself."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from onecard.distributed.meeting import DismissedError, meeting
-from onecard.distributed.place import Place, is_launched
+from onecard.distributed.place import Place, find_place, is_launched
 from onecard.distributed.ranks import Lost, Ranks, is_from_group
-from onecard.errors import InputError, OnecardError, RankLostError
+from onecard.errors import DoesNotFitError, InputError, OnecardError, RankLostError
+from onecard.observe.events import FinishReason
 from onecard.run.folder import RunFolder
-from onecard.run.retreat import Retreat
 from onecard.run.versions import find_versions
 from onecard.spec import Plan, Recipe
 from onecard.training.spread import spread
@@ -20,6 +21,7 @@ from onecard.training.state import TrainState
 
 # What must be the same everywhere, or the ranks compute different things.
 _COMPARED = ("onecard", "torch", "transformers")
+_REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
 
 
 def check_same(ranks: Ranks, corpus_fingerprint: str, device: torch.device) -> None:
@@ -93,6 +95,33 @@ def come_together(state: TrainState, recipe: Recipe, corpus_fingerprint: str) ->
     spread(state, ranks)
 
 
+def agree_on_end(ranks: Ranks, reason: FinishReason | None) -> FinishReason | None:
+    """Gives all ranks one reason to end where any has one; None where none has."""
+    found = ranks.largest(0 if reason is None else 1 + _REASONS.index(reason))
+    return _REASONS[found - 1] if found else None
+
+
+def find_sick(ranks: Ranks, is_well: bool) -> list[int]:
+    """Gives all ranks the numbers of those that are not well, unless all are alike, which says nothing of any."""
+    rows = ranks.gather_rows(torch.tensor([[is_well]], dtype=torch.int64)).flatten().tolist()
+    sick = [rank for rank, well in enumerate(rows) if not well]
+    return sick if len(sick) < len(rows) else []
+
+
+def refuse_on_one_rank() -> None:
+    """Refuses to change how one rank computes: the others know nothing of it.
+
+    Raises:
+        DoesNotFitError: there are others.
+    """
+    place = find_place()  # the leader tries its memory before the ranks of its state have come together
+    if place.num_ranks > 1:
+        raise DoesNotFitError(
+            f"memory ran out on {place}: resume with half of per_device_train_batch_size, with "
+            "gradient_checkpointing true, or on more cards; the last checkpoint is whole"
+        )
+
+
 @contextmanager
 def explained_rank_loss(state: TrainState) -> Iterator[None]:
     """Lets all ranks end where one does: with one message, of the rank that knows the cause or saw the loss first.
@@ -127,14 +156,3 @@ def _describe_loss(state: TrainState, lost: Lost) -> str:
         f"{names} of {state.ranks.num} {found}, after step {state.progress.step}. All ranks stop; the last checkpoint "
         "is whole"
     )
-
-
-class NoRetreat(Retreat):
-    """Several ranks do not go back in place: they end together, and are started again from a checkpoint."""
-
-    def __init__(self) -> None:
-        pass
-
-    @property
-    def is_exhausted(self) -> bool:
-        return True

@@ -11,6 +11,7 @@ The optimizer works on the parts as plain tensors: AdamW looks at one value at a
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +32,7 @@ from onecard.model.loss import find_head
 from onecard.model.weight_files import read_headers
 from onecard.spec import Plan
 from onecard.training.assemble import DTYPES, saved_buffers, weights_of
+from onecard.training.in_step import do_in_step
 from onecard.training.micro_batch import MicroBatch
 from onecard.training.optimizer import Optimizer
 from onecard.training.state import Found, TrainState
@@ -46,7 +48,6 @@ def check_shardable(plan: Plan) -> None:
     wrong = {
         f"optim {plan.optimizer.name}: its state is in blocks; use adamw or muon": plan.optimizer.is_8bit,
         f"method {plan.adapt.method if plan.adapt else ''}: adapters are small; use strategy ddp": plan.adapt,
-        "eval_tasks: score the checkpoints afterwards with `onecard evaluate`": plan.eval_tasks,
     }
     if problems := [text for text, is_wrong in wrong.items() if is_wrong]:
         raise InputError("\n".join(["strategy fsdp does not go with", *(f"  - {text}" for text in problems)]))
@@ -102,7 +103,8 @@ class Shards:
         # Layers take what they are given as they would on one process.
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         layers = [module for module in state.model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        if state.decoder.is_compiled:
+        self._is_compiled = state.decoder.is_compiled
+        if self._is_compiled:
             state.decoder.compile_each(layers)
         for layer in layers:
             fully_shard(layer, mesh=self._mesh, mp_policy=policy)
@@ -136,7 +138,7 @@ class Shards:
                 buffer.copy_(weights.pop(name))
             dist.broadcast(buffer, 0)
 
-    def read(self, folder: Path) -> None:
+    def read(self, folder: Path, *, with_moments: bool = True) -> None:
         """Reads this rank's part of masters and moments from a checkpoint, and no more of it.
 
         Raises:
@@ -144,7 +146,7 @@ class Shards:
         """
         named = self._named()
         stored = {tensor.name: tensor.shape for tensor in read_headers(sorted(folder.glob("*.safetensors")))}
-        wanted = named["optimizer"]
+        wanted = named["optimizer"] if with_moments else {}
         # There are families that transformers stores under other names than their parameters have.
         is_renamed = any(name not in stored for name in named["masters"])
         if not is_renamed:
@@ -183,9 +185,12 @@ class Shards:
 
     @torch.no_grad()
     def inside(self, run: Callable[[], Found]) -> Found:
-        """Runs what needs the weights, without gradients; all ranks have to, in step."""
+        """Runs what needs the weights, without gradients; all ranks have to, each with work of its own."""
+        # Passes of every shape: each would cost a compilation.
+        eager = torch.compiler.set_stance("force_eager") if self._is_compiled else nullcontext()
         try:
-            found: Found = self._inside(run)
+            with eager:
+                found: Found = self._inside(lambda: do_in_step(self._state, run))
         finally:
             # Without a backward pass the root stays whole, until a checkpoint is written, which one rank does alone.
             self._inside.reshard()
