@@ -24,7 +24,7 @@ import onecard
 NUM_STEPS = BUDGET["max_steps"]
 _NUM_ROUNDS, _NUM_TIMED = 3, 200
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
-LENGTHS = (400, 600, 800, 1000)
+LENGTHS = (400, 450, 600, 800, 1000)
 _ADAMW = {"optim": "adamw", "adam_beta2": 0.99, "lr_scheduler_type": "cosine", "min_lr_ratio": 0.0, "warmup_steps": 100}
 RECIPE = "shakespeare-char-cpu"
 BASELINES: dict[str, tuple[Any, dict[str, Any]]] = {
