@@ -32,7 +32,7 @@ def test_a_model_trained_from_scratch_learns_to_chat_from_its_best_checkpoint(
 ) -> None:
     losses = iter([2.0, 3.0])
     with monkeypatch.context() as scripted:
-        scripted.setattr("onecard.run.milestones.measure_heldout_loss", lambda *_: HeldoutLoss(next(losses), 0.0, 100))
+        scripted.setattr("onecard.run.crew.Crew.measure_heldout_loss", lambda *_: HeldoutLoss(next(losses), 0.0, 100))
         scratch = runner.start("scratch", tokenizer="bpe", vocab_size=300, max_seq_length=48, max_steps=4, eval_steps=2)
     outcome = tuner("llama", model_name_or_path=str(scratch.root)).start("run")
     base = RunFolder.open(outcome.root).plan().model.base

@@ -159,7 +159,7 @@ def test_a_run_over_chats_keeps_best_record_samples_and_audit(
 ) -> None:
     remaining = iter([3.0, 2.0, 2.5, 2.2])
     scripted = lambda *_: HeldoutLoss(next(remaining), 0.0, 10)  # noqa: E731
-    monkeypatch.setattr("onecard.run.milestones.measure_heldout_loss", scripted)
+    monkeypatch.setattr("onecard.run.crew.Crew.measure_heldout_loss", scripted)
     changes = {"max_steps": 12, "eval_steps": 2, "save_steps": 4, "early_stopping_patience": 2, "save_total_limit": 1}
     settings: dict[str, Any] = EVENTFUL | changes | {"report_to": "tensorboard"}
     outcome = tuner("llama", method="lora", **settings).start("run")

@@ -17,6 +17,7 @@ from onecard.checkpoint import Checkpoint, read_checkpoint
 from onecard.data import load_tokenizer
 from onecard.errors import CheckpointError, DivergedError, DoesNotFitError, InputError
 from onecard.run import milestones, retention, retreat, saver, stepping
+from onecard.run.crew import Crew
 from onecard.spec import Plan
 
 if TYPE_CHECKING:
@@ -209,8 +210,8 @@ def test_gradients_are_gone_before_a_checkpoint_is_restored(runner: "Runner", mo
 def test_an_evaluation_without_room_takes_fewer_rows(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
     settings = EXACT | {"per_device_eval_batch_size": 6, "eval_batches": 2, "max_steps": 8}
     whole = runner.start("whole", **settings)
-    measure = failing(milestones.measure_heldout_loss, lambda call: call in (1, 2), 30)
-    monkeypatch.setattr(milestones, "measure_heldout_loss", measure)
+    measure = failing(Crew.measure_heldout_loss, lambda call: call in (1, 2), 30)
+    monkeypatch.setattr(Crew, "measure_heldout_loss", measure)
     outcome = runner.start("short", **settings)
     assert_close(outcome, whole)
     changes = [event["settings"] for event in outcome.events("recovered")]
@@ -222,7 +223,7 @@ def test_an_evaluation_without_room_takes_fewer_rows(runner: "Runner", monkeypat
 def test_an_evaluation_that_never_fits_is_left_out(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"max_steps": 4, "eval_steps": 2, "dropout": 0.1}
     whole = runner.start("whole", **settings)
-    monkeypatch.setattr(milestones, "measure_heldout_loss", failing(milestones.measure_heldout_loss, bool, 30))
+    monkeypatch.setattr(Crew, "measure_heldout_loss", failing(Crew.measure_heldout_loss, bool, 30))
     outcome = runner.start("short", **settings)
     # Dropout is on again after it.
     assert losses(outcome) == losses(whole)

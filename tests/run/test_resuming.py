@@ -266,7 +266,7 @@ STOPS_EARLY = {"max_steps": 12, "eval_steps": 2, "save_steps": 4, "early_stoppin
 
 
 def test_patience_ends_a_run_and_a_resume_does_not_go_on(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onecard.run.milestones.measure_heldout_loss", scripted([3.0, 2.0, 2.5, 2.2]))
+    monkeypatch.setattr("onecard.run.crew.Crew.measure_heldout_loss", scripted([3.0, 2.0, 2.5, 2.2]))
     outcome = runner.start("early", **STOPS_EARLY)
     finished = outcome.record[-1]
     assert (finished["reason"], finished["step"]) == ("early stopping", 8)
@@ -278,15 +278,15 @@ def test_patience_ends_a_run_and_a_resume_does_not_go_on(runner: "Runner", monke
 
 def test_killed_when_patience_ran_out(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
     losses = [3.0, 2.0, 2.5, 2.2]
-    monkeypatch.setattr("onecard.run.milestones.measure_heldout_loss", scripted(losses))
+    monkeypatch.setattr("onecard.run.crew.Crew.measure_heldout_loss", scripted(losses))
     whole = runner.start("whole", **STOPS_EARLY)
-    monkeypatch.setattr("onecard.run.milestones.measure_heldout_loss", scripted(losses))
+    monkeypatch.setattr("onecard.run.crew.Crew.measure_heldout_loss", scripted(losses))
     runner.kill("killed", after_events=whole.kinds.index(("saved", 8)) + 1, **STOPS_EARLY)
     runner.resume("killed").assert_equals(whole)
 
 
 def test_the_best_checkpoint_is_kept(runner: "Runner", monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onecard.run.milestones.measure_heldout_loss", scripted([3.0, 2.0, 2.5, 2.2, 2.3, 2.1]))
+    monkeypatch.setattr("onecard.run.crew.Crew.measure_heldout_loss", scripted([3.0, 2.0, 2.5, 2.2, 2.3, 2.1]))
     outcome = runner.start("best", max_steps=12, eval_steps=2, save_steps=3, save_total_limit=1)
     assert outcome.checkpoints == ["step-000004", "step-000012"]
     saved = [(event["step"], event["reason"]) for event in outcome.record if event["event"] == "saved"]

@@ -254,7 +254,7 @@ def test_the_best_that_is_there_stays_where_a_better_one_could_not_be_written(
     runner: "Runner", monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     losses = [2.2, 2.0, 2.5, 2.6, 2.3, 2.4]
-    monkeypatch.setattr("onecard.run.milestones.measure_heldout_loss", scripted(losses))
+    monkeypatch.setattr("onecard.run.crew.Crew.measure_heldout_loss", scripted(losses))
     monkeypatch.setattr(saver, "write_checkpoint", refusing({2}))
     outcome = runner.start("run", eval_steps=2, save_steps=3, save_total_limit=1)
     assert outcome.record[-1]["best_step"] == 4
@@ -293,7 +293,7 @@ def test_a_run_that_ends_early_ends_the_same_where_the_clock_has_just_saved(
     settings = {"eval_steps": 2, "save_steps": 4, "sample_steps": 0, "early_stopping_patience": 2}
     outcomes = []
     for name, minutes in (("plain", None), ("clock", 1e-9)):
-        monkeypatch.setattr("onecard.run.milestones.measure_heldout_loss", scripted([2.0, 2.5, 2.2]))
+        monkeypatch.setattr("onecard.run.crew.Crew.measure_heldout_loss", scripted([2.0, 2.5, 2.2]))
         outcomes.append(runner.start(name, save_minutes=minutes, **settings))
     plain, found = outcomes
     assert (plain.record[-1]["reason"], plain.record[-1]["step"]) == ("early stopping", 6)
