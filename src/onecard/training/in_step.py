@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from onecard.distributed.ranks import Ranks
 from onecard.errors import DoesNotFitError
@@ -31,40 +32,20 @@ def do_in_step(state: TrainState, run: Callable[[], Found]) -> Found:
     """
     # It tries passes of which some may fail, on all ranks alike, and remembers what came of it.
     suits(state.model)
+    passes = _Passes(state.ranks)
     try:
-        with _announced(state):
+        with passes.announced(state.model.base_model):
             found = run()
-    except _TornPassError as torn:
-        raise torn.error from None
-    except Exception:
-        _go_with_others(state)
+    except Exception as error:
+        if not passes.is_within:
+            _go_with_others(state)
+            raise
+        # The others are amid that pass: nothing can be done together any more.
+        if is_out_of_memory(error):
+            raise _without_memory() from None  # what is caused by a shortage would be taken for one
         raise
     _go_with_others(state)
     return found
-
-
-class _TornPassError(Exception):
-    """A pass was left unfinished, so nothing can be done together any more."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-@contextmanager
-def _announced(state: TrainState) -> Iterator[None]:
-    """Lets each pass begin with that of the others."""
-    passes, decoder = _Passes(state.ranks), state.model.base_model
-    hooks = [decoder.register_forward_pre_hook(passes.begin), decoder.register_forward_hook(passes.end)]
-    try:
-        yield
-    except Exception as error:
-        if not passes.is_within:
-            raise
-        raise _TornPassError(_without_memory() if is_out_of_memory(error) else error) from None
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class _Passes:
@@ -74,13 +55,23 @@ class _Passes:
         self._ranks = ranks
         self.is_within = False
 
-    def begin(self, *_: object) -> None:
+    @contextmanager
+    def announced(self, decoder: nn.Module) -> Iterator[None]:
+        """Lets each pass of a decoder begin with those of the others."""
+        hooks = [decoder.register_forward_pre_hook(self._begin), decoder.register_forward_hook(self._end)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _begin(self, *_: object) -> None:
         if self.is_within:  # work that tries again with less cannot know that the others are amid the pass
             raise _without_memory()
         self._ranks.largest(1)
         self.is_within = True
 
-    def end(self, *_: object) -> None:
+    def _end(self, *_: object) -> None:
         self.is_within = False
 
 
