@@ -221,7 +221,8 @@ def test_adapted_decoders_compile_without_a_graph_break(
     for compiled in (False, True):
         if compiled:
             decoder._call = torch.compile(model.base_model, fullgraph=True, backend="aot_eager")
-        decoder(IDS, None).square().sum().backward()
+        # The sum of a norm's squares would be constant, and its gradients nothing but rounding.
+        decoder(IDS, None)[..., 0].sum().backward()
         gradients.append({name: parameter.grad for name, parameter in trained(model).items()})
         model.zero_grad()
     for name in gradients[0]:
