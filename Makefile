@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 OLDEST := .venv-oldest
 # One BLAS thread per test worker: two of them share the cores otherwise, and wait for each other.
+# Each takes half of the tests in their order, so what a file sets up is set up once; then they take from each other.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .PHONY: demo install install-dev test test-oldest check format clean
@@ -33,7 +34,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 test: install-dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
@@ -41,7 +42,7 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	@touch $@
 
 test-oldest: $(OLDEST)/.installed
-	$(TEST_ENV) $(OLDEST)/bin/python -m pytest -n 2
+	$(TEST_ENV) $(OLDEST)/bin/python -m pytest -n 2 --dist worksteal
 
 check: install-dev
 	$(BIN)/ruff check
